@@ -1,0 +1,90 @@
+//! Pages that the VMM itself wrote, marked by the code that writes them.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use dunlin_transports::memory::{PageNumber, Run};
+
+use super::{DirtyBitmap, DirtySource};
+use crate::guest::GuestError;
+
+/// The VMM's own writes to guest memory: device emulation marks each page *after* writing it.
+///
+/// Marking is always on (one atomic OR), so nothing is lost between a write and `start`.
+#[derive(Debug)]
+pub struct MarkedPages {
+    words: Vec<AtomicU64>,
+}
+
+impl MarkedPages {
+    /// No pages marked, for `page_span` pages.
+    pub fn new(page_span: u64) -> Self {
+        let words = usize::try_from(page_span.div_ceil(64)).unwrap_or(usize::MAX);
+        Self {
+            words: std::iter::repeat_with(|| AtomicU64::new(0))
+                .take(words)
+                .collect(),
+        }
+    }
+
+    /// Marks a page as written. The write must be done before.
+    pub fn mark(&self, page: PageNumber) {
+        if let Some(word) = self.words.get((page.0 / 64) as usize) {
+            // Release: whoever takes the bit sees the bytes that were written before it was set.
+            word.fetch_or(1 << (page.0 % 64), Ordering::Release);
+        }
+    }
+
+    /// Marks each page of a run.
+    pub fn mark_run(&self, run: Run) {
+        (run.first.0..run.end().0).for_each(|page| self.mark(PageNumber(page)));
+    }
+}
+
+impl DirtySource for MarkedPages {
+    fn name(&self) -> &'static str {
+        "vmm"
+    }
+
+    fn start(&self) -> Result<(), GuestError> {
+        Ok(())
+    }
+
+    fn collect(&self, into: &mut DirtyBitmap) -> Result<(), GuestError> {
+        for (word, collected) in self.words.iter().zip(into.words_mut()) {
+            if word.load(Ordering::Relaxed) != 0 {
+                *collected |= word.swap(0, Ordering::Acquire);
+            }
+        }
+        Ok(())
+    }
+
+    fn rearms_on_collect(&self) -> bool {
+        true
+    }
+
+    fn rearm(&self, _first: PageNumber, _words: &[u64]) -> Result<(), GuestError> {
+        Ok(())
+    }
+
+    fn stop(&self) -> Result<(), GuestError> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_is_collected_once() {
+        let marked = MarkedPages::new(130);
+        marked.mark(PageNumber(129));
+        marked.mark(PageNumber(5_000));
+        let mut bitmap = DirtyBitmap::new(130);
+        marked.collect(&mut bitmap).unwrap();
+        assert_eq!(bitmap.pages().collect::<Vec<_>>(), vec![PageNumber(129)]);
+        bitmap.clear();
+        marked.collect(&mut bitmap).unwrap();
+        assert_eq!(bitmap.count(), 0);
+    }
+}

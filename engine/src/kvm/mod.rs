@@ -1,0 +1,1 @@
+//! Dirty tracking and vCPU/VM state of KVM guests.

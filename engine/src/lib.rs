@@ -1,0 +1,36 @@
+//! Dunlin's migration engine: moves a running guest from one host to another.
+//!
+//! The engine knows guests and lanes. It knows no socket, no verb and no flag.
+//!
+//! | room | what is in it |
+//! |---|---|
+//! | [`guest`] | what the engine asks of a VMM, on both sides |
+//! | [`layout`] | the shape of guest memory, and what is behind it |
+//! | [`dirty`] | which pages were written |
+//! | [`state`] | device state: named, versioned sections with numbered fields |
+//! | [`settings`] | what an operator decides, and the handle that steers a move |
+//! | [`report`] | what is told of a move |
+//! | [`clock`] | points in time that can be told to another process |
+//! | `kvm` | dirty tracking and vCPU/VM state of KVM guests |
+//! | `process` | dirty tracking of a process's own memory |
+
+pub mod chunk;
+pub mod clock;
+pub mod destination;
+pub mod dirty;
+pub mod guest;
+#[cfg(feature = "kvm")]
+pub mod kvm;
+pub mod layout;
+pub mod pacing;
+#[cfg(feature = "process")]
+pub mod process;
+pub mod protocol;
+pub mod report;
+pub mod runs;
+pub mod session;
+pub mod settings;
+pub mod source;
+pub mod state;
+pub mod untouched;
+pub mod zero;

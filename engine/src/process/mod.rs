@@ -1,0 +1,1 @@
+//! Dirty tracking of a process's own memory.

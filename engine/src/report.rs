@@ -1,0 +1,263 @@
+//! What is told of a move: while it runs ([`Progress`]) and afterwards ([`Report`]).
+//!
+//! The report is the product's face to programs: schema `dunlin.report/1`, every field explained
+//! in docs/report.md. Durations end in `_ns`, sizes in `_bytes`.
+
+use serde::{Deserialize, Serialize};
+
+/// The schema's name and version.
+pub const REPORT_SCHEMA: &str = "dunlin.report/1";
+
+/// How a move ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// The destination runs the guest.
+    Moved,
+    /// The destination runs the guest, but memory did not compare equal.
+    MovedUnverified,
+    /// Cancelled; the guest runs on the source.
+    Cancelled,
+    /// Rounds did not bring the blackout under the budget; the guest runs on the source.
+    NotConverging,
+    /// The blackout's cap was reached; the guest runs on the source.
+    BlackoutCap,
+    /// The move's time limit was reached; the guest runs on the source.
+    TimedOut,
+    /// The destination refused the guest; it runs on the source.
+    Refused,
+    /// The destination can't be reached, or it or the link failed; the guest runs on the source.
+    PeerFailed,
+    /// Something on this side failed; the guest runs on the source.
+    Failed,
+    /// Who owns the guest is not known: the connection was lost behind the give-up. The source
+    /// keeps it paused.
+    Unknown,
+}
+
+impl Outcome {
+    /// Whether the guest runs on the destination.
+    pub fn moved(self) -> bool {
+        matches!(self, Self::Moved | Self::MovedUnverified)
+    }
+}
+
+/// Which end of the move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Side {
+    /// The end that the guest leaves.
+    Source,
+    /// The end that it goes to.
+    Destination,
+    /// Neither: on the way between them.
+    Link,
+}
+
+/// All that is told of a move.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// [`REPORT_SCHEMA`].
+    pub schema: String,
+    /// The session's id, in hexadecimal.
+    pub session: String,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Why, where it did not end well: one sentence.
+    pub reason: Option<String>,
+    /// `tcp`, `rdma`.
+    pub transport: String,
+    /// How the transport worked: `io_uring`, `writev`.
+    pub mechanism: String,
+    /// How many lanes.
+    pub lanes: u16,
+    /// The guest.
+    pub guest: GuestReport,
+    /// Each pre-copy round, then the final one.
+    pub rounds: Vec<RoundReport>,
+    /// From the start of the move to its end.
+    pub total_ns: u64,
+    /// Guest bytes sent, without framing.
+    pub sent_bytes: u64,
+    /// All bytes on the lanes, framing included.
+    pub wire_bytes: u64,
+    /// `sent_bytes` over the time that rounds took.
+    pub goodput_bytes_per_s: u64,
+    /// The pause; `None` when the guest was never paused.
+    pub blackout: Option<BlackoutReport>,
+    /// How the two memories compared.
+    pub verification: VerificationReport,
+    /// The machine on which each side ran.
+    pub hosts: Hosts,
+}
+
+/// The guest that was moved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestReport {
+    /// Its name.
+    pub name: String,
+    /// Its UUID.
+    pub uuid: String,
+    /// The epoch after the move (before it, when the guest stayed).
+    pub epoch: u64,
+    /// `kvm`, `process`.
+    pub kind: String,
+    /// Its memory.
+    pub memory_bytes: u64,
+    /// Its vCPUs.
+    pub vcpus: u32,
+    /// How its writes were tracked: the names of its dirty sources.
+    pub dirty_tracking: Vec<String>,
+}
+
+/// One round.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoundReport {
+    /// Counted from 1.
+    pub number: u32,
+    /// Whether the guest was paused in it.
+    pub is_final: bool,
+    /// From its begin until the last lane's fence was confirmed (for the final: was sent).
+    pub duration_ns: u64,
+    /// Pages that were dirty when it began.
+    pub dirty_pages: u64,
+    /// Of these, pages found to be zero.
+    pub zero_pages: u64,
+    /// Of the zero pages, those that needed no word to the destination.
+    pub skipped_pages: u64,
+    /// Guest bytes sent.
+    pub sent_bytes: u64,
+    /// The blackout predicted at its end; 0 for the final round.
+    pub predicted_blackout_ns: u64,
+}
+
+/// The pause.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlackoutReport {
+    /// From the first source vCPU parked to the last destination vCPU running (or, when the guest
+    /// stayed, to the last source vCPU running again).
+    pub total_ns: u64,
+    /// What was predicted when it began.
+    pub predicted_ns: u64,
+    /// The prediction, term by term.
+    pub predicted_parts: Vec<PredictedPart>,
+    /// The longest gap that the guest itself measured; `None` when it does not measure.
+    pub guest_visible_ns: Option<u64>,
+    /// Its parts, in order, without gap or overlap; they add up to `total_ns`.
+    pub parts: Vec<BlackoutPart>,
+    /// Each vCPU's own pause, from parked to running, in vCPU order.
+    pub vcpus_ns: Vec<u64>,
+    /// The budget in force.
+    pub budget_ns: u64,
+    /// The cap in force.
+    pub cap_ns: u64,
+    /// How far the two sides' clocks may be apart from what was assumed; 0 on one host.
+    pub clock_error_ns: u64,
+}
+
+/// One part of the pause.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlackoutPart {
+    /// Its name; docs/report.md explains each.
+    pub name: String,
+    /// Where the time was spent.
+    pub side: Side,
+    /// How long it took.
+    pub duration_ns: u64,
+}
+
+/// One term of the prediction.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PredictedPart {
+    /// Its name.
+    pub name: String,
+    /// How long it was expected to take.
+    pub duration_ns: u64,
+}
+
+/// How the two memories compared.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerificationReport {
+    /// `off`, `pages` (afterwards, page by page) or `digests` (inside the handover); `none` when
+    /// the guest can't check itself or the move did not get that far.
+    pub method: String,
+    /// Pages compared.
+    pub pages_checked: u64,
+    /// Pages that were the same, byte for byte.
+    pub pages_same: u64,
+    /// Pages that the guest had rewritten since, consistent and no older.
+    pub pages_later: u64,
+    /// Pages that were wrong.
+    pub pages_different: u64,
+    /// Whether all was as it should be; `None` when nothing was compared.
+    pub equal: Option<bool>,
+    /// How long it took.
+    pub duration_ns: u64,
+    /// How much of that was inside the blackout.
+    pub blackout_ns: u64,
+    /// The first few wrong pages, in words.
+    pub examples: Vec<String>,
+}
+
+/// The two machines.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hosts {
+    /// The source's.
+    pub source: Host,
+    /// The destination's, as it says.
+    pub destination: Host,
+}
+
+/// A machine, in a few words.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Host {
+    /// Its kernel's release.
+    pub kernel: String,
+    /// Its processor's model.
+    pub cpu: String,
+    /// How many logical CPUs this process may use.
+    pub cpus: u32,
+    /// This program's version.
+    pub dunlin: String,
+}
+
+/// Where a move stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// Reaching and asking the destination.
+    Connecting,
+    /// Opening lanes, starting to track writes.
+    Preparing,
+    /// A pre-copy round.
+    Copying,
+    /// The guest is paused.
+    Switchover,
+    /// The destination runs it; memory is being compared.
+    Verifying,
+    /// Over.
+    Done,
+}
+
+/// A snapshot of a move under way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Where it stands.
+    pub phase: Phase,
+    /// The round, from 1; 0 before the first.
+    pub round: u32,
+    /// Pages that were dirty when the round began.
+    pub dirty_pages: u64,
+    /// Of these, pages not yet dealt with.
+    pub remaining_pages: u64,
+    /// Guest bytes sent since the move began.
+    pub sent_bytes: u64,
+    /// Guest bytes a second, smoothed.
+    pub rate_bytes_per_s: u64,
+    /// The time to the end as far as can be told; `None` when it can't.
+    pub eta_ns: Option<u64>,
+    /// The predicted blackout, once one round is over.
+    pub predicted_blackout_ns: Option<u64>,
+    /// Time since the move began.
+    pub elapsed_ns: u64,
+}

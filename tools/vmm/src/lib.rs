@@ -1,0 +1,17 @@
+//! The VMM: a small virtual machine monitor whose guests can be moved.
+//!
+//! | room | what is in it |
+//! |---|---|
+//! | [`spec`] | what a guest is made from |
+//! | [`memory`] | allocating guest memory: memfd, huge pages, anonymous |
+//! | [`workload`] | what the built-in guest does: its plan, its pages, its self-check |
+//! | [`kvm_guest`] | a KVM virtual machine that runs the workload |
+//! | [`process_guest`] | threads of this process that run the workload |
+//! | [`machine`] | either of the two, behind the engine's traits |
+
+pub mod kvm_guest;
+pub mod machine;
+pub mod memory;
+pub mod process_guest;
+pub mod spec;
+pub mod workload;

@@ -1,0 +1,1 @@
+//! Either kind of guest, behind the engine's traits.

@@ -1,0 +1,301 @@
+//! Allocating guest memory.
+//!
+//! # Laws of this room
+//!
+//! A [`Mapping`] owns its address range: it is mapped in `new` and unmapped in `drop`, and nothing
+//! else maps or unmaps there. The address leaves as a raw pointer only.
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
+
+use dunlin_engine::layout::{
+    Backing, GuestAddress, GuestMemory, Layout, LayoutError, Region, RegionShape,
+};
+use dunlin_transports::memory::{HostMapping, MemoryError, PAGE_BYTES};
+use thiserror::Error;
+
+/// Where the hole below 4 GiB begins that a PC leaves for devices: memory past it continues at
+/// [`HIGH_MEMORY`].
+pub const LOW_MEMORY_END: u64 = 3 << 30;
+
+/// Where memory continues above the 32-bit hole.
+pub const HIGH_MEMORY: u64 = 4 << 30;
+
+/// Why memory could not be had.
+#[derive(Debug, Error)]
+pub enum AllocateError {
+    /// The layout is not possible.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// Mappings and layout don't fit together.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The kernel has no room.
+    #[error("{bytes} bytes of {} memory can't be had: {source}{hint}", backing.name())]
+    System {
+        /// How much was asked for.
+        bytes: u64,
+        /// What kind.
+        backing: Backing,
+        /// The kernel's reason.
+        source: io::Error,
+        /// What to do about it.
+        hint: String,
+    },
+    /// The size is not made of the backing's pages.
+    #[error("{bytes} bytes are not a multiple of the page size of {} memory, {page_bytes} bytes", backing.name())]
+    NotWholePages {
+        /// How much was asked for.
+        bytes: u64,
+        /// What kind.
+        backing: Backing,
+        /// Its page size.
+        page_bytes: u64,
+    },
+}
+
+/// The regions of a PC with `bytes` of memory: all below [`LOW_MEMORY_END`], the rest from
+/// [`HIGH_MEMORY`] on.
+///
+/// # Errors
+///
+/// When `bytes` is not a layout's size.
+pub fn pc_layout(bytes: u64, backing: Backing) -> Result<Layout, AllocateError> {
+    let backing_page_bytes = backing_page_bytes(backing);
+    if bytes == 0 || !bytes.is_multiple_of(backing_page_bytes) {
+        return Err(AllocateError::NotWholePages {
+            bytes,
+            backing,
+            page_bytes: backing_page_bytes,
+        });
+    }
+    let shape = |address, bytes| RegionShape {
+        address: GuestAddress(address),
+        bytes,
+        backing,
+        backing_page_bytes,
+    };
+    let mut regions = vec![shape(0, bytes.min(LOW_MEMORY_END))];
+    if bytes > LOW_MEMORY_END {
+        regions.push(shape(HIGH_MEMORY, bytes - LOW_MEMORY_END));
+    }
+    Ok(Layout::new(1, regions)?)
+}
+
+/// The page size of a backing on this host, in bytes.
+pub fn backing_page_bytes(backing: Backing) -> u64 {
+    match backing {
+        Backing::Memfd | Backing::Anonymous => PAGE_BYTES,
+        Backing::Hugetlb => huge_page_bytes(),
+    }
+}
+
+/// The same layout on another backing: a destination may back memory in its own way.
+///
+/// # Errors
+///
+/// When the sizes are not made of the backing's pages.
+pub fn rebacked(layout: &Layout, backing: Backing) -> Result<Layout, AllocateError> {
+    let page_bytes = backing_page_bytes(backing);
+    let regions = layout.regions().iter().map(|region| RegionShape {
+        backing,
+        backing_page_bytes: page_bytes,
+        ..*region
+    });
+    if let Some(odd) = layout
+        .regions()
+        .iter()
+        .find(|region| !region.bytes.is_multiple_of(page_bytes))
+    {
+        return Err(AllocateError::NotWholePages {
+            bytes: odd.bytes,
+            backing,
+            page_bytes,
+        });
+    }
+    Ok(Layout::new(layout.generation(), regions.collect())?)
+}
+
+/// Allocates fresh memory for a layout. Memfd and huge pages get two mappings, one for the guest
+/// and one for the lanes; anonymous memory has one.
+///
+/// # Errors
+///
+/// When the kernel has no room. Huge pages are reserved here and now, so that using them later
+/// can't fail.
+pub fn allocate(layout: Layout) -> Result<GuestMemory, AllocateError> {
+    let regions = layout
+        .regions()
+        .iter()
+        .map(allocate_region)
+        .collect::<Result<Vec<_>, _>>()?;
+    Ok(GuestMemory::new(layout, regions)?)
+}
+
+fn allocate_region(shape: &RegionShape) -> Result<Region, AllocateError> {
+    let failed = |source: io::Error| AllocateError::System {
+        bytes: shape.bytes,
+        backing: shape.backing,
+        hint: hint(shape, &source),
+        source,
+    };
+    match shape.backing {
+        Backing::Anonymous => {
+            let mapping: Arc<dyn HostMapping> =
+                Arc::new(Mapping::anonymous(shape.bytes).map_err(failed)?);
+            Ok(Region {
+                file: None,
+                file_offset: 0,
+                guest_mapping: Arc::clone(&mapping),
+                lane_mapping: mapping,
+            })
+        }
+        Backing::Memfd | Backing::Hugetlb => {
+            let huge = shape.backing == Backing::Hugetlb;
+            let file = Arc::new(memfd(shape.bytes, huge).map_err(failed)?);
+            let guest_mapping = Mapping::shared(&file, shape.bytes).map_err(failed)?;
+            let lane_mapping = Mapping::shared(&file, shape.bytes).map_err(failed)?;
+            Ok(Region {
+                file: Some(file),
+                file_offset: 0,
+                guest_mapping: Arc::new(guest_mapping),
+                lane_mapping: Arc::new(lane_mapping),
+            })
+        }
+    }
+}
+
+fn hint(shape: &RegionShape, source: &io::Error) -> String {
+    let short = source.raw_os_error() == Some(libc::ENOMEM);
+    match shape.backing {
+        Backing::Hugetlb if short => {
+            let pages = shape.bytes.div_ceil(shape.backing_page_bytes);
+            format!(
+                " (too few free huge pages; 'sysctl vm.nr_hugepages={pages}' or more reserves them)"
+            )
+        }
+        _ => String::new(),
+    }
+}
+
+fn memfd(bytes: u64, huge: bool) -> io::Result<OwnedFd> {
+    let flags = libc::MFD_CLOEXEC | if huge { libc::MFD_HUGETLB } else { 0 };
+    // SAFETY: the name is a NUL-terminated string; the call touches no other memory.
+    let fd = unsafe { libc::memfd_create(c"dunlin-guest".as_ptr(), flags) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: `fd` was opened just above and belongs to nobody else.
+    let file = unsafe { OwnedFd::from_raw_fd(fd) };
+    rustix::fs::ftruncate(&file, bytes)?;
+    Ok(file)
+}
+
+fn huge_page_bytes() -> u64 {
+    const USUAL: u64 = 2 << 20;
+    let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    info.lines()
+        .find_map(|line| line.strip_prefix("Hugepagesize:"))
+        .and_then(|rest| rest.trim().strip_suffix(" kB"))
+        .and_then(|kib| kib.trim().parse::<u64>().ok())
+        .map_or(USUAL, |kib| kib * 1024)
+}
+
+/// A range of this process's address space that holds a region.
+pub struct Mapping {
+    base: *mut u8,
+    bytes: u64,
+}
+
+impl Mapping {
+    fn shared(file: &OwnedFd, bytes: u64) -> io::Result<Self> {
+        Self::map(bytes, libc::MAP_SHARED, file.as_raw_fd())
+    }
+
+    fn anonymous(bytes: u64) -> io::Result<Self> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let mapping = Self::map(bytes, flags, -1)?;
+        // Touching fresh memory is several times cheaper with transparent huge pages. Where the
+        // kernel has none, small pages serve.
+        // SAFETY: advice about a range that this value owns; it changes no contents.
+        unsafe {
+            libc::madvise(
+                mapping.base.cast(),
+                mapping.bytes as usize,
+                libc::MADV_HUGEPAGE,
+            )
+        };
+        Ok(mapping)
+    }
+
+    fn map(bytes: u64, flags: libc::c_int, fd: libc::c_int) -> io::Result<Self> {
+        let length = usize::try_from(bytes).map_err(io::Error::other)?;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
+        let base = unsafe { libc::mmap(std::ptr::null_mut(), length, protection, flags, fd, 0) };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self {
+            base: base.cast(),
+            bytes,
+        })
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the range was mapped by `map`, belongs to this value, and is unmapped only here.
+        unsafe { libc::munmap(self.base.cast(), self.bytes as usize) };
+    }
+}
+
+// SAFETY: the range stays mapped at one address until drop, mmap aligns it to pages, and it is
+// handed out as a raw pointer only.
+unsafe impl HostMapping for Mapping {
+    fn base(&self) -> *mut u8 {
+        self.base
+    }
+
+    fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+// SAFETY: the value is an address range; access to what is behind it is raw and up to its users.
+unsafe impl Send for Mapping {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for Mapping {}
+
+#[cfg(test)]
+mod tests {
+    use dunlin_transports::memory::{PageNumber, Run};
+
+    use super::*;
+
+    #[test]
+    fn both_mappings_of_a_memfd_show_the_same_bytes() {
+        let memory = allocate(pc_layout(1 << 20, Backing::Memfd).unwrap()).unwrap();
+        let run = Run {
+            first: PageNumber(3),
+            pages: 1,
+        };
+        memory.guest_map().copy_in(run, &[9; 4096]).unwrap();
+        let mut page = [0; 4096];
+        memory.lane_map().copy_out(run, &mut page).unwrap();
+        assert_eq!(page, [9; 4096]);
+    }
+
+    #[test]
+    fn memory_past_the_hole_continues_at_4_gib() {
+        let layout = pc_layout(6 << 30, Backing::Anonymous).unwrap();
+        let regions: Vec<_> = layout
+            .regions()
+            .iter()
+            .map(|r| (r.address.0, r.bytes))
+            .collect();
+        assert_eq!(regions, vec![(0, 3 << 30), (4 << 30, 3 << 30)]);
+        assert!(pc_layout(5000, Backing::Memfd).is_err());
+    }
+}

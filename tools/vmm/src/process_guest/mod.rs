@@ -1,0 +1,1 @@
+//! Threads of this process that run the workload.

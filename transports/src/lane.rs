@@ -1,0 +1,358 @@
+//! The lane verbs, and the endpoints that open lanes.
+//!
+//! A **lane** is one ordered path from source to destination, used by one thread. What is put on a
+//! lane reaches the destination's memory in the order in which it was put; between lanes there is
+//! no order but a fence on each. Everything above these traits is blind to the transport.
+//!
+//! Both ends describe memory by the same [`Run`]s of the same layout, so a put names no address:
+//! it goes from the run's place on this side to the same place on the other.
+//!
+//! Rules that every transport keeps (the conformance suite checks them):
+//!
+//! - After `fence(n)` and the peer's word for it, all that was put before on that lane is in the
+//!   destination's memory. The word is the destination's own, sent once it *saw* the fence behind
+//!   the data; completion on the source is never taken for it.
+//! - A put may read the source's memory until the lane's next fence is confirmed. A guest that
+//!   writes the page meanwhile makes the copy torn; its dirty tracking sees to it that the page is
+//!   sent again.
+//! - The destination writes only inside ranges that it prepared and did not retire or revoke.
+//! - After `revoke_all` returns, no byte from the peer can reach this side's memory.
+//! - After `stop`, every call on every lane of the endpoint ends soon, with [`LaneError::Stopped`]
+//!   or the error that came first; no call waits without bound.
+//! - Nothing that the peer sends makes this side panic, allocate beyond a stated cap, or touch
+//!   memory outside of the prepared ranges.
+
+use std::fmt;
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::deadline::Deadline;
+use crate::memory::{MemoryError, MemoryMap, Run};
+
+/// The most lanes that one session may have. Each is a thread and a connection on both sides; more
+/// than this helps on no known NIC, and it bounds what a peer can ask for.
+pub const LANES_MAX: u16 = 64;
+
+/// The most bytes that a [`Grant`]'s key may have. An RDMA key and address take 12.
+pub const GRANT_KEY_BYTES_MAX: usize = 64;
+
+/// A lane's place among the session's lanes, counted from zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LaneNumber(pub u16);
+
+impl fmt::Display for LaneNumber {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "lane {}", self.0)
+    }
+}
+
+/// A fence's number: it counts up on each lane, from 1, without gaps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FenceNumber(pub u64);
+
+impl fmt::Display for FenceNumber {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "fence {}", self.0)
+    }
+}
+
+/// Names a session on both sides: random, chosen by the source.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionId(pub [u8; 16]);
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0
+            .iter()
+            .try_for_each(|byte| write!(formatter, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for SessionId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, formatter)
+    }
+}
+
+/// The single-use secret with which a lane proves that it belongs to the session. Made by the
+/// destination, told over control. Never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct LaneToken(pub [u8; 32]);
+
+impl LaneToken {
+    /// Whether two tokens are the same, in a time that does not tell how much of them is.
+    pub fn matches(&self, other: &Self) -> bool {
+        let difference = self
+            .0
+            .iter()
+            .zip(&other.0)
+            .fold(0, |sum, (a, b)| sum | (a ^ b));
+        std::hint::black_box(difference) == 0
+    }
+}
+
+impl fmt::Debug for LaneToken {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("LaneToken(…)")
+    }
+}
+
+/// What a lane needs in order to be let in.
+#[derive(Clone, Debug)]
+pub struct LaneTicket {
+    /// The session.
+    pub session: SessionId,
+    /// Which of the session's lanes this one is.
+    pub number: LaneNumber,
+    /// The secret for this lane.
+    pub token: LaneToken,
+}
+
+/// What the destination's `prepare` yields and the source's transport needs before it may put into
+/// the range: opaque to all but the transport. TCP's is empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// The range that was prepared.
+    pub range: Run,
+    /// The transport's own words about it, at most [`GRANT_KEY_BYTES_MAX`] bytes.
+    pub key: Vec<u8>,
+}
+
+/// Why a lane or an endpoint failed. Each ends the session's lanes; none ends the guest.
+#[derive(Debug, Error)]
+pub enum LaneError {
+    /// The connection could not be made.
+    #[error("{lane} could not reach {peer}: {source}")]
+    Connect {
+        /// The lane.
+        lane: LaneNumber,
+        /// The address that was tried.
+        peer: String,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The destination turned the lane away.
+    #[error("{lane} was refused by the destination: {reason}")]
+    Refused {
+        /// The lane.
+        lane: LaneNumber,
+        /// Why.
+        reason: String,
+    },
+    /// The system failed a send, a receive or a set-up call.
+    #[error("{lane}: {doing}: {source}")]
+    System {
+        /// The lane.
+        lane: LaneNumber,
+        /// What was being done.
+        doing: &'static str,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The peer closed the lane in the middle of the session.
+    #[error("{0}: the peer closed the connection")]
+    Closed(LaneNumber),
+    /// Nothing moved on the lane for as long as is allowed.
+    #[error("{lane}: nothing moved for {} ms while {doing}", waited.as_millis())]
+    Stalled {
+        /// The lane.
+        lane: LaneNumber,
+        /// What was being done.
+        doing: &'static str,
+        /// How long nothing moved.
+        waited: Duration,
+    },
+    /// The peer sent what the protocol does not allow.
+    #[error("{lane}: the peer broke the protocol: {violation}")]
+    Protocol {
+        /// The lane.
+        lane: LaneNumber,
+        /// What was wrong, with the value.
+        violation: String,
+    },
+    /// A range is not inside guest memory, or was not prepared.
+    #[error("{lane}: {source}")]
+    Memory {
+        /// The lane.
+        lane: LaneNumber,
+        /// Which range.
+        source: MemoryError,
+    },
+    /// A range was not prepared, or was retired or revoked.
+    #[error("{lane}: {} pages at {} are not prepared", run.pages, run.first)]
+    NotPrepared {
+        /// The lane.
+        lane: LaneNumber,
+        /// Which range.
+        run: Run,
+    },
+    /// The endpoint was stopped from this side.
+    #[error("{0}: stopped")]
+    Stopped(LaneNumber),
+}
+
+/// What passed over one lane since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LaneCounters {
+    /// Guest bytes put, without framing.
+    pub payload_bytes: u64,
+    /// All bytes on the wire that the transport accounts for, framing included.
+    pub wire_bytes: u64,
+    /// Runs put.
+    pub runs: u64,
+    /// Pages put as zero.
+    pub zero_pages: u64,
+    /// System calls (or doorbells) made for them.
+    pub submissions: u64,
+}
+
+/// The source's end of a lane. Used by one thread.
+pub trait SourceLane: Send {
+    /// Which lane this is.
+    fn number(&self) -> LaneNumber;
+
+    /// Sends the runs' bytes to the same place in the destination's memory.
+    ///
+    /// May return before the bytes have left; `fence` settles it. Blocks while the peer takes
+    /// nothing, up to the lane's stall limit.
+    ///
+    /// # Errors
+    ///
+    /// Any [`LaneError`]; the lane is of no use afterwards.
+    fn put(&mut self, runs: &[Run]) -> Result<(), LaneError>;
+
+    /// Makes the runs read as zero in the destination's memory, in order with the lane's puts.
+    ///
+    /// # Errors
+    ///
+    /// As for `put`.
+    fn put_zero(&mut self, runs: &[Run]) -> Result<(), LaneError>;
+
+    /// Sends a fence behind all that was put, and sees to it that all of it leaves without
+    /// waiting for more. Returns its number.
+    ///
+    /// # Errors
+    ///
+    /// As for `put`.
+    fn fence(&mut self) -> Result<FenceNumber, LaneError>;
+
+    /// Waits until the destination has said that it saw the fence (or a later one).
+    ///
+    /// # Errors
+    ///
+    /// [`LaneError::Stalled`] when the deadline passed first; otherwise as for `put`.
+    fn wait_fence(&mut self, number: FenceNumber, deadline: Deadline) -> Result<(), LaneError>;
+
+    /// What passed over the lane so far.
+    fn counters(&self) -> LaneCounters;
+}
+
+/// The destination's end of a lane. Used by one thread, which does nothing else.
+pub trait DestinationLane: Send {
+    /// Which lane this is.
+    fn number(&self) -> LaneNumber;
+
+    /// Takes what arrives into memory until a fence is seen; tells the source so, and returns its
+    /// number.
+    ///
+    /// # Errors
+    ///
+    /// [`LaneError::Stalled`] when the deadline passed first, [`LaneError::Closed`] when the source
+    /// hung up; any other [`LaneError`]. The lane is of no use afterwards.
+    fn next_fence(&mut self, deadline: Deadline) -> Result<FenceNumber, LaneError>;
+
+    /// What passed over the lane so far.
+    fn counters(&self) -> LaneCounters;
+}
+
+/// The source's side of a session's lanes: opens them and holds what they share (a device, its
+/// registrations).
+pub trait SourceEndpoint: Send + Sync {
+    /// The transport's name as users see it: `tcp`, `rdma`.
+    fn transport(&self) -> &'static str;
+
+    /// How it works here, for the report: for TCP `io_uring` or `writev`.
+    fn mechanism(&self) -> String;
+
+    /// Makes a range ready to be sent from (registration).
+    ///
+    /// # Errors
+    ///
+    /// When the range is not guest memory or the device refuses it.
+    fn prepare(&self, range: Run) -> Result<(), LaneError>;
+
+    /// Undoes `prepare`. Only ranges that no lane uses any more: fenced since.
+    ///
+    /// # Errors
+    ///
+    /// When the range was not prepared.
+    fn retire(&self, range: Run) -> Result<(), LaneError>;
+
+    /// Takes the destination's grants; a put needs one for its range.
+    ///
+    /// # Errors
+    ///
+    /// When a grant is malformed or its range is not guest memory.
+    fn accept_grants(&self, grants: &[Grant]) -> Result<(), LaneError>;
+
+    /// Opens a lane.
+    ///
+    /// # Errors
+    ///
+    /// When the destination can't be reached by the deadline or refuses.
+    fn open_lane(
+        &self,
+        ticket: &LaneTicket,
+        deadline: Deadline,
+    ) -> Result<Box<dyn SourceLane>, LaneError>;
+
+    /// Ends every lane from outside, at once. May be called from any thread, more than once.
+    fn stop(&self);
+}
+
+/// The destination's side of a session's lanes.
+pub trait DestinationEndpoint: Send + Sync {
+    /// The transport's name as users see it: `tcp`, `rdma`.
+    fn transport(&self) -> &'static str;
+
+    /// How it works here, for the report.
+    fn mechanism(&self) -> String;
+
+    /// Makes a range ready to be written by the peer.
+    ///
+    /// # Errors
+    ///
+    /// When the range is not guest memory or the device refuses it.
+    fn prepare(&self, range: Run) -> Result<Grant, LaneError>;
+
+    /// Undoes `prepare`.
+    ///
+    /// # Errors
+    ///
+    /// When the range was not prepared.
+    fn retire(&self, range: Run) -> Result<(), LaneError>;
+
+    /// Waits for the next lane that shows one of `tickets`; each ticket lets in one lane, once.
+    /// A connection that shows none is turned away and the wait goes on.
+    ///
+    /// # Errors
+    ///
+    /// [`LaneError::Stalled`] at the deadline, [`LaneError::Stopped`] after `stop`.
+    fn accept_lane(
+        &self,
+        tickets: &[LaneTicket],
+        deadline: Deadline,
+    ) -> Result<Box<dyn DestinationLane>, LaneError>;
+
+    /// Takes the peer's write access away: after this returns nothing of the peer's reaches this
+    /// side's memory. Every lane of the endpoint ends.
+    fn revoke_all(&self);
+
+    /// Ends every lane and every wait from outside, at once. May be called from any thread.
+    fn stop(&self);
+}
+
+/// Makes the destination's endpoint once the guest's memory is there.
+pub type DestinationEndpointFactory =
+    Box<dyn FnOnce(MemoryMap) -> Result<Box<dyn DestinationEndpoint>, LaneError> + Send>;

@@ -1,0 +1,26 @@
+//! Transports: how a guest's pages and the control messages of a move reach the other host.
+//!
+//! This crate knows memory ranges, lanes and frames. It knows no guest, no round and no
+//! handover; those are the engine's.
+//!
+//! | room | what is in it |
+//! |---|---|
+//! | [`memory`] | page numbers, runs, and the host mappings that lanes read and write |
+//! | [`lane`] | the traits of one lane and of the endpoint that opens lanes |
+//! | [`control`] | the traits of the control channel: bounded frames both ways |
+//! | [`deadline`] | points in time by which a wait must end |
+//! | `tcp` | lanes and control over TCP: io_uring, or plain `writev`/`readv` |
+//! | `inmemory` | both ends in one process, with faults that a test orders |
+//! | `conformance` | the one suite that every transport passes |
+
+pub mod control;
+pub mod deadline;
+pub mod lane;
+pub mod memory;
+
+#[cfg(any(test, feature = "testing"))]
+pub mod conformance;
+#[cfg(any(test, feature = "testing"))]
+pub mod inmemory;
+#[cfg(feature = "tcp")]
+pub mod tcp;
