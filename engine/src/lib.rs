@@ -14,14 +14,18 @@
 //! | `kvm` | dirty tracking and vCPU/VM state of KVM guests |
 //! | `process` | dirty tracking of a process's own memory |
 
+pub mod affinity;
 pub mod chunk;
 pub mod clock;
 pub mod destination;
+mod digest;
 pub mod dirty;
 pub mod guest;
+pub mod host;
 #[cfg(feature = "kvm")]
 pub mod kvm;
 pub mod layout;
+mod link;
 pub mod pacing;
 #[cfg(feature = "process")]
 pub mod process;

@@ -1,1 +1,72 @@
-//! To come.
+//! The control protocol: what the two sides say to each other, in which order, and within which
+//! limits. docs/protocol.md explains it to people; this room is what runs.
+//!
+//! ```text
+//!        source                                   destination
+//!          │ ── HELLO ────────────────────────────▶ │  who, how much, which versions
+//!          │ ◀──────────────── WELCOME | REFUSED ── │  tokens, grants
+//!          │ ══ lanes open, one token each ═══════▶ │
+//!          │ ══ rounds: pages, fences ════════════▶ │  fences answered on the lanes
+//!          │ ◀─────────── PING / PONG, any time ──▶ │
+//!   paused │ ══ final round, last fences ═════════▶ │
+//!          │ ── PREPARE ──────────────────────────▶ │  fence numbers, counts, digests, state
+//!          │ ◀──────────────────────────── READY ── │  loaded, checked, access revoked
+//!  give-up │ ── COMMIT ───────────────────────────▶ │
+//!          │ ◀────────────────────────── RUNNING ── │  every vCPU entered
+//!          │ ── VERIFY_PAGES … VERIFY_END ────────▶ │
+//!          │ ◀───────────────────────── VERIFIED ── │  what compared equal; the pause it saw
+//!          │ ── RELEASED ─────────────────────────▶ │
+//!
+//!   before COMMIT: either side ── ABORT / ABORTED ──▶ and the guest goes on at the source
+//! ```
+//!
+//! Every message is a CBOR map with numbered fields (RFC 8949). A field that a reader does not know
+//! is skipped: what may not be skipped is guarded by the version or by a capability.
+
+mod limits;
+mod message;
+
+pub use limits::{
+    HELLO_BYTES_MAX, REASON_BYTES_MAX, TEXT_BYTES_MAX, VERIFY_PAGES_MAX, frame_limit,
+};
+pub use message::{
+    Abort, Counts, Grants, Hello, Message, MessageError, MessageKind, Ping, Pong, Prepare, Ready,
+    Refused, Running, Verified, VerifyPages, Welcome, WireClaim, WireHost, WireLayout,
+};
+
+/// The newest protocol version that this build speaks.
+pub const VERSION_MAX: u16 = 1;
+
+/// The oldest protocol version that this build speaks.
+pub const VERSION_MIN: u16 = 1;
+
+/// Capabilities: what a side can do beyond its version's minimum. A move uses what both have.
+pub mod capability {
+    /// The destination can compare digests of all memory inside the handover.
+    pub const FULL_DIGESTS: u64 = 1 << 0;
+    /// The guest can check its own pages while it runs.
+    pub const SELF_CHECK: u64 = 1 << 1;
+
+    /// All that this build has.
+    pub const ALL: u64 = FULL_DIGESTS | SELF_CHECK;
+}
+
+/// The version that two ranges have in common, the newest; `None` when they have none.
+pub fn common_version(min: u16, max: u16) -> Option<u16> {
+    let newest = max.min(VERSION_MAX);
+    (newest >= min.max(VERSION_MIN)).then_some(newest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_without_overlap_have_nothing_in_common() {
+        assert_eq!(common_version(1, 1), Some(1));
+        assert_eq!(common_version(1, 9), Some(1));
+        assert_eq!(common_version(2, 9), None);
+        assert_eq!(common_version(0, 0), None);
+        assert_eq!(common_version(9, 1), None);
+    }
+}

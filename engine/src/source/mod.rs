@@ -1,1 +1,95 @@
-//! To come.
+//! The source's side of a move: performs what the session decides, on threads.
+//!
+//! One thread, the caller's, owns the session. The control connection and the lanes have threads of
+//! their own and report to it through one queue.
+//!
+//! | room | what is in it |
+//! |---|---|
+//! | `mover` | performs the session's actions, turns what happens into its events |
+//! | `lanes` | the lane threads |
+//! | `convergence` | when to pause |
+//! | `blackout` | the pause's timeline |
+
+mod blackout;
+mod convergence;
+mod lanes;
+mod mover;
+
+use dunlin_transports::control::ControlChannel;
+use dunlin_transports::lane::{SessionId, SourceEndpoint};
+
+use crate::guest::{Guest, GuestOffer};
+use crate::host::this_host;
+use crate::report::{
+    GuestReport, Hosts, Outcome, Progress, REPORT_SCHEMA, Report, VerificationReport,
+};
+use crate::settings::{MoveHandle, MoveSettings};
+
+/// A destination that was reached.
+pub struct Peer {
+    /// The session's id, as told in the connection's preamble.
+    pub session: SessionId,
+    /// The control connection.
+    pub control: ControlChannel,
+    /// Opens the lanes.
+    pub endpoint: Box<dyn SourceEndpoint>,
+}
+
+/// Watches a move.
+pub trait MoveObserver: Sync {
+    /// Where it stands. Called a few times a second while the guest runs, never while it is paused.
+    fn progress(&self, progress: &Progress);
+
+    /// Something worth telling an operator, in one sentence.
+    fn note(&self, note: &str);
+}
+
+/// Moves `guest` to `peer`. Returns when the move is over:
+///
+/// - [`Outcome::moved`]: the destination runs the guest; the one here may be dropped.
+/// - [`Outcome::Unknown`]: nobody knows; the guest here is paused and must be kept so.
+/// - otherwise the guest runs on here.
+pub fn migrate(
+    guest: &mut dyn Guest,
+    peer: Peer,
+    settings: &MoveSettings,
+    handle: &MoveHandle,
+    observer: &dyn MoveObserver,
+) -> Report {
+    mover::migrate(guest, peer, settings, handle, observer)
+}
+
+impl Report {
+    /// The report of a move that ended before a destination was reached.
+    pub fn not_started(offer: &GuestOffer, outcome: Outcome, reason: impl Into<String>) -> Self {
+        Self {
+            schema: REPORT_SCHEMA.to_owned(),
+            session: String::new(),
+            outcome,
+            reason: Some(reason.into()),
+            transport: String::new(),
+            mechanism: String::new(),
+            lanes: 0,
+            guest: GuestReport {
+                name: offer.identity.name.clone(),
+                uuid: offer.identity.uuid.to_string(),
+                epoch: offer.identity.epoch,
+                kind: offer.kind.clone(),
+                memory_bytes: offer.layout.bytes(),
+                vcpus: offer.vcpus,
+                dirty_tracking: Vec::new(),
+            },
+            rounds: Vec::new(),
+            total_ns: 0,
+            sent_bytes: 0,
+            wire_bytes: 0,
+            goodput_bytes_per_s: 0,
+            blackout: None,
+            verification: VerificationReport {
+                method: "none".to_owned(),
+                ..VerificationReport::default()
+            },
+            hosts: Hosts { source: this_host(), ..Hosts::default() },
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! When to pause: what the blackout would cost now, and whether another round would make it
+//! shorter. Arithmetic only: no clock, no guest.
+
+use std::time::Duration;
+
+use dunlin_transports::memory::PAGE_BYTES;
+
+use crate::report::PredictedPart;
+use crate::settings::OnStall;
+
+/// A round that sent less than this says nothing about goodput: its time is round trips and
+/// wake-ups.
+const GOODPUT_SAMPLE_BYTES_MIN: u64 = 1 << 20;
+
+/// The weight of a new goodput sample: the last three rounds decide.
+const GOODPUT_SAMPLE_WEIGHT: f64 = 0.5;
+
+/// Goodput before anything was measured, in bytes a second: a 10 Gb/s link.
+const GOODPUT_ASSUMED: f64 = 1.25e9;
+
+/// How many rounds in a row may fail to bring the prediction down before the move has stalled.
+const STALLED_ROUNDS: u32 = 3;
+
+/// By how much a round has to bring the best prediction down to count as progress: less than a
+/// twentieth is noise.
+const PROGRESS_FACTOR: f64 = 0.95;
+
+/// Parking one vCPU: a signal, an exit, completing what is pending. Assumed; the report shows how
+/// it turned out.
+const PARK_ASSUMED: Duration = Duration::from_micros(300);
+
+/// Saving or loading one vCPU: some twenty ioctls. Assumed; the report shows how it turned out.
+const VCPU_STATE_ASSUMED: Duration = Duration::from_micros(400);
+
+/// Entering the vCPUs again. Assumed; the report shows how it turned out.
+const RESUME_ASSUMED: Duration = Duration::from_micros(200);
+
+/// A round trip before one was measured.
+const ROUND_TRIP_ASSUMED: Duration = Duration::from_millis(1);
+
+/// Digesting memory, in bytes a second and thread. Assumed.
+const DIGEST_BYTES_PER_S_ASSUMED: f64 = 4e9;
+
+/// What the prediction is made from.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Circumstances {
+    /// Pages that would go into the final round.
+    pub(super) dirty_pages: u64,
+    /// How long collecting took last time.
+    pub(super) collect: Duration,
+    /// The shortest round trip on control.
+    pub(super) round_trip: Option<Duration>,
+    /// The guest's vCPUs.
+    pub(super) vcpus: u32,
+    /// Memory to digest inside the handover; 0 without.
+    pub(super) digest_bytes: u64,
+    /// Threads that digest.
+    pub(super) digest_threads: u32,
+}
+
+/// What the blackout would cost.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Prediction {
+    /// Term by term.
+    pub(super) parts: Vec<PredictedPart>,
+}
+
+impl Prediction {
+    /// The sum of all terms.
+    pub(super) fn total(&self) -> Duration {
+        Duration::from_nanos(self.parts.iter().map(|part| part.duration_ns).sum())
+    }
+}
+
+/// What to do after a round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Another round.
+    Continue,
+    /// Pause now.
+    Switch,
+    /// Rounds don't help, and pausing is not allowed.
+    GiveIn,
+}
+
+/// The operator's limits as they are now.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// The budget.
+    pub(super) max_blackout: Duration,
+    /// The cap.
+    pub(super) blackout_cap: Duration,
+    /// The most rounds.
+    pub(super) max_rounds: u32,
+    /// What happens when rounds don't help.
+    pub(super) on_stall: OnStall,
+}
+
+/// Judges a move by its rounds.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Convergence {
+    goodput: Option<f64>,
+    best: Option<Duration>,
+    rounds_without_progress: u32,
+}
+
+impl Convergence {
+    /// Takes in a round: `bytes` sent in `busy`, the time that lanes were not held back on purpose.
+    pub(super) fn sample(&mut self, bytes: u64, busy: Duration) {
+        if bytes < GOODPUT_SAMPLE_BYTES_MIN || busy.is_zero() {
+            return;
+        }
+        let sample = bytes as f64 / busy.as_secs_f64();
+        self.goodput = Some(match self.goodput {
+            None => sample,
+            Some(old) => old + (sample - old) * GOODPUT_SAMPLE_WEIGHT,
+        });
+    }
+
+    /// Guest bytes a second that all lanes together move, smoothed.
+    pub(super) fn goodput(&self) -> f64 {
+        self.goodput.unwrap_or(GOODPUT_ASSUMED).max(1.0)
+    }
+
+    /// What the blackout would cost now.
+    pub(super) fn predict(&self, now: Circumstances) -> Prediction {
+        let vcpus = now.vcpus.max(1);
+        let round_trip = now.round_trip.unwrap_or(ROUND_TRIP_ASSUMED);
+        let bytes = now.dirty_pages.saturating_mul(PAGE_BYTES) as f64;
+        let mut parts = Vec::new();
+        let mut term = |name: &str, duration: Duration| {
+            parts.push(PredictedPart {
+                name: name.to_owned(),
+                duration_ns: u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX / 64),
+            });
+        };
+        term("park", PARK_ASSUMED * vcpus);
+        // Once for what was written last, once for what saving wrote.
+        term("collect", now.collect * 2);
+        term("final-round", seconds(bytes / self.goodput()) + round_trip / 2);
+        term("save-state", VCPU_STATE_ASSUMED * vcpus);
+        if now.digest_bytes > 0 {
+            let rate = DIGEST_BYTES_PER_S_ASSUMED * f64::from(now.digest_threads.max(1));
+            // Once on each side, one after the other.
+            term("digests", seconds(2.0 * now.digest_bytes as f64 / rate));
+        }
+        term("load-state", VCPU_STATE_ASSUMED * vcpus);
+        // PREPARE there, READY back, COMMIT there.
+        term("round-trips", round_trip * 3 / 2);
+        term("resume", RESUME_ASSUMED);
+        Prediction { parts }
+    }
+
+    /// Decides after round `round` (from 1), with `predicted` as the blackout's length if the guest
+    /// were paused now.
+    pub(super) fn judge(&mut self, round: u32, predicted: Duration, limits: Limits) -> Verdict {
+        let progressed =
+            self.best.is_none_or(|best| predicted < best.mul_f64(PROGRESS_FACTOR));
+        self.best = Some(self.best.map_or(predicted, |best| best.min(predicted)));
+        self.rounds_without_progress =
+            if progressed { 0 } else { self.rounds_without_progress + 1 };
+
+        if predicted <= limits.max_blackout {
+            return Verdict::Switch;
+        }
+        let stalled =
+            round >= limits.max_rounds || self.rounds_without_progress >= STALLED_ROUNDS;
+        match (stalled, limits.on_stall) {
+            (false, _) => Verdict::Continue,
+            (true, OnStall::Switchover) if predicted <= limits.blackout_cap => Verdict::Switch,
+            (true, OnStall::Switchover | OnStall::Abort) => Verdict::GiveIn,
+        }
+    }
+}
+
+/// A duration of so many seconds; what no clock can represent counts as a year.
+fn seconds(seconds: f64) -> Duration {
+    const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+    Duration::try_from_secs_f64(seconds).unwrap_or(YEAR).min(YEAR)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: fn(u64) -> Duration = Duration::from_millis;
+
+    fn limits(on_stall: OnStall) -> Limits {
+        Limits { max_blackout: MS(50), blackout_cap: MS(500), max_rounds: 30, on_stall }
+    }
+
+    fn verdicts(predictions: &[u64], limits: Limits) -> Vec<Verdict> {
+        let mut convergence = Convergence::default();
+        (1..)
+            .zip(predictions)
+            .map(|(round, predicted)| convergence.judge(round, MS(*predicted), limits))
+            .collect()
+    }
+
+    #[test]
+    fn pauses_once_the_prediction_is_within_the_budget() {
+        use Verdict::{Continue, Switch};
+        assert_eq!(
+            verdicts(&[900, 200, 51, 50], limits(OnStall::Abort)),
+            vec![Continue, Continue, Continue, Switch]
+        );
+    }
+
+    #[test]
+    fn gives_in_after_three_rounds_without_progress() {
+        use Verdict::{Continue, GiveIn};
+        assert_eq!(
+            verdicts(&[400, 399, 398, 397], limits(OnStall::Abort)),
+            vec![Continue, Continue, Continue, GiveIn]
+        );
+        // Slow progress is progress.
+        assert!(!verdicts(&[900, 800, 700, 600, 500, 400], limits(OnStall::Abort)).contains(&GiveIn));
+    }
+
+    #[test]
+    fn a_forced_switchover_never_passes_the_cap() {
+        use Verdict::{GiveIn, Switch};
+        assert_eq!(verdicts(&[400; 4], limits(OnStall::Switchover)).last(), Some(&Switch));
+        assert_eq!(verdicts(&[501; 4], limits(OnStall::Switchover)).last(), Some(&GiveIn));
+    }
+
+    #[test]
+    fn the_last_round_decides() {
+        let limits = Limits { max_rounds: 2, ..limits(OnStall::Abort) };
+        assert_eq!(verdicts(&[900, 100], limits), vec![Verdict::Continue, Verdict::GiveIn]);
+    }
+
+    #[test]
+    fn the_prediction_has_a_term_for_what_is_left_at_the_measured_goodput() {
+        let mut convergence = Convergence::default();
+        convergence.sample(100 << 20, MS(100));
+        convergence.sample(1000, Duration::from_secs(1));
+        let part = |pages| {
+            let now = Circumstances {
+                dirty_pages: pages,
+                round_trip: Some(Duration::ZERO),
+                ..Circumstances::default()
+            };
+            let prediction = convergence.predict(now);
+            let part = prediction.parts.iter().find(|part| part.name == "final-round").unwrap();
+            Duration::from_nanos(part.duration_ns)
+        };
+        assert_eq!(part(0), Duration::ZERO);
+        assert_eq!(part(256 * 10), MS(10));
+    }
+
+    #[test]
+    fn nothing_measured_and_everything_dirty_stays_finite() {
+        let mut convergence = Convergence { goodput: Some(0.0), ..Convergence::default() };
+        let now = Circumstances { dirty_pages: u64::MAX, ..Circumstances::default() };
+        let predicted = convergence.predict(now).total();
+        assert_eq!(convergence.judge(1, predicted, limits(OnStall::Abort)), Verdict::Continue);
+    }
+}

@@ -1,0 +1,342 @@
+//! The source's lane threads: each claims chunks, re-arms their tracking, scans, and puts.
+//!
+//! Law 1 lives in [`LaneWorker::chunk`]: re-arm first, then look at the bytes. Law 2 lives in the
+//! round's end: each lane fences, and in a pre-copy round waits for the destination's word.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender};
+use std::time::Duration;
+
+use dunlin_transports::deadline::Deadline;
+use dunlin_transports::lane::{FenceNumber, LaneCounters, LaneError, LaneNumber, SourceLane};
+use dunlin_transports::memory::{MemoryError, MemoryMap, PAGE_BYTES, PageNumber, Run};
+
+use crate::chunk::{Chunk, ChunkCursor, is_clean};
+use crate::clock::Timestamp;
+use crate::dirty::{DirtyBitmap, DirtySource};
+use crate::guest::GuestError;
+use crate::pacing::Pacer;
+use crate::runs::for_each_run;
+use crate::settings::MoveHandle;
+use crate::untouched::Untouched;
+use crate::zero::ZeroScan;
+
+/// Why a lane thread could not finish its round.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LaneFailure {
+    /// The lane failed.
+    #[error(transparent)]
+    Lane(#[from] LaneError),
+    /// Tracking could not be re-armed.
+    #[error("re-arming dirty tracking: {0}")]
+    Rearm(#[from] GuestError),
+    /// A page to be sent is not guest memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+}
+
+/// What a lane did in a round.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct LaneTally {
+    /// Pages found to be zero.
+    pub(super) zero_pages: u64,
+    /// Of these, pages that needed no word to the destination.
+    pub(super) skipped_pages: u64,
+    /// Guest bytes put.
+    pub(super) sent_bytes: u64,
+    /// Time that the lane was not held back on purpose.
+    pub(super) busy: Duration,
+    /// The last fence.
+    pub(super) fence: FenceNumber,
+    /// All that passed over the lane so far.
+    pub(super) counters: LaneCounters,
+}
+
+/// A lane thread's word that its order is done.
+#[derive(Debug)]
+pub(super) struct LaneDone {
+    /// Which lane.
+    pub(super) lane: LaneNumber,
+    /// What came of it.
+    pub(super) result: Result<LaneTally, LaneFailure>,
+}
+
+/// What a lane thread is told to do.
+#[derive(Clone)]
+pub(super) enum Order {
+    /// A round.
+    Round(Arc<Round>),
+    /// Wait until the destination has seen the last fence.
+    ConfirmFence,
+}
+
+/// A round, shared by all lanes.
+pub(super) struct Round {
+    /// The pages that are dirty.
+    pub(super) dirty: DirtyBitmap,
+    /// Who takes which.
+    pub(super) sharing: Sharing,
+    /// Whether every page is taken for dirty, so that untouched memory is worth looking for.
+    pub(super) is_first: bool,
+}
+
+/// How a round's pages are shared out.
+pub(super) enum Sharing {
+    /// Lanes claim chunk after chunk; the guest runs, the bandwidth limit holds, and the round ends
+    /// with the destination's word.
+    Claimed(ChunkCursor),
+    /// Each lane has its share already; the guest is paused. PREPARE names the fences.
+    Divided(Vec<Vec<Chunk>>),
+}
+
+/// A bit for each page that was put, set by all lanes.
+struct WrittenPages {
+    words: Vec<AtomicU64>,
+}
+
+impl WrittenPages {
+    fn new(page_span: u64) -> Self {
+        let words = usize::try_from(page_span.div_ceil(64)).unwrap_or(usize::MAX);
+        Self { words: std::iter::repeat_with(|| AtomicU64::new(0)).take(words).collect() }
+    }
+
+    // Relaxed throughout: a page changes lanes only between rounds, and what is between rounds (a
+    // channel there and back) orders these too.
+    fn mark(&self, run: Run) {
+        for page in run.first.0..run.end().0 {
+            if let Some(word) = self.words.get((page / 64) as usize) {
+                word.fetch_or(1 << (page % 64), Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn is_marked(&self, page: PageNumber) -> bool {
+        let word = self.words.get((page.0 / 64) as usize);
+        // What can't be told counts as written.
+        word.is_none_or(|word| word.load(Ordering::Relaxed) >> (page.0 % 64) & 1 == 1)
+    }
+}
+
+/// What all lanes of a move share.
+pub(super) struct LaneContext<'a> {
+    memory: MemoryMap,
+    sources: Vec<Arc<dyn DirtySource>>,
+    untouched: Untouched,
+    scan: ZeroScan,
+    written: WrittenPages,
+    pacer: Pacer,
+    handle: &'a MoveHandle,
+    peer_timeout: Duration,
+    stop: AtomicBool,
+    /// Dirty pages not yet dealt with in this round, for progress.
+    pub(super) remaining_pages: AtomicU64,
+    /// Guest bytes put since the move began, for progress.
+    pub(super) sent_bytes: AtomicU64,
+}
+
+impl<'a> LaneContext<'a> {
+    /// What the lanes need: the memory through their mappings, and the dirty sources.
+    pub(super) fn new(
+        memory: MemoryMap,
+        untouched: Untouched,
+        sources: Vec<Arc<dyn DirtySource>>,
+        handle: &'a MoveHandle,
+        peer_timeout: Duration,
+    ) -> Self {
+        Self {
+            written: WrittenPages::new(memory.page_span()),
+            memory,
+            sources: sources.into_iter().filter(|source| !source.rearms_on_collect()).collect(),
+            untouched,
+            scan: ZeroScan::detect(),
+            pacer: Pacer::new(),
+            handle,
+            peer_timeout,
+            stop: AtomicBool::new(false),
+            remaining_pages: AtomicU64::new(0),
+            sent_bytes: AtomicU64::new(0),
+        }
+    }
+
+    /// Tells lanes to leave their round. Blocked ones are ended by their endpoint.
+    pub(super) fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+    }
+
+    fn stopped(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+}
+
+/// One lane's thread: takes orders until their sender is gone.
+pub(super) fn serve<E: From<LaneDone>>(
+    lane: Box<dyn SourceLane>,
+    context: &LaneContext<'_>,
+    orders: &Receiver<Order>,
+    done: &SyncSender<E>,
+) {
+    let number = lane.number();
+    let mut worker = LaneWorker { lane, context, data: Vec::new(), zero: Vec::new() };
+    let mut last_fence = FenceNumber(0);
+    while let Ok(order) = orders.recv() {
+        let result = match order {
+            Order::Round(round) => worker.round(&round),
+            Order::ConfirmFence => worker.confirm(last_fence),
+        };
+        if let Ok(tally) = &result {
+            last_fence = tally.fence;
+        }
+        if done.send(LaneDone { lane: number, result }.into()).is_err() {
+            return;
+        }
+    }
+}
+
+struct LaneWorker<'a> {
+    lane: Box<dyn SourceLane>,
+    context: &'a LaneContext<'a>,
+    /// Runs of the chunk at hand that carry bytes; kept for its allocation.
+    data: Vec<Run>,
+    /// Runs of the chunk at hand that are zero; kept for its allocation.
+    zero: Vec<Run>,
+}
+
+impl LaneWorker<'_> {
+    fn round(&mut self, round: &Round) -> Result<LaneTally, LaneFailure> {
+        let begin = Timestamp::now();
+        let mut tally = LaneTally::default();
+        let mut held_back = Duration::ZERO;
+        match &round.sharing {
+            Sharing::Claimed(cursor) => {
+                while let Some(chunk) = cursor.claim() {
+                    if self.context.stopped() {
+                        return Err(LaneError::Stopped(self.lane.number()).into());
+                    }
+                    held_back += self.chunk(round, chunk, true, &mut tally)?;
+                }
+            }
+            Sharing::Divided(shares) => {
+                let share = shares.get(usize::from(self.lane.number().0));
+                for chunk in share.into_iter().flatten() {
+                    if self.context.stopped() {
+                        return Err(LaneError::Stopped(self.lane.number()).into());
+                    }
+                    self.chunk(round, *chunk, false, &mut tally)?;
+                }
+            }
+        }
+        tally.fence = self.lane.fence()?;
+        if matches!(round.sharing, Sharing::Claimed(_)) {
+            self.lane.wait_fence(tally.fence, Deadline::after(self.context.peer_timeout))?;
+        }
+        tally.busy = Timestamp::now().since(begin).saturating_sub(held_back);
+        tally.counters = self.lane.counters();
+        Ok(tally)
+    }
+
+    fn confirm(&mut self, fence: FenceNumber) -> Result<LaneTally, LaneFailure> {
+        if fence != FenceNumber(0) {
+            self.lane.wait_fence(fence, Deadline::after(self.context.peer_timeout))?;
+        }
+        Ok(LaneTally { fence, counters: self.lane.counters(), ..LaneTally::default() })
+    }
+
+    /// Deals with one chunk's dirty pages. Returns how long the lane was held back on purpose.
+    fn chunk(
+        &mut self,
+        round: &Round,
+        chunk: Chunk,
+        paced: bool,
+        tally: &mut LaneTally,
+    ) -> Result<Duration, LaneFailure> {
+        let words = chunk.words(&round.dirty);
+        if is_clean(words) {
+            return Ok(Duration::ZERO);
+        }
+        // Law 1: from here on a write shows up in the next collection. Only now may a byte of
+        // these pages be read, or asked about.
+        for source in &self.context.sources {
+            source.rearm(chunk.first, words)?;
+        }
+        self.sort(round, chunk, words, tally)?;
+
+        let data_pages: u64 = self.data.iter().map(|run| u64::from(run.pages)).sum();
+        let bytes = data_pages * PAGE_BYTES;
+        let mut held_back = Duration::ZERO;
+        if paced && bytes > 0 && self.context.handle.max_bandwidth().is_some() {
+            let begin = Timestamp::now();
+            let context = self.context;
+            context.pacer.take(
+                bytes,
+                || context.handle.max_bandwidth(),
+                || context.stopped(),
+            );
+            held_back = Timestamp::now().since(begin);
+        }
+        if !self.data.is_empty() {
+            // Marked before they leave: from now on their zeros have to be sent as well.
+            self.data.iter().for_each(|run| self.context.written.mark(*run));
+            self.lane.put(&self.data)?;
+        }
+        if !self.zero.is_empty() {
+            self.lane.put_zero(&self.zero)?;
+        }
+        tally.sent_bytes += bytes;
+        let dealt_with: u64 = words.iter().map(|word| u64::from(word.count_ones())).sum();
+        self.context.remaining_pages.fetch_sub(dealt_with, Ordering::Relaxed);
+        self.context.sent_bytes.fetch_add(bytes, Ordering::Relaxed);
+        Ok(held_back)
+    }
+
+    /// Sorts a chunk's dirty pages into runs that carry bytes and runs that are zero.
+    fn sort(
+        &mut self,
+        round: &Round,
+        chunk: Chunk,
+        words: &[u64],
+        tally: &mut LaneTally,
+    ) -> Result<(), LaneFailure> {
+        self.data.clear();
+        self.zero.clear();
+        let mut touched = Vec::new();
+        let words = if round.is_first {
+            touched.extend_from_slice(words);
+            let known_zero = self.context.untouched.clear_untouched(chunk.run(), &mut touched);
+            // Fresh on this side, never put: fresh on the other as well.
+            tally.zero_pages += known_zero;
+            tally.skipped_pages += known_zero;
+            &touched
+        } else {
+            words
+        };
+        let mut failure = None;
+        for_each_run(chunk.first, words, chunk.pages, |run| {
+            for page in run.first.0..run.end().0 {
+                let page = PageNumber(page);
+                match self.context.scan.page_is_zero(&self.context.memory, page) {
+                    Ok(false) => extend(&mut self.data, page),
+                    Ok(true) => {
+                        tally.zero_pages += 1;
+                        // Law 4: only what was never written there is known to be zero there.
+                        if self.context.written.is_marked(page) {
+                            extend(&mut self.zero, page);
+                        } else {
+                            tally.skipped_pages += 1;
+                        }
+                    }
+                    Err(error) => failure = Some(error),
+                }
+            }
+        });
+        failure.map_or(Ok(()), |error| Err(error.into()))
+    }
+}
+
+/// Adds a page to the last run, or begins a new one.
+fn extend(runs: &mut Vec<Run>, page: PageNumber) {
+    match runs.last_mut() {
+        Some(run) if run.end() == page => run.pages += 1,
+        _ => runs.push(Run { first: page, pages: 1 }),
+    }
+}

@@ -1,0 +1,40 @@
+//! Both ends of a session in one process, with faults that a test orders.
+//!
+//! | room | what is in it |
+//! |---|---|
+//! | [`faults`](Faults) | what a test orders: delays, cuts, stalls, silence, flipped bytes |
+//! | `wire` | bounded queues between the ends, on which the faults act |
+//! | `lanes` | the endpoints and lanes |
+//! | `control` | the control channel |
+//!
+//! A put captures the source's bytes when it is put, and writes them on the destination only when
+//! the message arrives there. So an order that is wrong on a real network (an old copy on a slow
+//! lane that lands on a newer one) is wrong here too.
+//!
+//! All state is behind one lock: slow, but a test that fails here fails for its own reasons.
+
+use std::sync::Arc;
+
+use crate::memory::MemoryMap;
+
+mod control;
+mod faults;
+mod lanes;
+mod wire;
+
+pub use control::control_pair;
+pub use faults::{Faults, Passage, Place};
+pub use lanes::{DestinationEndpoint, Network, SourceEndpoint};
+
+/// Both endpoints of one session, joined by a network with these faults.
+pub fn pair(
+    source_memory: MemoryMap,
+    destination_memory: MemoryMap,
+    faults: Arc<Faults>,
+) -> (SourceEndpoint, DestinationEndpoint) {
+    let network = Network::new(faults);
+    (
+        network.source_endpoint(source_memory),
+        network.destination_endpoint(destination_memory),
+    )
+}

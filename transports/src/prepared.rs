@@ -1,0 +1,267 @@
+//! Which ranges the peer may write, and who is writing now.
+//!
+//! A destination keeps one [`WriteGate`]. A lane asks it before each batch and tells it when the
+//! batch is in memory; so `retire` and `revoke_all` can wait until nobody writes any more.
+
+use std::collections::BTreeMap;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use crate::memory::Run;
+
+/// A set of pages, kept as disjoint ranges that do not touch each other.
+#[derive(Default)]
+pub(crate) struct PreparedRanges {
+    /// First page to the page behind the last.
+    ranges: BTreeMap<u64, u64>,
+}
+
+impl PreparedRanges {
+    /// Adds a run's pages.
+    pub(crate) fn insert(&mut self, run: Run) {
+        let (mut first, mut end) = (run.first.0, run.end().0);
+        // Whatever overlaps or touches becomes one range. The last such range starts at or before
+        // `end`; going backwards, the search is over at the first that ends before `first`.
+        while let Some((&other_first, &other_end)) = self.ranges.range(..=end).next_back() {
+            if other_end < first {
+                break;
+            }
+            self.ranges.remove(&other_first);
+            first = first.min(other_first);
+            end = end.max(other_end);
+        }
+        self.ranges.insert(first, end);
+    }
+
+    /// Takes a run's pages out; `false`, and nothing is changed, when not all of them were in.
+    pub(crate) fn remove(&mut self, run: Run) -> bool {
+        let (first, end) = (run.first.0, run.end().0);
+        let Some((other_first, other_end)) = self.around(run) else {
+            return false;
+        };
+        self.ranges.remove(&other_first);
+        if other_first < first {
+            self.ranges.insert(other_first, first);
+        }
+        if end < other_end {
+            self.ranges.insert(end, other_end);
+        }
+        true
+    }
+
+    /// Whether all of a run's pages are in.
+    pub(crate) fn contains(&self, run: Run) -> bool {
+        self.around(run).is_some()
+    }
+
+    fn around(&self, run: Run) -> Option<(u64, u64)> {
+        let (&first, &end) = self.ranges.range(..=run.first.0).next_back()?;
+        (run.pages > 0 && run.end().0 <= end).then_some((first, end))
+    }
+}
+
+#[derive(Default)]
+struct GateState {
+    ranges: PreparedRanges,
+    revoked: bool,
+    /// What each writer is writing now, by the writer's place; empty while it writes nothing.
+    writing: Vec<Vec<Run>>,
+}
+
+/// Prepared ranges, and the writers that are at work in them.
+#[derive(Default)]
+pub(crate) struct WriteGate {
+    state: Mutex<GateState>,
+    left: Condvar,
+}
+
+impl WriteGate {
+    fn state(&self) -> MutexGuard<'_, GateState> {
+        // No code panics while it holds the lock, so a poisoned state is still a whole one.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets the peer write a range; `false` after `revoke_all`.
+    pub(crate) fn prepare(&self, range: Run) -> bool {
+        let mut state = self.state();
+        if !state.revoked {
+            state.ranges.insert(range);
+        }
+        !state.revoked
+    }
+
+    /// Takes a range back, and waits for whoever writes there now. An honest source retires only
+    /// what it has fenced, so that there is nobody; `interrupt` ends the lanes of another one.
+    /// `false` when the range was not prepared.
+    pub(crate) fn retire(&self, range: Run, interrupt: impl FnOnce()) -> bool {
+        let overlaps = |run: &Run| run.first < range.end() && range.first < run.end();
+        let mut state = self.state();
+        if !state.ranges.remove(range) {
+            return false;
+        }
+        let busy = |state: &GateState| state.writing.iter().flatten().any(overlaps);
+        if busy(&state) {
+            drop(state);
+            interrupt();
+            state = self.state();
+            while busy(&state) {
+                state = self.left.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+        true
+    }
+
+    /// Takes every range back and lets no writer in any more. Writers may still be at work: end
+    /// what they wait for, then call [`WriteGate::wait_until_idle`].
+    pub(crate) fn revoke(&self) {
+        let mut state = self.state();
+        state.revoked = true;
+        state.ranges = PreparedRanges::default();
+    }
+
+    /// Waits until nobody writes.
+    ///
+    /// There is no time limit: returning early would break the promise of `revoke_all`. It ends
+    /// because a writer whose connection was shut down waits for nothing but its own copying of at
+    /// most one batch.
+    pub(crate) fn wait_until_idle(&self) {
+        let mut state = self.state();
+        while state.writing.iter().any(|runs| !runs.is_empty()) {
+            state = self.left.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// A place for one more writer.
+    pub(crate) fn add_writer(&self) -> WriterPlace {
+        let mut state = self.state();
+        state.writing.push(Vec::new());
+        WriterPlace(state.writing.len() - 1)
+    }
+
+    /// Asks to write `runs`. They stay open for this writer until the permit is dropped.
+    ///
+    /// # Errors
+    ///
+    /// The first run that is not prepared.
+    pub(crate) fn enter(
+        &self,
+        place: &WriterPlace,
+        runs: impl Iterator<Item = Run> + Clone,
+    ) -> Result<WritePermit<'_>, Run> {
+        let mut state = self.state();
+        if let Some(refused) = runs.clone().find(|run| !state.ranges.contains(*run)) {
+            return Err(refused);
+        }
+        if let Some(writing) = state.writing.get_mut(place.0) {
+            writing.clear();
+            writing.extend(runs);
+        }
+        Ok(WritePermit {
+            gate: self,
+            place: place.0,
+        })
+    }
+}
+
+/// Where a gate notes what one lane is writing.
+pub(crate) struct WriterPlace(usize);
+
+/// Leave to write; given back when dropped.
+pub(crate) struct WritePermit<'a> {
+    gate: &'a WriteGate,
+    place: usize,
+}
+
+impl Drop for WritePermit<'_> {
+    fn drop(&mut self) {
+        let mut state = self.gate.state();
+        if let Some(writing) = state.writing.get_mut(self.place) {
+            writing.clear();
+        }
+        drop(state);
+        self.gate.left.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::memory::PageNumber;
+
+    fn run(first: u64, pages: u32) -> Run {
+        Run {
+            first: PageNumber(first),
+            pages,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn ranges_are_the_set_of_their_pages(
+            steps in proptest::collection::vec((any::<bool>(), 0_u64..60, 1_u32..12), 1..60),
+        ) {
+            let mut ranges = PreparedRanges::default();
+            let mut pages = [false; 80];
+            for (add, first, count) in steps {
+                let span = first as usize..first as usize + count as usize;
+                if add {
+                    ranges.insert(run(first, count));
+                    pages[span].fill(true);
+                } else {
+                    let all = pages[span.clone()].iter().all(|page| *page);
+                    prop_assert_eq!(ranges.remove(run(first, count)), all);
+                    if all {
+                        pages[span].fill(false);
+                    }
+                }
+                for first in 0..70_u64 {
+                    for count in 1..5_u32 {
+                        let span = first as usize..first as usize + count as usize;
+                        let all = pages[span].iter().all(|page| *page);
+                        prop_assert_eq!(ranges.contains(run(first, count)), all);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn revoking_waits_for_the_writer() {
+        let gate = Arc::new(WriteGate::default());
+        assert!(gate.prepare(run(0, 8)));
+        let place = gate.add_writer();
+        let permit = gate.enter(&place, [run(2, 2)].into_iter()).unwrap();
+        gate.revoke();
+        let over = Arc::new(AtomicBool::new(false));
+        let waiter = {
+            let (gate, over) = (Arc::clone(&gate), Arc::clone(&over));
+            std::thread::spawn(move || {
+                gate.wait_until_idle();
+                over.load(Ordering::SeqCst)
+            })
+        };
+        std::thread::sleep(std::time::Duration::from_millis(30));
+        over.store(true, Ordering::SeqCst);
+        drop(permit);
+        assert!(waiter.join().unwrap());
+        assert_eq!(gate.enter(&place, [run(2, 2)].into_iter()).err(), Some(run(2, 2)));
+        assert!(!gate.prepare(run(0, 8)));
+    }
+
+    #[test]
+    fn retiring_interrupts_only_a_writer_in_the_range() {
+        let gate = WriteGate::default();
+        assert!(gate.prepare(run(0, 8)));
+        let place = gate.add_writer();
+        let permit = gate.enter(&place, [run(2, 2)].into_iter()).unwrap();
+        assert!(gate.retire(run(4, 4), || panic!("nobody writes there")));
+        assert!(!gate.retire(run(4, 4), || panic!("not prepared")));
+        assert!(gate.retire(run(3, 1), || drop(permit)));
+        assert!(gate.enter(&place, [run(3, 1)].into_iter()).is_err());
+        assert!(gate.enter(&place, [run(2, 1)].into_iter()).is_ok());
+    }
+}
