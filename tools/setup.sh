@@ -22,6 +22,7 @@ die() {
 left_out() {
     case $1 in
         ip) echo 'tests between network namespaces are skipped' ;;
+        cargo-deny) echo "licences and sources of dependencies are not checked" ;;
         *) echo 'something is left out' ;;
     esac
 }
@@ -57,7 +58,7 @@ install() {
             rustup component add "$1"
             ;;
         cargo-deny)
-            say 'installing cargo-deny (this builds it, some minutes): cargo install cargo-deny --locked'
+            say 'installing cargo-deny (this builds it, three minutes on two cores): cargo install cargo-deny --locked'
             cargo install cargo-deny --locked
             ;;
         cc) apt gcc libc6-dev ;;
