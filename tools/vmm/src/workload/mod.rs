@@ -8,7 +8,9 @@
 //! | [`control_page`] | the page through which the VMM and one vCPU speak |
 //! | [`page`] | the format of a page that is rewritten |
 //! | [`fill`] | the first contents of memory |
+//! | [`check`] | whether a moved guest's memory is as it should be |
 
+pub mod check;
 pub mod control_page;
 pub mod fill;
 pub mod page;

@@ -167,6 +167,13 @@ pub fn check_moving(
     Ok(())
 }
 
+/// Copies a page word by word: a mix of generations where the guest is rewriting it.
+pub fn copy_words(page: PageWords<'_>, copy: &mut PageCopy) {
+    for (index, word) in copy.iter_mut().enumerate() {
+        *word = page.load(index);
+    }
+}
+
 /// Copies a page that the guest may be rewriting. Tries again while it is being written, up to the
 /// deadline; at least once.
 ///
@@ -182,9 +189,7 @@ pub fn read(page: PageWords<'_>, copy: &mut PageCopy, deadline: Deadline) -> Rea
     loop {
         let before = page.load(SEQUENCE);
         fence(Ordering::Acquire);
-        for (index, word) in copy.iter_mut().enumerate() {
-            *word = page.load(index);
-        }
+        copy_words(page, copy);
         fence(Ordering::Acquire);
         let after = page.load(SEQUENCE);
         if before == after && before.is_multiple_of(2) {
