@@ -120,7 +120,7 @@ impl Hardware {
             }
             CpuidSource::Configuration { tables, platform } => {
                 platform.check(first, host.tsc_control)?;
-                tables.check(&kvm)?;
+                tables.check(&kvm, first)?;
                 for (number, vcpu) in (0..).zip(&vcpus) {
                     tables.set(number, vcpu)?;
                 }

@@ -201,9 +201,8 @@ impl KvmGuest {
         output: Box<dyn io::Write + Send>,
         options: &Options,
     ) -> Result<Self, KvmGuestError> {
-        let serial = SerialPort::new(output, options.other_ports.clone()).map_err(
-            KvmGuestError::io("starting the serial port's thread"),
-        )?;
+        let serial = SerialPort::new(output, options.other_ports.clone())
+            .map_err(KvmGuestError::io("starting the serial port's thread"))?;
         let serial = Arc::new(serial);
         let marked = Arc::new(MarkedPages::new(plan.layout().page_span()));
         let vcpus = hardware.start_threads(&serial)?;
