@@ -8,7 +8,13 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 pub(crate) fn lane_cpus(named: &[usize], lanes: u16, vcpus: u32) -> Vec<Option<usize>> {
     let lanes = usize::from(lanes);
     if !named.is_empty() {
-        return named.iter().copied().cycle().take(lanes).map(Some).collect();
+        return named
+            .iter()
+            .copied()
+            .cycle()
+            .take(lanes)
+            .map(Some)
+            .collect();
     }
     let allowed = allowed_cpus();
     let enough = allowed.len() > lanes + vcpus as usize;
@@ -32,7 +38,11 @@ pub fn allowed_cpus() -> Vec<usize> {
     let set = sched_getaffinity(None);
     set.map_or_else(
         |_| Vec::new(),
-        |set| (0..CpuSet::MAX_CPU).filter(|cpu| set.is_set(*cpu)).collect(),
+        |set| {
+            (0..CpuSet::MAX_CPU)
+                .filter(|cpu| set.is_set(*cpu))
+                .collect()
+        },
     )
 }
 

@@ -20,7 +20,10 @@ fn blocks(memory: &MemoryMap) -> Vec<Run> {
         let mut first = range.first.0;
         while first < range.end().0 {
             let pages = (range.end().0 - first).min(u64::from(BLOCK_PAGES)) as u32;
-            blocks.push(Run { first: PageNumber(first), pages });
+            blocks.push(Run {
+                first: PageNumber(first),
+                pages,
+            });
             first += u64::from(pages);
         }
     }
@@ -45,7 +48,9 @@ pub(crate) fn digests(memory: &MemoryMap, threads: usize) -> Result<Vec<u64>, Me
         let mut found = Vec::new();
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
-            let Some(block) = blocks.get(index) else { return Ok(found) };
+            let Some(block) = blocks.get(index) else {
+                return Ok(found);
+            };
             found.push((index, digest(memory, *block, &mut buffer)?));
         }
     };
@@ -72,7 +77,10 @@ fn digest(memory: &MemoryMap, block: Run, buffer: &mut [u8]) -> Result<u64, Memo
     let mut first = block.first.0;
     while first < block.end().0 {
         let pages = (block.end().0 - first).min(u64::from(COPY_PAGES)) as u32;
-        let run = Run { first: PageNumber(first), pages };
+        let run = Run {
+            first: PageNumber(first),
+            pages,
+        };
         let bytes = buffer.get_mut(..run.bytes() as usize).unwrap_or_default();
         memory.copy_out(run, bytes)?;
         hasher.update(bytes);
@@ -98,7 +106,10 @@ mod tests {
         assert_eq!(before.len(), digest_count(&memory));
         let mut page = [0; PAGE_BYTES as usize];
         page[4095] = 1;
-        let last = Run { first: PageNumber(pages - 1), pages: 1 };
+        let last = Run {
+            first: PageNumber(pages - 1),
+            pages: 1,
+        };
         memory.copy_in(last, &page).unwrap();
         let after = digests(&memory, 1).unwrap();
         assert_eq!(after[0], before[0]);

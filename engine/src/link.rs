@@ -83,16 +83,24 @@ impl Link {
             ping_due: Timestamp::now(),
             pings: 0,
         };
-        let thread = std::thread::Builder::new().name("dunlin-control".to_owned()).spawn(
-            move || loop {
-                let event = reader.next();
-                let last = matches!(event, LinkEvent::Lost(_));
-                if events.send(event.into()).is_err() || last {
-                    return;
+        let thread = std::thread::Builder::new()
+            .name("dunlin-control".to_owned())
+            .spawn(move || {
+                loop {
+                    let event = reader.next();
+                    let last = matches!(event, LinkEvent::Lost(_));
+                    if events.send(event.into()).is_err() || last {
+                        return;
+                    }
                 }
-            },
-        )?;
-        Ok(Self { sender, stopper: channel.stopper, quality, peer_timeout, reader: Some(thread) })
+            })?;
+        Ok(Self {
+            sender,
+            stopper: channel.stopper,
+            quality,
+            peer_timeout,
+            reader: Some(thread),
+        })
     }
 
     /// Sends a message, within the time that a peer may be silent.
@@ -147,7 +155,10 @@ impl Reader {
             let now = Timestamp::now();
             let silent = now.since(self.heard);
             if silent >= self.peer_timeout {
-                return LinkEvent::Lost(format!("the peer was silent for {} ms", silent.as_millis()));
+                return LinkEvent::Lost(format!(
+                    "the peer was silent for {} ms",
+                    silent.as_millis()
+                ));
             }
             if now >= self.ping_due {
                 if let Err(error) = self.ping(now) {
@@ -164,14 +175,19 @@ impl Reader {
             self.heard = Timestamp::now();
             match Message::from_frame(&frame) {
                 Ok(Message::Ping(ping)) => {
-                    let pong = Pong { ping_sent_ns: ping.sent_ns, answered_ns: Timestamp::now().0 };
+                    let pong = Pong {
+                        ping_sent_ns: ping.sent_ns,
+                        answered_ns: Timestamp::now().0,
+                    };
                     if let Err(error) = self.say(&Message::Pong(pong)) {
                         return LinkEvent::Lost(error.to_string());
                     }
                 }
                 Ok(Message::Pong(pong)) => self.measure(&pong),
                 Ok(message) => return LinkEvent::Message(message),
-                Err(error) => return LinkEvent::Lost(format!("the peer broke the protocol: {error}")),
+                Err(error) => {
+                    return LinkEvent::Lost(format!("the peer broke the protocol: {error}"));
+                }
             }
         }
     }
@@ -184,7 +200,9 @@ impl Reader {
         };
         self.pings = self.pings.saturating_add(1);
         self.ping_due = Timestamp(now.0.saturating_add(interval.as_nanos() as u64));
-        self.say(&Message::Ping(Ping { sent_ns: Timestamp::now().0 }))
+        self.say(&Message::Ping(Ping {
+            sent_ns: Timestamp::now().0,
+        }))
     }
 
     fn say(&self, message: &Message) -> Result<(), ControlError> {
@@ -197,7 +215,10 @@ impl Reader {
         let round_trip = received.since(Timestamp(pong.ping_sent_ns));
         let middle = received.0.saturating_sub(round_trip.as_nanos() as u64 / 2);
         let mut quality = self.quality.lock().unwrap_or_else(PoisonError::into_inner);
-        if quality.round_trip.is_none_or(|shortest| round_trip <= shortest) {
+        if quality
+            .round_trip
+            .is_none_or(|shortest| round_trip <= shortest)
+        {
             quality.round_trip = Some(round_trip);
             quality.clock_offset_ns = pong.answered_ns.wrapping_sub(middle) as i64;
         }

@@ -431,8 +431,13 @@ impl VerifyPages {
     /// The message for some claims.
     pub fn new(first: PageNumber, claims: &[PageClaim]) -> Self {
         let mut bytes = Vec::with_capacity(claims.len() * WireClaim::BYTES);
-        claims.iter().for_each(|claim| WireClaim(*claim).write(&mut bytes));
-        Self { first: first.0, claims: bytes.into() }
+        claims
+            .iter()
+            .for_each(|claim| WireClaim(*claim).write(&mut bytes));
+        Self {
+            first: first.0,
+            claims: bytes.into(),
+        }
     }
 
     /// The claims.
@@ -519,7 +524,10 @@ impl Message {
             Self::Verified(body) => encoded(body),
             Self::Commit | Self::Released | Self::VerifyEnd => Vec::new(),
         };
-        Frame { kind: self.kind().number(), payload }
+        Frame {
+            kind: self.kind().number(),
+            payload,
+        }
     }
 
     /// The message in a frame.
@@ -562,8 +570,10 @@ fn encoded<T: Encode<()>>(body: &T) -> Vec<u8> {
 }
 
 fn decoded<'b, T: Decode<'b, ()>>(kind: MessageKind, bytes: &'b [u8]) -> Result<T, MessageError> {
-    minicbor::decode(bytes)
-        .map_err(|error| MessageError::Malformed { kind, reason: error.to_string() })
+    minicbor::decode(bytes).map_err(|error| MessageError::Malformed {
+        kind,
+        reason: error.to_string(),
+    })
 }
 
 impl Hello {
@@ -573,15 +583,24 @@ impl Hello {
     ///
     /// When a value is out of its bounds.
     pub fn offer(&self) -> Result<GuestOffer, MessageError> {
-        let bad = |reason: String| MessageError::OutOfBounds { kind: MessageKind::Hello, reason };
+        let bad = |reason: String| MessageError::OutOfBounds {
+            kind: MessageKind::Hello,
+            reason,
+        };
         if !valid_guest_name(&self.name) {
-            return Err(bad(format!("'{}' can't be a guest's name", shortened(&self.name, 60))));
+            return Err(bad(format!(
+                "'{}' can't be a guest's name",
+                shortened(&self.name, 60)
+            )));
         }
         if self.kind.is_empty() || self.kind.len() > TEXT_BYTES_MAX {
             return Err(bad(format!("a guest kind of {} bytes", self.kind.len())));
         }
         if self.lanes == 0 || self.lanes > LANES_MAX {
-            return Err(bad(format!("{} lanes; 1 to {LANES_MAX} are possible", self.lanes)));
+            return Err(bad(format!(
+                "{} lanes; 1 to {LANES_MAX} are possible",
+                self.lanes
+            )));
         }
         if self.epoch == u64::MAX {
             return Err(bad("the epoch can't grow any more".to_owned()));
@@ -630,7 +649,10 @@ impl WireLayout {
     ///
     /// When it is not a valid layout.
     pub fn to_layout(&self) -> Result<Layout, MessageError> {
-        let bad = |reason: String| MessageError::OutOfBounds { kind: MessageKind::Hello, reason };
+        let bad = |reason: String| MessageError::OutOfBounds {
+            kind: MessageKind::Hello,
+            reason,
+        };
         if self.regions.len() > REGIONS_MAX {
             return Err(LayoutError::RegionCount(self.regions.len()).into());
         }
@@ -662,7 +684,10 @@ impl Grants {
         Self {
             first: grants.iter().map(|grant| grant.range.first.0).collect(),
             pages: grants.iter().map(|grant| grant.range.pages).collect(),
-            keys: grants.iter().map(|grant| grant.key.clone().into()).collect(),
+            keys: grants
+                .iter()
+                .map(|grant| grant.key.clone().into())
+                .collect(),
         }
     }
 
@@ -672,7 +697,10 @@ impl Grants {
     ///
     /// When the three lists differ in length or a key is too long.
     pub fn to_grants(&self) -> Result<Vec<Grant>, MessageError> {
-        let bad = |reason: String| MessageError::OutOfBounds { kind: MessageKind::Welcome, reason };
+        let bad = |reason: String| MessageError::OutOfBounds {
+            kind: MessageKind::Welcome,
+            reason,
+        };
         if self.first.len() != self.pages.len() || self.first.len() != self.keys.len() {
             return Err(bad("grants of uneven length".to_owned()));
         }
@@ -683,7 +711,10 @@ impl Grants {
         Ok(ranges
             .zip(&self.keys)
             .map(|((first, pages), key)| Grant {
-                range: Run { first: PageNumber(*first), pages: *pages },
+                range: Run {
+                    first: PageNumber(*first),
+                    pages: *pages,
+                },
                 key: key.to_vec(),
             })
             .collect())
@@ -696,11 +727,7 @@ impl Welcome {
     /// # Errors
     ///
     /// When there is none, or more than were asked for.
-    pub fn tickets(
-        &self,
-        session: SessionId,
-        asked: u16,
-    ) -> Result<Vec<LaneTicket>, MessageError> {
+    pub fn tickets(&self, session: SessionId, asked: u16) -> Result<Vec<LaneTicket>, MessageError> {
         if self.tokens.is_empty() || self.tokens.len() > usize::from(asked) {
             return Err(MessageError::OutOfBounds {
                 kind: MessageKind::Welcome,
@@ -744,7 +771,9 @@ impl WireHost {
 impl Abort {
     /// An ABORT or ABORTED with this reason.
     pub fn new(reason: &str) -> Self {
-        Self { reason: shortened(reason, REASON_BYTES_MAX) }
+        Self {
+            reason: shortened(reason, REASON_BYTES_MAX),
+        }
     }
 
     /// The reason, fit to be shown.
@@ -756,7 +785,9 @@ impl Abort {
 impl Refused {
     /// A refusal with this reason.
     pub fn new(reason: &str) -> Self {
-        Self { reason: shortened(reason, REASON_BYTES_MAX) }
+        Self {
+            reason: shortened(reason, REASON_BYTES_MAX),
+        }
     }
 
     /// The reason, fit to be shown.
@@ -785,7 +816,11 @@ impl Ready {
 pub(crate) fn shortened(text: &str, bytes_max: usize) -> String {
     let mut kept = String::new();
     for character in text.chars() {
-        let character = if character.is_control() { ' ' } else { character };
+        let character = if character.is_control() {
+            ' '
+        } else {
+            character
+        };
         if kept.len() + character.len_utf8() > bytes_max {
             break;
         }
@@ -831,35 +866,59 @@ mod tests {
     }
 
     fn messages() -> Vec<Message> {
-        let claim = |generation| PageClaim { digest: 9, generation, settled: generation.is_none() };
+        let claim = |generation| PageClaim {
+            digest: 9,
+            generation,
+            settled: generation.is_none(),
+        };
         vec![
             Message::Hello(Box::new(hello())),
             Message::Welcome(Welcome {
                 version: 1,
                 capabilities: 1,
                 tokens: vec![[7; 32].into()],
-                grants: Grants { first: vec![0], pages: vec![256], keys: vec![vec![].into()] },
+                grants: Grants {
+                    first: vec![0],
+                    pages: vec![256],
+                    keys: vec![vec![].into()],
+                },
                 host: WireHost::default(),
                 mechanism: "io_uring".to_owned(),
             }),
             Message::Refused(Refused::new("no room")),
             Message::Ping(Ping { sent_ns: 1 }),
-            Message::Pong(Pong { ping_sent_ns: 1, answered_ns: 2 }),
+            Message::Pong(Pong {
+                ping_sent_ns: 1,
+                answered_ns: 2,
+            }),
             Message::Prepare(Prepare {
                 fences: vec![3, 4],
-                counts: Counts { payload_bytes: 8192, zero_pages: 1 },
+                counts: Counts {
+                    payload_bytes: 8192,
+                    zero_pages: 1,
+                },
                 digests: vec![],
                 state: vec![0x80].into(),
             }),
             Message::Ready(Ready::default()),
             Message::Commit,
-            Message::Running(Running { commit_received_ns: 1, running_ns: vec![2, 3] }),
+            Message::Running(Running {
+                commit_received_ns: 1,
+                running_ns: vec![2, 3],
+            }),
             Message::Released,
             Message::Abort(Abort::new("cancelled")),
             Message::Aborted(Abort::new("out of memory")),
-            Message::VerifyPages(VerifyPages::new(PageNumber(64), &[claim(None), claim(Some(5))])),
+            Message::VerifyPages(VerifyPages::new(
+                PageNumber(64),
+                &[claim(None), claim(Some(5))],
+            )),
             Message::VerifyEnd,
-            Message::Verified(Verified { checked: 2, same: 2, ..Verified::default() }),
+            Message::Verified(Verified {
+                checked: 2,
+                same: 2,
+                ..Verified::default()
+            }),
         ]
     }
 
@@ -914,7 +973,13 @@ mod tests {
 
     #[test]
     fn a_peers_text_can_not_steer_the_terminal() {
-        assert_eq!(Abort { reason: "a\x1b[2Jb\n".to_owned() }.reason(), "a [2Jb ");
+        assert_eq!(
+            Abort {
+                reason: "a\x1b[2Jb\n".to_owned()
+            }
+            .reason(),
+            "a [2Jb "
+        );
         assert_eq!(shortened("ääää", 5), "ää");
     }
 

@@ -96,7 +96,9 @@ impl Default for DestinationSession {
 impl DestinationSession {
     /// A session whose WELCOME is out.
     pub fn new() -> Self {
-        Self { state: State::Receiving }
+        Self {
+            state: State::Receiving,
+        }
     }
 
     /// Where it stands.
@@ -117,9 +119,10 @@ impl DestinationSession {
             (State::Ready, Event::Commit) => {
                 (State::Committed, vec![Action::RecordOwnership, Action::Run])
             }
-            (State::Committed, Event::Entered) => {
-                (State::Running, vec![Action::SendRunning, Action::CloseLanes])
-            }
+            (State::Committed, Event::Entered) => (
+                State::Running,
+                vec![Action::SendRunning, Action::CloseLanes],
+            ),
             (State::Committed, Event::NotEntered) => (State::Broken, vec![Action::CloseLanes]),
             // The guest's fate is decided by whether it can be entered, not by the link.
             (State::Committed, _) => return Vec::new(),

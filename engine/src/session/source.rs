@@ -135,7 +135,9 @@ impl Default for SourceSession {
 impl SourceSession {
     /// A session that has not begun.
     pub fn new() -> Self {
-        Self { state: State::Created }
+        Self {
+            state: State::Created,
+        }
     }
 
     /// Where it stands.
@@ -171,9 +173,10 @@ impl SourceSession {
             }
             (State::Copying, Event::RoundDone) => (State::Copying, vec![Action::Judge]),
             (State::Copying, Event::Converged) => (State::Pausing, vec![Action::Pause]),
-            (State::Pausing, Event::Paused) => {
-                (State::Finishing { saved: false }, vec![Action::StartFinalRound])
-            }
+            (State::Pausing, Event::Paused) => (
+                State::Finishing { saved: false },
+                vec![Action::StartFinalRound],
+            ),
             (State::Finishing { saved: false }, Event::RoundDone) => {
                 (State::Saving, vec![Action::Save])
             }
@@ -186,9 +189,10 @@ impl SourceSession {
             | (State::Finishing { saved: true }, Event::RoundDone) => {
                 (State::Preparing, vec![Action::SendPrepare])
             }
-            (State::Preparing, Event::Ready) => {
-                (State::Committed, vec![Action::RecordGiveUp, Action::SendCommit])
-            }
+            (State::Preparing, Event::Ready) => (
+                State::Committed,
+                vec![Action::RecordGiveUp, Action::SendCommit],
+            ),
             (State::Committed, Event::Running) => {
                 (State::Verifying, vec![Action::CloseLanes, Action::Verify])
             }

@@ -82,7 +82,9 @@ impl World {
     }
 
     fn destination_event(mut self, event: DestinationEvent) -> Self {
-        let Some(destination) = &mut self.destination else { return self };
+        let Some(destination) = &mut self.destination else {
+            return self;
+        };
         for action in destination.on(event) {
             match action {
                 DestinationAction::SendReady => self.to_source.push_back(Word::Ready),
@@ -108,15 +110,18 @@ impl World {
         let local: &[SourceEvent] = match self.source.state() {
             SourceState::Created => &[SourceEvent::Begin],
             SourceState::Opening => &[SourceEvent::Opened],
-            SourceState::Copying if self.rounds < 2 => {
-                &[SourceEvent::RoundDone, SourceEvent::Continue, SourceEvent::Converged]
-            }
+            SourceState::Copying if self.rounds < 2 => &[
+                SourceEvent::RoundDone,
+                SourceEvent::Continue,
+                SourceEvent::Converged,
+            ],
             SourceState::Copying => &[SourceEvent::Converged],
             SourceState::Pausing => &[SourceEvent::Paused],
             SourceState::Finishing { .. } => &[SourceEvent::RoundDone],
-            SourceState::Saving => {
-                &[SourceEvent::Saved { dirtied: true }, SourceEvent::Saved { dirtied: false }]
-            }
+            SourceState::Saving => &[
+                SourceEvent::Saved { dirtied: true },
+                SourceEvent::Saved { dirtied: false },
+            ],
             _ => &[],
         };
         worlds.extend(local.iter().copied().map(from_source));
@@ -179,8 +184,9 @@ impl World {
         world.connected = false;
         world.to_destination.clear();
         world.to_source.clear();
-        let mut world =
-            world.source_event(SourceEvent::Lost).destination_event(DestinationEvent::Lost);
+        let mut world = world
+            .source_event(SourceEvent::Lost)
+            .destination_event(DestinationEvent::Lost);
         world.to_destination.clear();
         world.to_source.clear();
         world
@@ -193,11 +199,17 @@ fn no_order_of_events_makes_two_owners_or_loses_the_guest() {
     let mut open = vec![World::new()];
     let (mut moved, mut stayed, mut unknown) = (0, 0, 0);
     while let Some(world) = open.pop() {
-        assert!(!(world.source_runs && world.destination_runs), "two owners: {world:?}");
+        assert!(
+            !(world.source_runs && world.destination_runs),
+            "two owners: {world:?}"
+        );
         match world.source.state() {
             SourceState::Moved => {
                 moved += 1;
-                assert!(world.destination_runs, "freed here, runs nowhere: {world:?}");
+                assert!(
+                    world.destination_runs,
+                    "freed here, runs nowhere: {world:?}"
+                );
             }
             SourceState::Stayed(_) => {
                 stayed += 1;
@@ -205,7 +217,10 @@ fn no_order_of_events_makes_two_owners_or_loses_the_guest() {
             }
             SourceState::Unknown => {
                 unknown += 1;
-                assert!(world.given_up && !world.source_runs, "held without need: {world:?}");
+                assert!(
+                    world.given_up && !world.source_runs,
+                    "held without need: {world:?}"
+                );
             }
             _ => {}
         }
@@ -215,7 +230,10 @@ fn no_order_of_events_makes_two_owners_or_loses_the_guest() {
             }
         }
     }
-    assert!(moved > 0 && stayed > 0 && unknown > 0, "{moved} {stayed} {unknown}");
+    assert!(
+        moved > 0 && stayed > 0 && unknown > 0,
+        "{moved} {stayed} {unknown}"
+    );
     assert!(seen.len() > 100, "only {} worlds", seen.len());
 }
 
@@ -239,7 +257,11 @@ fn before_the_give_up_the_guest_resumes_before_anything_else() {
     assert_eq!(session.state(), SourceState::Preparing);
     assert_eq!(
         session.on(SourceEvent::Lost),
-        vec![SourceAction::Resume, SourceAction::SendAbort, SourceAction::CloseLanes]
+        vec![
+            SourceAction::Resume,
+            SourceAction::SendAbort,
+            SourceAction::CloseLanes
+        ]
     );
 }
 
@@ -265,9 +287,15 @@ fn law_2_pages_go_out_twice_only_behind_a_fence() {
 
 #[test]
 fn behind_the_give_up_a_cancel_is_not_heeded_and_a_lost_link_holds_the_guest() {
-    let mut session = SourceSession { state: SourceState::Committed };
+    let mut session = SourceSession {
+        state: SourceState::Committed,
+    };
     assert!(!session.is_before_give_up());
-    assert!(session.on(SourceEvent::Stop(StayReason::Cancelled)).is_empty());
+    assert!(
+        session
+            .on(SourceEvent::Stop(StayReason::Cancelled))
+            .is_empty()
+    );
     assert_eq!(
         session.on(SourceEvent::Lost),
         vec![SourceAction::Hold, SourceAction::CloseLanes]

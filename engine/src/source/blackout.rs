@@ -14,7 +14,10 @@ pub(super) struct Timeline {
 impl Timeline {
     /// A pause that began at `begin`, when the first vCPU was parked.
     pub(super) fn new(begin: Timestamp) -> Self {
-        Self { begin, moments: Vec::with_capacity(24) }
+        Self {
+            begin,
+            moments: Vec::with_capacity(24),
+        }
     }
 
     /// When it began.
@@ -42,13 +45,12 @@ impl Timeline {
     /// The parts.
     pub(super) fn parts(&self) -> Vec<BlackoutPart> {
         let begins = std::iter::once(self.begin).chain(self.moments.iter().map(|moment| moment.2));
-        let part = |(begin, (name, side, end)): (Timestamp, &(String, Side, Timestamp))| {
-            BlackoutPart {
+        let part =
+            |(begin, (name, side, end)): (Timestamp, &(String, Side, Timestamp))| BlackoutPart {
                 name: name.clone(),
                 side: *side,
                 duration_ns: end.since(begin).as_nanos() as u64,
-            }
-        };
+            };
         begins.zip(&self.moments).map(part).collect()
     }
 }
@@ -63,8 +65,15 @@ mod tests {
         timeline.mark("park", Side::Source, Timestamp(1100));
         timeline.mark("prepare", Side::Link, Timestamp(1050));
         timeline.mark("load-state", Side::Destination, Timestamp(1300));
-        let durations: Vec<_> = timeline.parts().iter().map(|part| part.duration_ns).collect();
+        let durations: Vec<_> = timeline
+            .parts()
+            .iter()
+            .map(|part| part.duration_ns)
+            .collect();
         assert_eq!(durations, vec![100, 0, 200]);
-        assert_eq!(durations.iter().sum::<u64>(), timeline.end().0 - timeline.begin().0);
+        assert_eq!(
+            durations.iter().sum::<u64>(),
+            timeline.end().0 - timeline.begin().0
+        );
     }
 }

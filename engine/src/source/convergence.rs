@@ -137,7 +137,10 @@ impl Convergence {
         term("park", PARK_ASSUMED * vcpus);
         // Once for what was written last, once for what saving wrote.
         term("collect", now.collect * 2);
-        term("final-round", seconds(bytes / self.goodput()) + round_trip / 2);
+        term(
+            "final-round",
+            seconds(bytes / self.goodput()) + round_trip / 2,
+        );
         term("save-state", VCPU_STATE_ASSUMED * vcpus);
         if now.digest_bytes > 0 {
             let rate = DIGEST_BYTES_PER_S_ASSUMED * f64::from(now.digest_threads.max(1));
@@ -154,17 +157,20 @@ impl Convergence {
     /// Decides after round `round` (from 1), with `predicted` as the blackout's length if the guest
     /// were paused now.
     pub(super) fn judge(&mut self, round: u32, predicted: Duration, limits: Limits) -> Verdict {
-        let progressed =
-            self.best.is_none_or(|best| predicted < best.mul_f64(PROGRESS_FACTOR));
+        let progressed = self
+            .best
+            .is_none_or(|best| predicted < best.mul_f64(PROGRESS_FACTOR));
         self.best = Some(self.best.map_or(predicted, |best| best.min(predicted)));
-        self.rounds_without_progress =
-            if progressed { 0 } else { self.rounds_without_progress + 1 };
+        self.rounds_without_progress = if progressed {
+            0
+        } else {
+            self.rounds_without_progress + 1
+        };
 
         if predicted <= limits.max_blackout {
             return Verdict::Switch;
         }
-        let stalled =
-            round >= limits.max_rounds || self.rounds_without_progress >= STALLED_ROUNDS;
+        let stalled = round >= limits.max_rounds || self.rounds_without_progress >= STALLED_ROUNDS;
         match (stalled, limits.on_stall) {
             (false, _) => Verdict::Continue,
             (true, OnStall::Switchover) if predicted <= limits.blackout_cap => Verdict::Switch,
@@ -176,7 +182,9 @@ impl Convergence {
 /// A duration of so many seconds; what no clock can represent counts as a year.
 fn seconds(seconds: f64) -> Duration {
     const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
-    Duration::try_from_secs_f64(seconds).unwrap_or(YEAR).min(YEAR)
+    Duration::try_from_secs_f64(seconds)
+        .unwrap_or(YEAR)
+        .min(YEAR)
 }
 
 #[cfg(test)]
@@ -186,7 +194,12 @@ mod tests {
     const MS: fn(u64) -> Duration = Duration::from_millis;
 
     fn limits(on_stall: OnStall) -> Limits {
-        Limits { max_blackout: MS(50), blackout_cap: MS(500), max_rounds: 30, on_stall }
+        Limits {
+            max_blackout: MS(50),
+            blackout_cap: MS(500),
+            max_rounds: 30,
+            on_stall,
+        }
     }
 
     fn verdicts(predictions: &[u64], limits: Limits) -> Vec<Verdict> {
@@ -214,20 +227,34 @@ mod tests {
             vec![Continue, Continue, Continue, GiveIn]
         );
         // Slow progress is progress.
-        assert!(!verdicts(&[900, 800, 700, 600, 500, 400], limits(OnStall::Abort)).contains(&GiveIn));
+        assert!(
+            !verdicts(&[900, 800, 700, 600, 500, 400], limits(OnStall::Abort)).contains(&GiveIn)
+        );
     }
 
     #[test]
     fn a_forced_switchover_never_passes_the_cap() {
         use Verdict::{GiveIn, Switch};
-        assert_eq!(verdicts(&[400; 4], limits(OnStall::Switchover)).last(), Some(&Switch));
-        assert_eq!(verdicts(&[501; 4], limits(OnStall::Switchover)).last(), Some(&GiveIn));
+        assert_eq!(
+            verdicts(&[400; 4], limits(OnStall::Switchover)).last(),
+            Some(&Switch)
+        );
+        assert_eq!(
+            verdicts(&[501; 4], limits(OnStall::Switchover)).last(),
+            Some(&GiveIn)
+        );
     }
 
     #[test]
     fn the_last_round_decides() {
-        let limits = Limits { max_rounds: 2, ..limits(OnStall::Abort) };
-        assert_eq!(verdicts(&[900, 100], limits), vec![Verdict::Continue, Verdict::GiveIn]);
+        let limits = Limits {
+            max_rounds: 2,
+            ..limits(OnStall::Abort)
+        };
+        assert_eq!(
+            verdicts(&[900, 100], limits),
+            vec![Verdict::Continue, Verdict::GiveIn]
+        );
     }
 
     #[test]
@@ -242,7 +269,11 @@ mod tests {
                 ..Circumstances::default()
             };
             let prediction = convergence.predict(now);
-            let part = prediction.parts.iter().find(|part| part.name == "final-round").unwrap();
+            let part = prediction
+                .parts
+                .iter()
+                .find(|part| part.name == "final-round")
+                .unwrap();
             Duration::from_nanos(part.duration_ns)
         };
         assert_eq!(part(0), Duration::ZERO);
@@ -251,9 +282,18 @@ mod tests {
 
     #[test]
     fn nothing_measured_and_everything_dirty_stays_finite() {
-        let mut convergence = Convergence { goodput: Some(0.0), ..Convergence::default() };
-        let now = Circumstances { dirty_pages: u64::MAX, ..Circumstances::default() };
+        let mut convergence = Convergence {
+            goodput: Some(0.0),
+            ..Convergence::default()
+        };
+        let now = Circumstances {
+            dirty_pages: u64::MAX,
+            ..Circumstances::default()
+        };
         let predicted = convergence.predict(now).total();
-        assert_eq!(convergence.judge(1, predicted, limits(OnStall::Abort)), Verdict::Continue);
+        assert_eq!(
+            convergence.judge(1, predicted, limits(OnStall::Abort)),
+            Verdict::Continue
+        );
     }
 }

@@ -98,7 +98,11 @@ struct WrittenPages {
 impl WrittenPages {
     fn new(page_span: u64) -> Self {
         let words = usize::try_from(page_span.div_ceil(64)).unwrap_or(usize::MAX);
-        Self { words: std::iter::repeat_with(|| AtomicU64::new(0)).take(words).collect() }
+        Self {
+            words: std::iter::repeat_with(|| AtomicU64::new(0))
+                .take(words)
+                .collect(),
+        }
     }
 
     // Relaxed throughout: a page changes lanes only between rounds, and what is between rounds (a
@@ -147,7 +151,10 @@ impl<'a> LaneContext<'a> {
         Self {
             written: WrittenPages::new(memory.page_span()),
             memory,
-            sources: sources.into_iter().filter(|source| !source.rearms_on_collect()).collect(),
+            sources: sources
+                .into_iter()
+                .filter(|source| !source.rearms_on_collect())
+                .collect(),
             untouched,
             scan: ZeroScan::detect(),
             pacer: Pacer::new(),
@@ -177,7 +184,12 @@ pub(super) fn serve<E: From<LaneDone>>(
     done: &SyncSender<E>,
 ) {
     let number = lane.number();
-    let mut worker = LaneWorker { lane, context, data: Vec::new(), zero: Vec::new() };
+    let mut worker = LaneWorker {
+        lane,
+        context,
+        data: Vec::new(),
+        zero: Vec::new(),
+    };
     let mut last_fence = FenceNumber(0);
     while let Ok(order) = orders.recv() {
         let result = match order {
@@ -187,7 +199,16 @@ pub(super) fn serve<E: From<LaneDone>>(
         if let Ok(tally) = &result {
             last_fence = tally.fence;
         }
-        if done.send(LaneDone { lane: number, result }.into()).is_err() {
+        if done
+            .send(
+                LaneDone {
+                    lane: number,
+                    result,
+                }
+                .into(),
+            )
+            .is_err()
+        {
             return;
         }
     }
@@ -228,7 +249,8 @@ impl LaneWorker<'_> {
         }
         tally.fence = self.lane.fence()?;
         if matches!(round.sharing, Sharing::Claimed(_)) {
-            self.lane.wait_fence(tally.fence, Deadline::after(self.context.peer_timeout))?;
+            self.lane
+                .wait_fence(tally.fence, Deadline::after(self.context.peer_timeout))?;
         }
         tally.busy = Timestamp::now().since(begin).saturating_sub(held_back);
         tally.counters = self.lane.counters();
@@ -237,9 +259,14 @@ impl LaneWorker<'_> {
 
     fn confirm(&mut self, fence: FenceNumber) -> Result<LaneTally, LaneFailure> {
         if fence != FenceNumber(0) {
-            self.lane.wait_fence(fence, Deadline::after(self.context.peer_timeout))?;
+            self.lane
+                .wait_fence(fence, Deadline::after(self.context.peer_timeout))?;
         }
-        Ok(LaneTally { fence, counters: self.lane.counters(), ..LaneTally::default() })
+        Ok(LaneTally {
+            fence,
+            counters: self.lane.counters(),
+            ..LaneTally::default()
+        })
     }
 
     /// Deals with one chunk's dirty pages. Returns how long the lane was held back on purpose.
@@ -276,7 +303,9 @@ impl LaneWorker<'_> {
         }
         if !self.data.is_empty() {
             // Marked before they leave: from now on their zeros have to be sent as well.
-            self.data.iter().for_each(|run| self.context.written.mark(*run));
+            self.data
+                .iter()
+                .for_each(|run| self.context.written.mark(*run));
             self.lane.put(&self.data)?;
         }
         if !self.zero.is_empty() {
@@ -284,7 +313,9 @@ impl LaneWorker<'_> {
         }
         tally.sent_bytes += bytes;
         let dealt_with: u64 = words.iter().map(|word| u64::from(word.count_ones())).sum();
-        self.context.remaining_pages.fetch_sub(dealt_with, Ordering::Relaxed);
+        self.context
+            .remaining_pages
+            .fetch_sub(dealt_with, Ordering::Relaxed);
         self.context.sent_bytes.fetch_add(bytes, Ordering::Relaxed);
         Ok(held_back)
     }
@@ -302,10 +333,20 @@ impl LaneWorker<'_> {
         let mut touched = Vec::new();
         let words = if round.is_first {
             touched.extend_from_slice(words);
-            let known_zero = self.context.untouched.clear_untouched(chunk.run(), &mut touched);
-            // Fresh on this side, never put: fresh on the other as well.
-            tally.zero_pages += known_zero;
-            tally.skipped_pages += known_zero;
+            let dirty = touched
+                .iter()
+                .map(|word| u64::from(word.count_ones()))
+                .sum::<u64>();
+            self.context.untouched.for_each_range(chunk.run(), |run| {
+                clear_bits(&mut touched, chunk.first, run)
+            });
+            // Law 5, and law 4: proven zero here, and never put, so zero there as well.
+            let left = touched
+                .iter()
+                .map(|word| u64::from(word.count_ones()))
+                .sum::<u64>();
+            tally.zero_pages += dirty - left;
+            tally.skipped_pages += dirty - left;
             &touched
         } else {
             words
@@ -333,10 +374,23 @@ impl LaneWorker<'_> {
     }
 }
 
+/// Clears the bits of `run` in words whose first bit is page `first`.
+fn clear_bits(words: &mut [u64], first: PageNumber, run: Run) {
+    for page in run.first.0.max(first.0)..run.end().0 {
+        let bit = page - first.0;
+        if let Some(word) = words.get_mut((bit / 64) as usize) {
+            *word &= !(1 << (bit % 64));
+        }
+    }
+}
+
 /// Adds a page to the last run, or begins a new one.
 fn extend(runs: &mut Vec<Run>, page: PageNumber) {
     match runs.last_mut() {
         Some(run) if run.end() == page => run.pages += 1,
-        _ => runs.push(Run { first: page, pages: 1 }),
+        _ => runs.push(Run {
+            first: page,
+            pages: 1,
+        }),
     }
 }

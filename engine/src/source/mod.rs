@@ -89,7 +89,10 @@ impl Report {
                 method: "none".to_owned(),
                 ..VerificationReport::default()
             },
-            hosts: Hosts { source: this_host(), ..Hosts::default() },
+            hosts: Hosts {
+                source: this_host(),
+                ..Hosts::default()
+            },
         }
     }
 }

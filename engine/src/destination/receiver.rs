@@ -1,0 +1,641 @@
+//! Performs the session's actions and turns what happens into its events.
+
+use std::collections::VecDeque;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::thread::Scope;
+use std::time::Duration;
+
+use dunlin_transports::control::ControlChannel;
+use dunlin_transports::deadline::Deadline;
+use dunlin_transports::lane::{
+    DestinationEndpoint, DestinationEndpointFactory, DestinationLane, FenceNumber, Grant,
+    LaneCounters, LaneError, LaneNumber, LaneTicket, LaneToken,
+};
+use dunlin_transports::memory::PageNumber;
+
+use super::{Hello, ReceiveError, ReceiveSettings, Received};
+use crate::affinity::{lane_cpus, pin_current_thread};
+use crate::clock::{Timestamp, boot_id};
+use crate::digest::{digest_count, digests};
+use crate::guest::{GuestError, GuestFactory, IncomingGuest};
+use crate::host::this_host;
+use crate::link::{Link, LinkEvent};
+use crate::protocol::{
+    Abort, Grants, Message, Prepare, Ready, Refused, Running, VERIFY_PAGES_MAX, Verified,
+    VerifyPages, Welcome, WireHost, capability,
+};
+use crate::session::DestinationSession;
+use crate::session::destination::{Action, Event, State};
+use crate::state::DeviceState;
+
+/// How often a waiting destination looks at the time.
+const TICK: Duration = Duration::from_millis(20);
+
+/// The longest cap that a source may ask this side to wait for. An hour of pause is no live
+/// migration any more.
+const BLACKOUT_CAP_MAX: Duration = Duration::from_secs(60 * 60);
+
+/// How long a page that is just being written is waited for when it is compared.
+const SETTLE_TIME: Duration = Duration::from_millis(500);
+
+/// How long the guest is given to measure its own pause.
+const GUEST_PAUSE_TIME: Duration = Duration::from_secs(1);
+
+/// How long the source is given to read the last word.
+const LAST_WORD_TIME: Duration = Duration::from_secs(1);
+
+/// How many messages may wait for this side: a few, so that a source that talks faster than it is
+/// listened to is held up by its connection, not by this side's memory.
+const INPUTS_WAITING: usize = 16;
+
+/// How many wrong pages are told of.
+const EXAMPLES_MAX: usize = 8;
+
+/// What reaches the session's thread.
+enum Input {
+    Link(LinkEvent),
+    Fence {
+        lane: LaneNumber,
+        number: FenceNumber,
+        counters: LaneCounters,
+    },
+    LaneFailed(LaneError),
+}
+
+impl From<LinkEvent> for Input {
+    fn from(event: LinkEvent) -> Self {
+        Self::Link(event)
+    }
+}
+
+pub(super) fn receive<F: GuestFactory>(
+    control: ControlChannel,
+    hello: &Hello,
+    factory: &mut F,
+    endpoint: DestinationEndpointFactory,
+    settings: &ReceiveSettings,
+) -> Result<Received<F::Guest>, ReceiveError> {
+    let (inputs_sender, waiting) = sync_channel(INPUTS_WAITING);
+    // From here on PINGs are answered, however long making room takes.
+    let link = Link::start(control, settings.peer_timeout, inputs_sender.clone())?;
+    // Declared behind the link, so that it goes first: the link's thread may be waiting for room.
+    let inputs = waiting;
+    let refused = |error: ReceiveError| {
+        if link
+            .send(&Message::Refused(Refused::new(&error.to_string())))
+            .is_ok()
+        {
+            linger(&inputs);
+        }
+        Err(error)
+    };
+    let refuse = |error: &dyn std::fmt::Display| ReceiveError::Refused(error.to_string());
+
+    let guest = match factory.create(hello.offer()) {
+        Ok(guest) => guest,
+        Err(error) => return refused(refuse(&error)),
+    };
+    if let Err(error) = same_shape(hello, &guest) {
+        return refused(refuse(&error));
+    }
+    let prepared = endpoint(guest.memory().lane_map().clone()).and_then(|endpoint| {
+        let grants = prepare_all(endpoint.as_ref(), &guest)?;
+        Ok((endpoint, grants))
+    });
+    let (endpoint, grants) = match prepared {
+        Ok(prepared) => prepared,
+        Err(error) => return refused(error.into()),
+    };
+    let tickets = match issue_tickets(hello, settings) {
+        Ok(tickets) => tickets,
+        Err(error) => return refused(refuse(&error)),
+    };
+    let self_check = if guest.self_check().is_some() {
+        capability::SELF_CHECK
+    } else {
+        0
+    };
+    let own = capability::ALL & !capability::SELF_CHECK | self_check;
+    link.send(&Message::Welcome(Welcome {
+        version: hello.version,
+        capabilities: own & hello.message.capabilities,
+        tokens: tickets.iter().map(|ticket| ticket.token.0.into()).collect(),
+        grants: Grants::new(&grants),
+        host: WireHost::new(&this_host(), &boot_id()),
+        mechanism: endpoint.mechanism(),
+    }))?;
+
+    std::thread::scope(|scope| {
+        let began = Timestamp::now();
+        let receiver = Destination {
+            hello,
+            endpoint: endpoint.as_ref(),
+            settings,
+            seen: vec![0; tickets.len()],
+            counters: vec![LaneCounters::default(); tickets.len()],
+            inputs,
+            link,
+            lost: false,
+            guest: Some(guest),
+            session: DestinationSession::new(),
+            reason: None,
+            broken: None,
+            began,
+            prepare: None,
+            prepare_received: began,
+            ready: Ready::default(),
+            running: Running::default(),
+            claims: None,
+            verified: Verified::default(),
+            running_since: None,
+        };
+        let started = start_lanes(
+            scope,
+            endpoint.as_ref(),
+            tickets,
+            hello,
+            settings,
+            inputs_sender,
+        );
+        receiver.run(started)
+    })
+}
+
+/// Whether the guest that was made has the memory that was asked for.
+fn same_shape<G: IncomingGuest>(hello: &Hello, guest: &G) -> Result<(), GuestError> {
+    let asked = hello.offer().layout.regions();
+    let made = guest.memory().layout().regions();
+    let shape = |region: &crate::layout::RegionShape| (region.address, region.bytes);
+    if asked.iter().map(shape).eq(made.iter().map(shape)) {
+        return Ok(());
+    }
+    Err(GuestError::message(
+        "the guest that was made has another memory layout",
+    ))
+}
+
+fn prepare_all<G: IncomingGuest>(
+    endpoint: &dyn DestinationEndpoint,
+    guest: &G,
+) -> Result<Vec<Grant>, LaneError> {
+    guest
+        .memory()
+        .lane_map()
+        .whole()
+        .into_iter()
+        .map(|range| endpoint.prepare(range))
+        .collect()
+}
+
+fn issue_tickets(hello: &Hello, settings: &ReceiveSettings) -> Result<Vec<LaneTicket>, GuestError> {
+    let lanes = hello.message.lanes.min(settings.lanes_max).max(1);
+    let ticket = |number| {
+        let mut token = [0; 32];
+        getrandom::fill(&mut token)
+            .map_err(|error| GuestError::message(format!("no random numbers: {error}")))?;
+        Ok(LaneTicket {
+            session: hello.session(),
+            number: LaneNumber(number),
+            token: LaneToken(token),
+        })
+    };
+    (0..lanes).map(ticket).collect()
+}
+
+/// Starts the thread that lets lanes in; it starts one for each.
+fn start_lanes<'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    endpoint: &'scope dyn DestinationEndpoint,
+    tickets: Vec<LaneTicket>,
+    hello: &Hello,
+    settings: &ReceiveSettings,
+    inputs: SyncSender<Input>,
+) -> std::io::Result<()> {
+    let lanes = u16::try_from(tickets.len()).unwrap_or(u16::MAX);
+    let cpus = lane_cpus(&settings.cpus, lanes, hello.offer().vcpus);
+    let peer_timeout = settings.peer_timeout;
+    let limit = Deadline::after(settings.session_limit);
+    let accept = move || {
+        for _ in 0..lanes {
+            let accepted = endpoint.accept_lane(&tickets, Deadline::after(peer_timeout));
+            let started = accepted.and_then(|lane| {
+                let number = lane.number();
+                let cpu = cpus.get(usize::from(number.0)).copied().flatten();
+                let inputs = inputs.clone();
+                let name = format!("dunlin-{}", number.0);
+                std::thread::Builder::new()
+                    .name(name)
+                    .spawn_scoped(scope, move || serve(lane, cpu, limit, &inputs))
+                    .map_err(|source| LaneError::System {
+                        lane: number,
+                        doing: "starting its thread",
+                        source,
+                    })
+            });
+            if let Err(error) = started {
+                let _ = inputs.send(Input::LaneFailed(error));
+                return;
+            }
+        }
+    };
+    std::thread::Builder::new()
+        .name("dunlin-accept".to_owned())
+        .spawn_scoped(scope, accept)?;
+    Ok(())
+}
+
+/// One lane's thread: takes what arrives, tells of each fence.
+///
+/// An idle lane is in order for as long as the session may last: a round may hold nothing for it,
+/// and whether the source is alive is for control to notice, which then stops the lanes.
+fn serve(
+    mut lane: Box<dyn DestinationLane>,
+    cpu: Option<usize>,
+    limit: Deadline,
+    inputs: &SyncSender<Input>,
+) {
+    if let Some(cpu) = cpu {
+        pin_current_thread(cpu);
+    }
+    loop {
+        let input = match lane.next_fence(limit) {
+            Ok(number) => Input::Fence {
+                lane: lane.number(),
+                number,
+                counters: lane.counters(),
+            },
+            Err(error) => Input::LaneFailed(error),
+        };
+        let last = matches!(input, Input::LaneFailed(_));
+        if inputs.send(input).is_err() || last {
+            return;
+        }
+    }
+}
+
+struct Destination<'a, G> {
+    hello: &'a Hello,
+    endpoint: &'a dyn DestinationEndpoint,
+    settings: &'a ReceiveSettings,
+    /// Before the link, so that it is dropped first: the link's thread may be waiting for room.
+    inputs: Receiver<Input>,
+    link: Link,
+    /// Whether the link is of no use any more.
+    lost: bool,
+    guest: Option<G>,
+    session: DestinationSession,
+    /// Why the move is ending, where it is not going well: the first reason counts.
+    reason: Option<String>,
+    broken: Option<GuestError>,
+    began: Timestamp,
+    /// The last fence seen on each lane.
+    seen: Vec<u64>,
+    /// What each lane carried when that fence was seen.
+    counters: Vec<LaneCounters>,
+    prepare: Option<Prepare>,
+    prepare_received: Timestamp,
+    ready: Ready,
+    running: Running,
+    claims: Option<VerifyPages>,
+    verified: Verified,
+    running_since: Option<Timestamp>,
+}
+
+impl<G: IncomingGuest> Destination<'_, G> {
+    fn run(mut self, lanes_started: std::io::Result<()>) -> Result<Received<G>, ReceiveError> {
+        let mut events = VecDeque::new();
+        if let Err(error) = lanes_started {
+            events.push_back(self.failed(&format!("starting a thread: {error}")));
+        }
+        while !self.session.is_over() {
+            let event = match events.pop_front() {
+                Some(event) => event,
+                None => self.next_event(),
+            };
+            for action in self.session.on(event) {
+                if let Some(event) = self.perform(action) {
+                    events.push_back(event);
+                }
+            }
+        }
+        self.finish()
+    }
+
+    // ---- what happens ----
+
+    fn next_event(&mut self) -> Event {
+        loop {
+            if let Some(event) = self.overdue() {
+                return event;
+            }
+            let input = match self.inputs.recv_timeout(TICK) {
+                Ok(input) => input,
+                Err(RecvTimeoutError::Timeout) => continue,
+                Err(RecvTimeoutError::Disconnected) => return self.failed("no thread is left"),
+            };
+            let event = match input {
+                Input::Link(LinkEvent::Lost(reason)) => Some(self.lost(&reason)),
+                Input::Link(LinkEvent::Message(message)) => Some(self.heard(message)),
+                Input::Fence {
+                    lane,
+                    number,
+                    counters,
+                } => self.fence(lane, number, counters),
+                // Once access is revoked, lanes end by themselves.
+                Input::LaneFailed(_) if self.is_past_lanes() => None,
+                Input::LaneFailed(error) => Some(self.failed(&error.to_string())),
+            };
+            if let Some(event) = event {
+                return event;
+            }
+        }
+    }
+
+    fn is_past_lanes(&self) -> bool {
+        !matches!(self.session.state(), State::Receiving | State::Loading)
+    }
+
+    fn overdue(&mut self) -> Option<Event> {
+        let now = Timestamp::now();
+        match self.session.state() {
+            State::Receiving => {
+                let limit = self.settings.session_limit;
+                (now.since(self.began) >= limit)
+                    .then(|| self.failed(&format!("not done within {} s", limit.as_secs())))
+            }
+            State::Loading | State::Ready => {
+                let cap = Duration::from_nanos(self.hello.message.blackout_cap_ns);
+                let limit = cap.min(BLACKOUT_CAP_MAX) + self.settings.peer_timeout;
+                let waited = now.since(self.prepare_received);
+                (waited >= limit).then(|| {
+                    self.failed(&format!(
+                        "no COMMIT within {} ms of PREPARE",
+                        waited.as_millis()
+                    ))
+                })
+            }
+            State::Running => {
+                // The guest runs here. What is left is talk, and it is not waited for for ever.
+                let limit = self.settings.session_limit;
+                self.running_since
+                    .is_some_and(|since| now.since(since) >= limit)
+                    .then_some(Event::Lost)
+            }
+            _ => None,
+        }
+    }
+
+    fn heard(&mut self, message: Message) -> Event {
+        match message {
+            Message::Prepare(prepare) => {
+                self.prepare_received = Timestamp::now();
+                self.prepare = Some(prepare);
+                Event::Prepare
+            }
+            Message::Commit => {
+                self.running.commit_received_ns = Timestamp::now().0;
+                Event::Commit
+            }
+            Message::VerifyPages(pages) => {
+                self.claims = Some(pages);
+                Event::VerifyPages
+            }
+            Message::VerifyEnd => Event::VerifyEnd,
+            Message::Released => Event::Released,
+            Message::Abort(abort) => {
+                self.because(&format!("the source ended it: {}", abort.reason()));
+                Event::Abort
+            }
+            other => {
+                let kind = other.kind();
+                self.failed(&format!("the source may not say {kind:?} now"))
+            }
+        }
+    }
+
+    fn fence(
+        &mut self,
+        lane: LaneNumber,
+        number: FenceNumber,
+        counters: LaneCounters,
+    ) -> Option<Event> {
+        if let Some(seen) = self.seen.get_mut(usize::from(lane.0)) {
+            *seen = number.0;
+        }
+        if let Some(slot) = self.counters.get_mut(usize::from(lane.0)) {
+            *slot = counters;
+        }
+        (self.session.state() == State::Loading)
+            .then(|| self.load())
+            .flatten()
+    }
+
+    fn failed(&mut self, reason: &str) -> Event {
+        self.because(reason);
+        Event::Failed
+    }
+
+    fn lost(&mut self, reason: &str) -> Event {
+        self.lost = true;
+        self.because(reason);
+        Event::Lost
+    }
+
+    fn because(&mut self, words: &str) {
+        self.reason.get_or_insert_with(|| words.to_owned());
+    }
+
+    // ---- what to do ----
+
+    fn perform(&mut self, action: Action) -> Option<Event> {
+        match action {
+            Action::Load => self.load(),
+            Action::SendReady => self.send(&Message::Ready(self.ready.clone())),
+            // Records that survive a crash go here; until there are such, the session's state is
+            // the record.
+            Action::RecordOwnership | Action::RecordAborted => None,
+            Action::Run => Some(self.enter()),
+            Action::SendRunning => self.send(&Message::Running(self.running.clone())),
+            Action::CheckPages => self.check_pages(),
+            Action::SendVerified => {
+                self.verified.guest_visible_ns = self
+                    .guest
+                    .as_mut()
+                    .and_then(|guest| guest.guest_visible_pause(Deadline::after(GUEST_PAUSE_TIME)))
+                    .map(|pause| u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX));
+                self.send(&Message::Verified(self.verified.clone()))
+            }
+            Action::SendAborted => {
+                let reason = self.reason.clone().unwrap_or_default();
+                if !self.lost
+                    && self
+                        .link
+                        .send(&Message::Aborted(Abort::new(&reason)))
+                        .is_ok()
+                {
+                    self.endpoint.stop();
+                    linger(&self.inputs);
+                }
+                None
+            }
+            Action::CloseLanes => {
+                self.endpoint.stop();
+                None
+            }
+            Action::Discard => {
+                self.guest = None;
+                None
+            }
+        }
+    }
+
+    fn send(&mut self, message: &Message) -> Option<Event> {
+        let error = self.link.send(message).err()?;
+        Some(self.lost(&error.to_string()))
+    }
+
+    /// Checks what PREPARE says and loads the state, once every fence was seen.
+    fn load(&mut self) -> Option<Event> {
+        let prepare = self.prepare.as_ref()?;
+        if prepare.fences.len() != self.seen.len() {
+            let reason = format!(
+                "{} fences for {} lanes",
+                prepare.fences.len(),
+                self.seen.len()
+            );
+            return Some(self.failed(&reason));
+        }
+        if self
+            .seen
+            .iter()
+            .zip(&prepare.fences)
+            .any(|(seen, named)| seen < named)
+        {
+            return None;
+        }
+        let prepare = self.prepare.take()?;
+        self.ready.prepare_received_ns = self.prepare_received.0;
+        self.ready.fences_seen_ns = Timestamp::now().0;
+        Some(match self.check_and_load(&prepare) {
+            Ok(()) => Event::Loaded,
+            Err(reason) => self.failed(&reason),
+        })
+    }
+
+    fn check_and_load(&mut self, prepare: &Prepare) -> Result<(), String> {
+        let payload: u64 = self.counters.iter().map(|lane| lane.payload_bytes).sum();
+        let zero: u64 = self.counters.iter().map(|lane| lane.zero_pages).sum();
+        let counts = prepare.counts;
+        if (payload, zero) != (counts.payload_bytes, counts.zero_pages) {
+            return Err(format!(
+                "{payload} bytes and {zero} zero pages arrived, {} and {} were sent",
+                counts.payload_bytes, counts.zero_pages
+            ));
+        }
+        let guest = self.guest.as_mut().ok_or("no guest")?;
+        let memory = guest.memory().lane_map();
+        if !prepare.digests.is_empty() {
+            if prepare.digests.len() != digest_count(memory) {
+                return Err(format!("{} digests came", prepare.digests.len()));
+            }
+            let own = digests(memory, self.seen.len()).map_err(|error| error.to_string())?;
+            if let Some(block) = own.iter().zip(&prepare.digests).position(|(a, b)| a != b) {
+                return Err(format!("memory differs in digest block {block}"));
+            }
+        }
+        self.ready.digests_compared_ns = Timestamp::now().0;
+        let state = DeviceState::decode(&prepare.state).map_err(|error| error.to_string())?;
+        guest
+            .load_state(&state)
+            .map_err(|error| error.to_string())?;
+        self.ready.state_loaded_ns = Timestamp::now().0;
+        // Law 9: from here on nothing of the source's reaches this memory.
+        self.endpoint.revoke_all();
+        self.ready.revoked_ns = Timestamp::now().0;
+        Ok(())
+    }
+
+    fn enter(&mut self) -> Event {
+        let epoch = self.epoch();
+        let Some(guest) = self.guest.as_mut() else {
+            return Event::NotEntered;
+        };
+        match guest.run(epoch) {
+            Ok(record) => {
+                self.running.running_ns = record.running.iter().map(|time| time.0).collect();
+                self.running_since = Some(Timestamp::now());
+                Event::Entered
+            }
+            Err(error) => {
+                self.broken = Some(error);
+                Event::NotEntered
+            }
+        }
+    }
+
+    fn epoch(&self) -> u64 {
+        // HELLO was refused if this could overflow.
+        self.hello.offer().identity.epoch.saturating_add(1)
+    }
+
+    fn check_pages(&mut self) -> Option<Event> {
+        let pages = self.claims.take()?;
+        let check = self.guest.as_ref().and_then(IncomingGuest::self_check)?;
+        let first = PageNumber(pages.first);
+        let claims = match pages.claims() {
+            Ok(claims) => claims,
+            Err(error) => {
+                return Some(self.lost(&error.to_string()));
+            }
+        };
+        let layout = &self.hello.offer().layout;
+        let inside = |page: u64| layout.region_of(PageNumber(page)).map(|found| found.0);
+        let last = pages
+            .first
+            .checked_add(claims.len() as u64)?
+            .checked_sub(1)?;
+        if claims.len() > VERIFY_PAGES_MAX
+            || inside(pages.first).is_none()
+            || inside(pages.first) != inside(last)
+        {
+            return Some(self.lost("claims about pages outside of guest memory"));
+        }
+        let found = check.check(first, &claims, Deadline::after(SETTLE_TIME));
+        self.verified.checked = self.verified.checked.saturating_add(found.checked);
+        self.verified.same = self.verified.same.saturating_add(found.same);
+        self.verified.later = self.verified.later.saturating_add(found.later);
+        self.verified.different = self.verified.different.saturating_add(found.different);
+        let room = EXAMPLES_MAX.saturating_sub(self.verified.examples.len());
+        let examples = found.examples.into_iter().take(room);
+        self.verified
+            .examples
+            .extend(examples.map(|(page, what)| format!("{page}: {what}")));
+        None
+    }
+
+    fn finish(mut self) -> Result<Received<G>, ReceiveError> {
+        self.endpoint.stop();
+        let epoch = self.epoch();
+        match (self.session.state(), self.guest.take(), self.broken.take()) {
+            (State::Released, Some(guest), _) => Ok(Received {
+                guest,
+                epoch,
+                checked_pages: self.verified.checked,
+                different_pages: self.verified.different,
+            }),
+            (State::Broken, _, Some(error)) => Err(ReceiveError::Broken(error)),
+            _ => Err(ReceiveError::Aborted(self.reason.unwrap_or_default())),
+        }
+    }
+}
+
+/// Waits for the peer to hang up, a moment at most: closing with bytes unread would make the kernel
+/// drop the last word.
+fn linger(inputs: &Receiver<Input>) {
+    let deadline = Deadline::after(LAST_WORD_TIME);
+    while let Ok(input) = inputs.recv_timeout(deadline.remaining()) {
+        if matches!(input, Input::Link(LinkEvent::Lost(_))) {
+            return;
+        }
+    }
+}
