@@ -4,7 +4,7 @@
 //! batch is in memory; so `retire` and `revoke_all` can wait until nobody writes any more.
 
 use std::collections::BTreeMap;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 
 use crate::memory::Run;
 
@@ -59,6 +59,39 @@ impl PreparedRanges {
     }
 }
 
+/// What both sides must have said about a range before a source may put into it.
+#[derive(Default)]
+pub(crate) struct SourceRanges {
+    ranges: RwLock<(PreparedRanges, PreparedRanges)>,
+}
+
+impl SourceRanges {
+    /// This side made a range ready to be sent from.
+    pub(crate) fn prepare(&self, range: Run) {
+        let mut ranges = self.ranges.write().unwrap_or_else(PoisonError::into_inner);
+        ranges.0.insert(range);
+    }
+
+    /// Undoes `prepare`; `false` when the range was not prepared.
+    pub(crate) fn retire(&self, range: Run) -> bool {
+        let mut ranges = self.ranges.write().unwrap_or_else(PoisonError::into_inner);
+        ranges.0.remove(range)
+    }
+
+    /// The destination made a range ready to be written.
+    pub(crate) fn grant(&self, range: Run) {
+        let mut ranges = self.ranges.write().unwrap_or_else(PoisonError::into_inner);
+        ranges.1.insert(range);
+    }
+
+    /// The first of `runs` that is not ready on both sides.
+    pub(crate) fn first_unready(&self, runs: &[Run]) -> Option<Run> {
+        let ranges = self.ranges.read().unwrap_or_else(PoisonError::into_inner);
+        let is_ready = |run: &&Run| ranges.0.contains(**run) && ranges.1.contains(**run);
+        runs.iter().find(|run| !is_ready(run)).copied()
+    }
+}
+
 #[derive(Default)]
 struct GateState {
     ranges: PreparedRanges,
@@ -104,7 +137,10 @@ impl WriteGate {
             interrupt();
             state = self.state();
             while busy(&state) {
-                state = self.left.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state = self
+                    .left
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner);
             }
         }
         true
@@ -126,7 +162,10 @@ impl WriteGate {
     pub(crate) fn wait_until_idle(&self) {
         let mut state = self.state();
         while state.writing.iter().any(|runs| !runs.is_empty()) {
-            state = self.left.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self
+                .left
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -248,7 +287,10 @@ mod tests {
         over.store(true, Ordering::SeqCst);
         drop(permit);
         assert!(waiter.join().unwrap());
-        assert_eq!(gate.enter(&place, [run(2, 2)].into_iter()).err(), Some(run(2, 2)));
+        assert_eq!(
+            gate.enter(&place, [run(2, 2)].into_iter()).err(),
+            Some(run(2, 2))
+        );
         assert!(!gate.prepare(run(0, 8)));
     }
 

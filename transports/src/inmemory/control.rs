@@ -48,7 +48,11 @@ impl ControlSender for Sender {
         let begun = Instant::now();
         let frame = frame.clone();
         self.end
-            .send(Message::Control { frame }, Some(deadline), &self.stopper.stopped)
+            .send(
+                Message::Control { frame },
+                Some(deadline),
+                &self.stopper.stopped,
+            )
             .map_err(|error| control_error(error, "sending a message", begun))
     }
 }
@@ -129,13 +133,20 @@ mod tests {
         let (mut source, mut destination) = control_pair(Faults::new());
         source.sender.send(&frame(1, 3), soon()).unwrap();
         destination.sender.send(&frame(1, 4), soon()).unwrap();
-        assert_eq!(destination.receiver.receive(limit, soon()).unwrap(), frame(1, 3));
+        assert_eq!(
+            destination.receiver.receive(limit, soon()).unwrap(),
+            frame(1, 3)
+        );
         assert_eq!(source.receiver.receive(limit, soon()).unwrap(), frame(1, 4));
 
         source.sender.send(&frame(1, 17), soon()).unwrap();
         assert!(matches!(
             destination.receiver.receive(limit, soon()),
-            Err(ControlError::TooLong { bytes: 17, limit: 16, .. })
+            Err(ControlError::TooLong {
+                bytes: 17,
+                limit: 16,
+                ..
+            })
         ));
         source.sender.send(&frame(2, 0), soon()).unwrap();
         assert!(matches!(
@@ -156,7 +167,10 @@ mod tests {
             Err(ControlError::TimedOut { .. })
         ));
         faults.end_silence(Place::ControlToDestination);
-        assert_eq!(destination.receiver.receive(limit, soon()).unwrap(), frame(1, 3));
+        assert_eq!(
+            destination.receiver.receive(limit, soon()).unwrap(),
+            frame(1, 3)
+        );
 
         faults.cut_after(Place::Control, 5);
         source.sender.send(&frame(1, 3), soon()).unwrap();
@@ -164,12 +178,18 @@ mod tests {
             source.sender.send(&frame(1, 3), soon()),
             Err(ControlError::Closed)
         ));
-        assert_eq!(destination.receiver.receive(limit, soon()).unwrap(), frame(1, 3));
+        assert_eq!(
+            destination.receiver.receive(limit, soon()).unwrap(),
+            frame(1, 3)
+        );
         assert!(matches!(
             destination.receiver.receive(limit, soon()),
             Err(ControlError::Closed)
         ));
-        assert!(matches!(source.receiver.receive(limit, soon()), Err(ControlError::Closed)));
+        assert!(matches!(
+            source.receiver.receive(limit, soon()),
+            Err(ControlError::Closed)
+        ));
     }
 
     #[test]
@@ -191,7 +211,11 @@ mod tests {
     #[test]
     fn stop_ends_a_wait() {
         let (source, _destination) = control_pair(Faults::new());
-        let ControlChannel { mut receiver, stopper, .. } = source;
+        let ControlChannel {
+            mut receiver,
+            stopper,
+            ..
+        } = source;
         let waiter = std::thread::spawn(move || receiver.receive(limit, soon()));
         stopper.stop();
         assert!(matches!(waiter.join().unwrap(), Err(ControlError::Stopped)));

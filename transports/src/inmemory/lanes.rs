@@ -11,8 +11,8 @@ use crate::lane::{
     self, DestinationLane, FenceNumber, Grant, LaneCounters, LaneError, LaneNumber, LaneTicket,
     LaneToken, SourceLane,
 };
-use crate::memory::{MemoryError, MemoryMap, Run};
-use crate::prepared::{PreparedRanges, WriteGate, WriterPlace};
+use crate::memory::{MemoryError, MemoryMap, PageNumber, Run};
+use crate::prepared::{SourceRanges, WriteGate, WriterPlace};
 
 /// A run is put in pieces of at most this many pages (4 MiB), so that a piece is held in memory
 /// and not a whole guest.
@@ -78,7 +78,12 @@ impl Network {
     }
 }
 
-fn lane_error(lane: LaneNumber, error: WireError, doing: &'static str, begun: Instant) -> LaneError {
+fn lane_error(
+    lane: LaneNumber,
+    error: WireError,
+    doing: &'static str,
+    begun: Instant,
+) -> LaneError {
     match error {
         WireError::Closed => LaneError::Closed(lane),
         WireError::Stopped => LaneError::Stopped(lane),
@@ -90,19 +95,12 @@ fn lane_error(lane: LaneNumber, error: WireError, doing: &'static str, begun: In
     }
 }
 
-/// What both sides must have said about a range before the source may put into it.
-#[derive(Default)]
-struct SourceRanges {
-    prepared: PreparedRanges,
-    granted: PreparedRanges,
-}
-
 /// The source's side of a session's lanes.
 pub struct SourceEndpoint {
     network: Network,
     memory: MemoryMap,
     stopped: Arc<AtomicBool>,
-    ranges: Arc<Mutex<SourceRanges>>,
+    ranges: Arc<SourceRanges>,
 }
 
 /// The name of a lane where an endpoint's call concerns none.
@@ -126,14 +124,12 @@ impl lane::SourceEndpoint for SourceEndpoint {
 
     fn prepare(&self, range: Run) -> Result<(), LaneError> {
         self.memory.check(range).map_err(memory_error)?;
-        let mut ranges = self.ranges.lock().unwrap_or_else(PoisonError::into_inner);
-        ranges.prepared.insert(range);
+        self.ranges.prepare(range);
         Ok(())
     }
 
     fn retire(&self, range: Run) -> Result<(), LaneError> {
-        let mut ranges = self.ranges.lock().unwrap_or_else(PoisonError::into_inner);
-        if ranges.prepared.remove(range) {
+        if self.ranges.retire(range) {
             return Ok(());
         }
         Err(LaneError::NotPrepared {
@@ -145,8 +141,7 @@ impl lane::SourceEndpoint for SourceEndpoint {
     fn accept_grants(&self, grants: &[Grant]) -> Result<(), LaneError> {
         for grant in grants {
             self.memory.check(grant.range).map_err(memory_error)?;
-            let mut ranges = self.ranges.lock().unwrap_or_else(PoisonError::into_inner);
-            ranges.granted.insert(grant.range);
+            self.ranges.grant(grant.range);
         }
         Ok(())
     }
@@ -219,7 +214,7 @@ struct Source {
     ends: Ends,
     memory: MemoryMap,
     stopped: Arc<AtomicBool>,
-    ranges: Arc<Mutex<SourceRanges>>,
+    ranges: Arc<SourceRanges>,
     counters: LaneCounters,
     fences: u64,
     confirmed: u64,
@@ -228,16 +223,15 @@ struct Source {
 impl Source {
     fn check(&self, runs: &[Run]) -> Result<(), LaneError> {
         let lane = self.number;
-        let ranges = self.ranges.lock().unwrap_or_else(PoisonError::into_inner);
         for run in runs {
             self.memory
                 .check(*run)
                 .map_err(|source| LaneError::Memory { lane, source })?;
-            if !ranges.prepared.contains(*run) || !ranges.granted.contains(*run) {
-                return Err(LaneError::NotPrepared { lane, run: *run });
-            }
         }
-        Ok(())
+        match self.ranges.first_unready(runs) {
+            Some(run) => Err(LaneError::NotPrepared { lane, run }),
+            None => Ok(()),
+        }
     }
 
     fn send(&mut self, message: Message) -> Result<(), LaneError> {
@@ -300,8 +294,8 @@ impl SourceLane for Source {
         }
         while self.confirmed < number.0 {
             let message = self.ends.incoming.receive(deadline, &self.stopped);
-            let message = message
-                .map_err(|error| lane_error(lane, error, "waiting for a fence", begun))?;
+            let message =
+                message.map_err(|error| lane_error(lane, error, "waiting for a fence", begun))?;
             if let Message::Fence { number } = message {
                 self.confirmed = number;
             }
@@ -386,9 +380,10 @@ impl lane::DestinationEndpoint for DestinationEndpoint {
         let lane = tickets.first().map_or(NO_LANE, |ticket| ticket.number);
         let mut state = faults.state();
         loop {
-            let waiting = state.wires.requests.iter_mut().find(|request| {
-                request.network == self.network.id && request.verdict.is_none()
-            });
+            let waiting =
+                state.wires.requests.iter_mut().find(|request| {
+                    request.network == self.network.id && request.verdict.is_none()
+                });
             if self.stopped.load(Ordering::SeqCst) {
                 return Err(LaneError::Stopped(lane));
             }
@@ -437,7 +432,12 @@ impl lane::DestinationEndpoint for DestinationEndpoint {
                 continue;
             }
             if deadline.passed() {
-                return Err(lane_error(lane, WireError::TimedOut, "waiting for a lane", begun));
+                return Err(lane_error(
+                    lane,
+                    WireError::TimedOut,
+                    "waiting for a lane",
+                    begun,
+                ));
             }
             state = wire::wait(faults, state, deadline.remaining());
         }
@@ -531,7 +531,7 @@ fn pieces(run: Run) -> impl Iterator<Item = Run> {
     (0..run.pages)
         .step_by(PIECE_PAGES_MAX as usize)
         .map(move |skipped| Run {
-            first: crate::memory::PageNumber(run.first.0 + u64::from(skipped)),
+            first: PageNumber(run.first.0 + u64::from(skipped)),
             pages: PIECE_PAGES_MAX.min(run.pages - skipped),
         })
 }

@@ -1,8 +1,8 @@
 //! Bounded queues between the ends. Faults act here; what a message means is not known here.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, MutexGuard, PoisonError};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::faults::{Faults, Passage, Place, State};

@@ -1,1 +1,96 @@
-//! TCP.
+//! Control and lanes over TCP.
+//!
+//! | room | what is in it |
+//! |---|---|
+//! | [`preamble`] | the first bytes on every connection, and the answer to them |
+//! | `socket` | socket options, connecting and listening, bounded reads and writes |
+//! | [`control`] | the control channel |
+//! | `wire` | what a lane's frames look like |
+//! | `batch` | what a lane sends in one piece |
+//! | `stream` | the byte stream that carries frames: whole lengths from and to raw memory |
+//! | `uring` | a byte stream over io_uring |
+//! | `plain` | a byte stream over `sendmsg`/`recvmsg` |
+//! | `sockets` | an endpoint's open sockets, and how it ends them |
+//! | [`source`] | the endpoint and the lanes that send |
+//! | [`destination`] | the endpoint and the lanes that receive |
+//!
+//! Whoever accepts connections reads the preamble with [`read_preamble`] and decides by its kind:
+//! a control connection becomes a channel by [`control_channel`], a lane goes to the session's
+//! [`DestinationEndpoint`] as an [`IncomingLane`].
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+pub mod control;
+pub mod destination;
+pub mod preamble;
+pub mod source;
+
+mod batch;
+mod plain;
+mod socket;
+mod sockets;
+mod stream;
+mod uring;
+mod wire;
+
+pub use control::{control_channel, dial_control};
+pub use destination::{DestinationEndpoint, IncomingLane};
+pub use preamble::{ConnectionKind, Preamble, PreambleError, Refusal, read_preamble, refuse};
+pub use socket::listen;
+pub use source::SourceEndpoint;
+
+/// The port where a destination listens when none is named.
+pub const DEFAULT_PORT: u16 = 7471;
+
+/// How lanes move bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mechanism {
+    /// io_uring where the system lets it be set up, else as `Plain`.
+    #[default]
+    Auto,
+    /// io_uring, or an error.
+    IoUring,
+    /// `sendmsg` and `recvmsg`.
+    Plain,
+}
+
+/// What an operator may decide about connections.
+///
+/// `TCP_NODELAY` is always set: a fence must not wait for the answer to what went before it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// The local address that connections start from; `None`: the system's choice.
+    pub bind: Option<IpAddr>,
+    /// The traffic class: the whole byte of `IP_TOS` and `IPV6_TCLASS`, DSCP in its upper six bits.
+    pub tos: Option<u8>,
+    /// A connection that is idle this long is probed, and again at this interval, in whole seconds.
+    pub keepalive: Duration,
+    /// How long sent bytes may stay unacknowledged before the system ends the connection.
+    pub user_timeout: Duration,
+    /// How long a lane may move nothing in the middle of something, and a control frame may take
+    /// to arrive once begun.
+    pub stall_limit: Duration,
+    /// How lanes move bytes.
+    pub mechanism: Mechanism,
+    /// About how many guest bytes a lane sends as one batch; held to what the protocol allows.
+    pub batch_bytes: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            bind: None,
+            tos: None,
+            // With 5 s and the three probes that `socket` asks for, a dead peer is found in 20 s
+            // on a connection that sends nothing; the engine's heartbeats find it sooner.
+            keepalive: Duration::from_secs(5),
+            user_timeout: Duration::from_secs(20),
+            // Longer than any pause that a working link shows (a switch that relearns its paths
+            // takes seconds), shorter than an operator's patience.
+            stall_limit: Duration::from_secs(10),
+            mechanism: Mechanism::default(),
+            batch_bytes: wire::BATCH_BYTES,
+        }
+    }
+}

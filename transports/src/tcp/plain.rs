@@ -1,0 +1,159 @@
+//! A byte stream over `sendmsg` and `recvmsg`, for hosts where io_uring is not to be had.
+//!
+//! # Laws of this room
+//!
+//! The kernel touches the segments only while a call runs, so nothing outlives one.
+
+use std::io;
+use std::net::{Shutdown, TcpStream};
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::event::PollFlags;
+
+use super::socket::wait_ready;
+use super::stream::{ByteStream, Segments, StreamError, Want};
+use crate::deadline::Deadline;
+
+pub(super) struct PlainStream {
+    socket: Arc<TcpStream>,
+    stall_limit: Duration,
+    sending: Segments,
+    submissions: u64,
+}
+
+impl PlainStream {
+    pub(super) fn new(socket: Arc<TcpStream>, stall_limit: Duration) -> Self {
+        Self {
+            socket,
+            stall_limit,
+            sending: Segments::default(),
+            submissions: 0,
+        }
+    }
+
+    /// Sends what the socket takes without waiting; whether anything moved.
+    ///
+    /// # Safety
+    ///
+    /// `self.sending` is readable memory.
+    unsafe fn send_some(&mut self) -> Result<bool, StreamError> {
+        let mut moved = false;
+        while self.sending.bytes() > 0 {
+            let message = self.sending.message();
+            self.submissions += 1;
+            // SAFETY: the message points into `self.sending`, untouched during the call, whose
+            // segments the caller vouches for.
+            let sent = unsafe {
+                libc::sendmsg(
+                    self.socket.as_raw_fd(),
+                    &message,
+                    libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
+                )
+            };
+            match outcome(sent)? {
+                Some(sent) => self.sending.advance(sent),
+                None => break,
+            }
+            moved = true;
+        }
+        Ok(moved)
+    }
+}
+
+/// A call's result: `None` when it would have had to wait (or a signal came).
+fn outcome(result: isize) -> Result<Option<usize>, StreamError> {
+    if let Ok(count) = usize::try_from(result) {
+        return Ok(Some(count));
+    }
+    let error = io::Error::last_os_error();
+    match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(None),
+        _ => Err(error.into()),
+    }
+}
+
+impl ByteStream for PlainStream {
+    unsafe fn start_send(&mut self, segments: Segments) -> Result<(), StreamError> {
+        self.sending = segments;
+        // SAFETY: the caller vouches for the segments.
+        unsafe { self.send_some() }.map(|_| ())
+    }
+
+    fn settle_send(&mut self) -> Result<Segments, StreamError> {
+        let mut stalled = Deadline::after(self.stall_limit);
+        while self.sending.bytes() > 0 {
+            self.submissions += 1;
+            if !wait_ready(&*self.socket, PollFlags::OUT, stalled)? {
+                return Err(StreamError::Stalled);
+            }
+            // SAFETY: `start_send`'s caller vouched for the segments until this returns.
+            if unsafe { self.send_some() }? {
+                stalled = Deadline::after(self.stall_limit);
+            }
+        }
+        let mut used = std::mem::take(&mut self.sending);
+        used.clear();
+        Ok(used)
+    }
+
+    unsafe fn receive(
+        &mut self,
+        segments: &mut Segments,
+        want: Want,
+        deadline: Deadline,
+    ) -> Result<usize, StreamError> {
+        let limit = |want| match want {
+            Want::All => Deadline::after(self.stall_limit).earlier(deadline),
+            Want::Some => deadline,
+        };
+        let mut until = limit(want);
+        let mut received = 0;
+        while segments.bytes() > 0 {
+            let mut message = segments.message();
+            self.submissions += 1;
+            // SAFETY: the message points into `segments`, untouched during the call, which the
+            // caller vouches for.
+            let count =
+                unsafe { libc::recvmsg(self.socket.as_raw_fd(), &mut message, libc::MSG_DONTWAIT) };
+            match outcome(count)? {
+                Some(0) => return Err(StreamError::Closed),
+                Some(count) => {
+                    segments.advance(count);
+                    received += count;
+                    if want == Want::Some {
+                        break;
+                    }
+                    // A peer that trickles is still held to the deadline.
+                    if deadline.passed() {
+                        return Err(StreamError::TimedOut);
+                    }
+                    until = limit(want);
+                }
+                None => {
+                    self.submissions += 1;
+                    if !wait_ready(&*self.socket, PollFlags::IN, until)? {
+                        return Err(if deadline.passed() {
+                            StreamError::TimedOut
+                        } else {
+                            StreamError::Stalled
+                        });
+                    }
+                }
+            }
+        }
+        Ok(received)
+    }
+
+    fn submissions(&self) -> u64 {
+        self.submissions
+    }
+}
+
+impl Drop for PlainStream {
+    fn drop(&mut self) {
+        // The endpoint may hold the socket a moment longer; the peer should know now.
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
+}

@@ -1,0 +1,429 @@
+//! The first bytes on every connection, and the answer to them.
+//!
+//! ```text
+//! offset  bytes
+//!      0      8  magic: "DUNLIN\r\n"  (a text protocol's mangling of line ends breaks it)
+//!      8      2  protocol version
+//!     10      2  kind: 1 control, 2 lane, 3 settle (reserved), 4 byte stream (reserved)
+//!     12      2  lane number; zero unless a lane
+//!     14      2  zero
+//!     16     16  session id
+//!     32     32  the lane's token; zero unless a lane
+//! ```
+//! All numbers are little-endian. A lane is answered, and so is whatever is turned away, with
+//! ```text
+//!      0      4  magic: "DNLA"
+//!      4      2  0 accepted, else a [`Refusal`]
+//!      6      2  the answering side's protocol version
+//! ```
+
+use std::io;
+use std::net::TcpStream;
+use std::time::Duration;
+
+use thiserror::Error;
+
+use super::socket;
+use crate::deadline::Deadline;
+use crate::lane::{LaneNumber, LaneTicket, LaneToken, SessionId};
+
+/// Bytes in a preamble.
+pub const PREAMBLE_BYTES: usize = 64;
+
+/// The version of what follows a preamble. Another one is refused.
+pub const PROTOCOL_VERSION: u16 = 1;
+
+const MAGIC: [u8; 8] = *b"DUNLIN\r\n";
+
+/// Bytes in an answer.
+pub(super) const ANSWER_BYTES: usize = 8;
+
+/// An answer's first bytes. Read as a control frame's length they are beyond any limit, so that a
+/// refused control connection can tell an answer from a frame.
+pub(super) const ANSWER_MAGIC: [u8; 4] = *b"DNLA";
+
+/// How long an answer may take to leave; it fits into any socket's buffer.
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(1);
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectionKind {
+    /// The control channel of a session.
+    Control,
+    /// A lane.
+    Lane,
+}
+
+impl ConnectionKind {
+    fn code(self) -> u16 {
+        match self {
+            Self::Control => 1,
+            Self::Lane => 2,
+        }
+    }
+}
+
+/// The first bytes on a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Preamble {
+    /// What the connection is for.
+    pub kind: ConnectionKind,
+    /// The session that it belongs to.
+    pub session: SessionId,
+    /// The lane's number; zero unless a lane.
+    pub lane: LaneNumber,
+    /// The lane's token; zero unless a lane.
+    pub token: LaneToken,
+}
+
+/// Why a connection's first bytes were not taken.
+#[derive(Debug, Error)]
+pub enum PreambleError {
+    /// They are not this protocol's.
+    #[error("the peer's first bytes are not those of Dunlin's protocol")]
+    NotDunlin,
+    /// They are of another version.
+    #[error("the peer speaks version {0} of the protocol, this side speaks {PROTOCOL_VERSION}")]
+    Version(u16),
+    /// A kind that is reserved for later versions.
+    #[error("the peer asks for {0}, which this version does not offer")]
+    Reserved(&'static str),
+    /// A kind that is not known.
+    #[error("the peer asks for a connection of unknown kind {0}")]
+    UnknownKind(u16),
+    /// A field that must be zero is not, or a lane's number is out of bounds.
+    #[error("the preamble's {field} is {value}, which is not valid")]
+    Field {
+        /// Which field.
+        field: &'static str,
+        /// What it holds.
+        value: u64,
+    },
+    /// Not all of it came by the deadline.
+    #[error("the peer did not send its first {PREAMBLE_BYTES} bytes in time")]
+    TimedOut,
+    /// The connection failed or was closed.
+    #[error("reading a connection's first bytes: {0}")]
+    System(#[from] io::Error),
+}
+
+/// Why a connection was turned away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum Refusal {
+    /// Another protocol version.
+    #[error("the other side speaks another version of the protocol")]
+    Version,
+    /// A kind of connection that is not offered.
+    #[error("the other side does not offer this kind of connection")]
+    Kind,
+    /// The session is not known (any more).
+    #[error("the session is not known there")]
+    Session,
+    /// The lane's number is not expected.
+    #[error("no lane of this number is expected there")]
+    Lane,
+    /// The token is not the lane's, or it was used already.
+    #[error("the lane's token is not valid, or was used already")]
+    Token,
+    /// The other side has no room for one more connection now.
+    #[error("the other side is busy")]
+    Busy,
+}
+
+impl Refusal {
+    const ALL: [Self; 6] = [
+        Self::Version,
+        Self::Kind,
+        Self::Session,
+        Self::Lane,
+        Self::Token,
+        Self::Busy,
+    ];
+
+    fn code(self) -> u16 {
+        match self {
+            Self::Version => 1,
+            Self::Kind => 2,
+            Self::Session => 3,
+            Self::Lane => 4,
+            Self::Token => 5,
+            Self::Busy => 6,
+        }
+    }
+}
+
+/// What the other side said to a preamble.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    Accepted,
+    Refused(Refusal),
+    /// A refusal that this version does not know.
+    RefusedOtherwise(u16),
+}
+
+impl Answer {
+    pub(super) fn encode(self) -> [u8; ANSWER_BYTES] {
+        let code = match self {
+            Self::Accepted => 0,
+            Self::Refused(refusal) => refusal.code(),
+            Self::RefusedOtherwise(code) => code,
+        };
+        let mut bytes = [0; ANSWER_BYTES];
+        let fields = ANSWER_MAGIC
+            .into_iter()
+            .chain(code.to_le_bytes())
+            .chain(PROTOCOL_VERSION.to_le_bytes());
+        bytes
+            .iter_mut()
+            .zip(fields)
+            .for_each(|(to, from)| *to = from);
+        bytes
+    }
+
+    /// `None` when the bytes are no answer.
+    pub(super) fn decode(bytes: [u8; ANSWER_BYTES]) -> Option<Self> {
+        let [m0, m1, m2, m3, c0, c1, _, _] = bytes;
+        if [m0, m1, m2, m3] != ANSWER_MAGIC {
+            return None;
+        }
+        let code = u16::from_le_bytes([c0, c1]);
+        let refusal = Refusal::ALL
+            .into_iter()
+            .find(|refusal| refusal.code() == code);
+        Some(match (code, refusal) {
+            (0, _) => Self::Accepted,
+            (_, Some(refusal)) => Self::Refused(refusal),
+            (code, None) => Self::RefusedOtherwise(code),
+        })
+    }
+
+    /// Why, where it is a refusal.
+    pub(super) fn reason(self) -> Option<String> {
+        match self {
+            Self::Accepted => None,
+            Self::Refused(refusal) => Some(refusal.to_string()),
+            Self::RefusedOtherwise(code) => Some(format!("for a reason of unknown number {code}")),
+        }
+    }
+}
+
+impl Preamble {
+    /// For a session's control channel.
+    pub fn control(session: SessionId) -> Self {
+        Self {
+            kind: ConnectionKind::Control,
+            session,
+            lane: LaneNumber(0),
+            token: LaneToken([0; 32]),
+        }
+    }
+
+    /// For a lane.
+    pub fn lane(ticket: &LaneTicket) -> Self {
+        Self {
+            kind: ConnectionKind::Lane,
+            session: ticket.session,
+            lane: ticket.number,
+            token: ticket.token.clone(),
+        }
+    }
+
+    /// The bytes on the wire.
+    pub fn encode(&self) -> [u8; PREAMBLE_BYTES] {
+        let mut bytes = [0; PREAMBLE_BYTES];
+        let fields = MAGIC
+            .into_iter()
+            .chain(PROTOCOL_VERSION.to_le_bytes())
+            .chain(self.kind.code().to_le_bytes())
+            .chain(self.lane.0.to_le_bytes())
+            .chain([0, 0])
+            .chain(self.session.0)
+            .chain(self.token.0);
+        bytes
+            .iter_mut()
+            .zip(fields)
+            .for_each(|(to, from)| *to = from);
+        bytes
+    }
+
+    /// Reads the bytes on the wire.
+    ///
+    /// # Errors
+    ///
+    /// When they are not a valid preamble of this version.
+    pub fn decode(bytes: &[u8; PREAMBLE_BYTES]) -> Result<Self, PreambleError> {
+        let mut rest = bytes.as_slice();
+        if take::<8>(&mut rest) != MAGIC {
+            return Err(PreambleError::NotDunlin);
+        }
+        let version = u16::from_le_bytes(take(&mut rest));
+        if version != PROTOCOL_VERSION {
+            return Err(PreambleError::Version(version));
+        }
+        let kind = match u16::from_le_bytes(take(&mut rest)) {
+            1 => ConnectionKind::Control,
+            2 => ConnectionKind::Lane,
+            3 => return Err(PreambleError::Reserved("settling a handover")),
+            4 => return Err(PreambleError::Reserved("a byte stream")),
+            unknown => return Err(PreambleError::UnknownKind(unknown)),
+        };
+        let lane = u16::from_le_bytes(take(&mut rest));
+        let reserved = u16::from_le_bytes(take(&mut rest));
+        let session = SessionId(take(&mut rest));
+        let token = LaneToken(take(&mut rest));
+        let invalid = |field, value| Err(PreambleError::Field { field, value });
+        if reserved != 0 {
+            return invalid("reserved field", reserved.into());
+        }
+        match kind {
+            ConnectionKind::Control if lane != 0 => invalid("lane number", lane.into()),
+            ConnectionKind::Lane if lane >= crate::lane::LANES_MAX => {
+                invalid("lane number", lane.into())
+            }
+            _ => Ok(Self {
+                kind,
+                session,
+                lane: LaneNumber(lane),
+                token,
+            }),
+        }
+    }
+}
+
+/// The next `N` bytes; zeros beyond the end, which the callers' fixed lengths exclude.
+pub(super) fn take<const N: usize>(rest: &mut &[u8]) -> [u8; N] {
+    match rest.split_first_chunk::<N>() {
+        Some((head, tail)) => {
+            *rest = tail;
+            *head
+        }
+        None => [0; N],
+    }
+}
+
+/// Reads a connection's first bytes; all of them must be there by the deadline. A peer that asks
+/// for what is not offered here is told so.
+///
+/// # Errors
+///
+/// When they are not a valid preamble or not there in time. Drop the connection.
+pub fn read_preamble(stream: &TcpStream, deadline: Deadline) -> Result<Preamble, PreambleError> {
+    let mut bytes = [0; PREAMBLE_BYTES];
+    socket::read_exact(stream, &mut bytes, deadline).map_err(|error| match error.kind() {
+        io::ErrorKind::TimedOut => PreambleError::TimedOut,
+        _ => error.into(),
+    })?;
+    let preamble = Preamble::decode(&bytes);
+    match &preamble {
+        Err(PreambleError::Version(_)) => refuse(stream, Refusal::Version),
+        Err(PreambleError::Reserved(_) | PreambleError::UnknownKind(_)) => {
+            refuse(stream, Refusal::Kind);
+        }
+        _ => {}
+    }
+    preamble
+}
+
+/// Tells a peer why its connection is turned away. Best effort: drop the connection afterwards.
+pub fn refuse(stream: &TcpStream, refusal: Refusal) {
+    let _ = answer(stream, Answer::Refused(refusal));
+    let _ = stream.shutdown(std::net::Shutdown::Write);
+}
+
+/// Sends the answer to a preamble.
+pub(super) fn answer(stream: &TcpStream, answer: Answer) -> io::Result<()> {
+    socket::write_all(stream, &answer.encode(), Deadline::after(ANSWER_TIME_MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn lane() -> Preamble {
+        Preamble {
+            kind: ConnectionKind::Lane,
+            session: SessionId([3; 16]),
+            lane: LaneNumber(5),
+            token: LaneToken([9; 32]),
+        }
+    }
+
+    #[test]
+    fn bytes_and_preambles_map_to_each_other() {
+        for preamble in [lane(), Preamble::control(SessionId([1; 16]))] {
+            assert_eq!(Preamble::decode(&preamble.encode()).unwrap(), preamble);
+        }
+        let mut golden = [0_u8; PREAMBLE_BYTES];
+        golden[..16].copy_from_slice(b"DUNLIN\r\n\x01\0\x02\0\x05\0\0\0");
+        golden[16..32].fill(3);
+        golden[32..].fill(9);
+        assert_eq!(lane().encode(), golden);
+    }
+
+    #[test]
+    fn what_is_not_offered_has_its_own_error() {
+        let with = |at: usize, byte: u8| {
+            let mut bytes = lane().encode();
+            bytes[at] = byte;
+            Preamble::decode(&bytes).unwrap_err()
+        };
+        assert!(matches!(with(0, b'd'), PreambleError::NotDunlin));
+        assert!(matches!(with(8, 2), PreambleError::Version(2)));
+        assert!(matches!(
+            with(10, 3),
+            PreambleError::Reserved("settling a handover")
+        ));
+        assert!(matches!(
+            with(10, 4),
+            PreambleError::Reserved("a byte stream")
+        ));
+        assert!(matches!(with(10, 9), PreambleError::UnknownKind(9)));
+        assert!(matches!(
+            with(12, 64),
+            PreambleError::Field {
+                field: "lane number",
+                value: 64
+            }
+        ));
+        assert!(matches!(
+            with(14, 1),
+            PreambleError::Field {
+                field: "reserved field",
+                ..
+            }
+        ));
+        // A control connection has no lane.
+        assert!(matches!(
+            with(10, 1),
+            PreambleError::Field {
+                field: "lane number",
+                value: 5
+            }
+        ));
+    }
+
+    #[test]
+    fn answers_map_to_their_bytes() {
+        let mut answers = vec![Answer::Accepted, Answer::RefusedOtherwise(77)];
+        answers.extend(Refusal::ALL.map(Answer::Refused));
+        for answer in answers {
+            assert_eq!(Answer::decode(answer.encode()), Some(answer));
+        }
+        assert_eq!(Answer::decode([0; 8]), None);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_decode_or_are_refused(bytes in proptest::array::uniform32(any::<u8>())) {
+            let mut preamble = lane().encode();
+            preamble[..32].copy_from_slice(&bytes);
+            prop_assert!(Preamble::decode(&preamble).is_err());
+            preamble[..8].copy_from_slice(&MAGIC);
+            if let Ok(read) = Preamble::decode(&preamble) {
+                prop_assert_eq!(read.encode(), preamble);
+            }
+        }
+    }
+}
