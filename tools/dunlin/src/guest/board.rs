@@ -268,13 +268,29 @@ impl Board {
     pub(crate) fn request_end(&self, force: bool) -> Result<EndAnswer, Failure> {
         let mut inner = self.lock();
         let name = inner.facts.name.clone();
-        if inner.state == GuestState::UnknownOwner && !force {
-            return Err(Failure::new(
-                Exit::UnknownOwner,
-                format!(
-                    "it is not known which side owns guest '{name}': once you have seen that the destination runs it, 'dunlin stop {name} --force' ends it here"
-                ),
-            ));
+        match inner.state {
+            GuestState::UnknownOwner if !force => {
+                return Err(Failure::new(
+                    Exit::UnknownOwner,
+                    format!(
+                        "it is not known which side owns guest '{name}': once you have seen that the destination runs it, 'dunlin stop {name} --force' ends it here"
+                    ),
+                ));
+            }
+            // Ending it here could end it after it was handed over; only the source can say.
+            GuestState::Incoming => {
+                return Err(Failure::new(
+                    Exit::Conflict,
+                    format!("guest '{name}' is still on its way here: cancel the move at its source"),
+                ));
+            }
+            GuestState::Moved => {
+                return Err(Failure::new(
+                    Exit::Conflict,
+                    format!("guest '{name}' was moved away just now"),
+                ));
+            }
+            _ => {}
         }
         inner.state = GuestState::Ending;
         self.changed.notify_all();
