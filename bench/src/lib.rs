@@ -1,1 +1,93 @@
-//! Benchmarks.
+//! What the benchmarks measure with: guests' layouts, and bitmaps with a known pattern.
+//!
+//! The benchmarks themselves are in `benches/`. Every input is made from a fixed seed, so that two
+//! builds are given the same work.
+
+use dunlin_engine::dirty::DirtyBitmap;
+use dunlin_engine::layout::{Backing, GuestAddress, Layout, LayoutError, RegionShape};
+use dunlin_transports::memory::PAGE_BYTES;
+
+/// The layout of a guest with one region of `bytes` bytes.
+///
+/// # Errors
+///
+/// When `bytes` is no layout's size.
+pub fn one_region(bytes: u64) -> Result<Layout, LayoutError> {
+    let region = RegionShape {
+        address: GuestAddress(0),
+        bytes,
+        backing: Backing::Memfd,
+        backing_page_bytes: PAGE_BYTES,
+    };
+    Layout::new(1, vec![region])
+}
+
+/// How the dirty pages of a bitmap lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pattern {
+    /// None is dirty.
+    Clean,
+    /// All are.
+    Full,
+    /// One in a hundred, anywhere: the pages of a guest that writes at random.
+    OnePercent,
+}
+
+impl Pattern {
+    /// Every pattern.
+    pub const ALL: [Self; 3] = [Self::Clean, Self::Full, Self::OnePercent];
+
+    /// Its name in the results.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Clean => "clean",
+            Self::Full => "full",
+            Self::OnePercent => "1%",
+        }
+    }
+
+    /// A bitmap of `layout` with this pattern.
+    pub fn bitmap(self, layout: &Layout) -> DirtyBitmap {
+        let mut bitmap = DirtyBitmap::new(layout.page_span());
+        let mut random = SplitMix(1);
+        for word in bitmap.words_mut() {
+            *word = match self {
+                Self::Clean => 0,
+                Self::Full => u64::MAX,
+                Self::OnePercent => (0..64)
+                    .filter(|_| random.next_u64().is_multiple_of(100))
+                    .fold(0, |word, bit| word | 1 << bit),
+            };
+        }
+        bitmap
+    }
+}
+
+/// SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014).
+pub struct SplitMix(pub u64);
+
+impl SplitMix {
+    /// The next number.
+    pub fn next_u64(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_are_what_their_names_say() {
+        let layout = one_region(64 << 20).unwrap();
+        let share =
+            |pattern: Pattern| pattern.bitmap(&layout).count() as f64 / layout.pages() as f64;
+        assert_eq!(share(Pattern::Clean), 0.0);
+        assert_eq!(share(Pattern::Full), 1.0);
+        assert!((0.008..0.012).contains(&share(Pattern::OnePercent)));
+    }
+}

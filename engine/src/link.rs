@@ -31,7 +31,7 @@ const FIRST_PINGS: u32 = 8;
 #[derive(Debug)]
 pub(crate) enum LinkEvent {
     /// The peer said something.
-    Message(Message),
+    Message(Box<Message>),
     /// The connection is of no use any more, and why. The last event.
     Lost(String),
 }
@@ -184,7 +184,7 @@ impl Reader {
                     }
                 }
                 Ok(Message::Pong(pong)) => self.measure(&pong),
-                Ok(message) => return LinkEvent::Message(message),
+                Ok(message) => return LinkEvent::Message(Box::new(message)),
                 Err(error) => {
                     return LinkEvent::Lost(format!("the peer broke the protocol: {error}"));
                 }

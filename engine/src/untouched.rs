@@ -21,6 +21,10 @@
 //! - mincore(2) does not count pages that are in swap.
 //! - The pagemap of shared memory: a second mapping of a page reads as not present.
 //!
+//! Private memory that is tracked by userfaultfd write-protect shows a marker in each untouched
+//! page, which pagemap reports as swapped: nothing is proven there. Scanning such memory costs a
+//! fault a page, but allocates nothing.
+//!
 //! A probe counts only when the pages' dirty tracking was armed **before** it: then a write that
 //! comes after it leaves a dirty bit behind.
 

@@ -335,7 +335,7 @@ impl<G: IncomingGuest> Destination<'_, G> {
             };
             let event = match input {
                 Input::Link(LinkEvent::Lost(reason)) => Some(self.lost(&reason)),
-                Input::Link(LinkEvent::Message(message)) => Some(self.heard(message)),
+                Input::Link(LinkEvent::Message(message)) => Some(self.heard(*message)),
                 Input::Fence {
                     lane,
                     number,

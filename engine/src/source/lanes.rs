@@ -85,7 +85,7 @@ pub(super) struct Round {
 pub(super) enum Sharing {
     /// Lanes claim chunk after chunk; the guest runs, the bandwidth limit holds, and the round ends
     /// with the destination's word.
-    Claimed(ChunkCursor),
+    Claimed(Box<ChunkCursor>),
     /// Each lane has its share already; the guest is paused. PREPARE names the fences.
     Divided(Vec<Vec<Chunk>>),
 }

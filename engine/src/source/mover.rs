@@ -251,7 +251,7 @@ impl Mover<'_, '_> {
             };
             let event = match input {
                 Input::Link(LinkEvent::Lost(reason)) => Some(self.lost(&reason)),
-                Input::Link(LinkEvent::Message(message)) => Some(self.heard(message)),
+                Input::Link(LinkEvent::Message(message)) => Some(self.heard(*message)),
                 Input::Lane(done) => self.lane_done(done),
             };
             if let Some(event) = event {
@@ -564,7 +564,11 @@ impl Mover<'_, '_> {
     fn start_round(&mut self) {
         let plan = ChunkPlan::new(&self.offer.layout, CHUNK_PAGES);
         let is_first = self.report.rounds.is_empty();
-        self.begin_round(Sharing::Claimed(ChunkCursor::new(plan)), is_first, false);
+        self.begin_round(
+            Sharing::Claimed(Box::new(ChunkCursor::new(plan))),
+            is_first,
+            false,
+        );
     }
 
     fn start_final_round(&mut self) {

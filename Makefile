@@ -1,0 +1,59 @@
+# make          what there is
+# make demo     a guest moves from one process to another on this machine
+#
+# Each target installs what it lacks (tools/setup.sh) and says so. A Rust toolchain is assumed.
+
+# More arguments for the program that a target runs: make demo ARGS="--memory 4GiB".
+ARGS ?=
+
+CARGO ?= cargo
+CARGO_TARGET_DIR ?= $(CURDIR)/target
+export CARGO_TARGET_DIR
+DUNLIN := $(CARGO_TARGET_DIR)/release/dunlin
+
+# A scenario starts two processes with vCPUs and lanes of their own, more than two cores' worth:
+# side by side they would measure each other.
+SCENARIO_THREADS ?= 1
+
+SETUP := tools/setup.sh
+
+.DEFAULT_GOAL := help
+.PHONY: help demo build test bench lint format deny
+
+help: ## Say what there is
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: build ## Move a running guest between two processes on this machine (ARGS=...)
+	$(DUNLIN) demo $(ARGS)
+
+build: ## Build the program: target/release/dunlin
+	@$(SETUP) rust cc
+	$(CARGO) build --release --locked -p dunlin
+
+test: build ## Run every test: units, properties, and scenarios with the built program
+	@$(SETUP) --want ip
+	$(CARGO) test --workspace --exclude dunlin-tests --locked
+	DUNLIN=$(DUNLIN) $(CARGO) test -p dunlin-tests --locked -- --test-threads=$(SCENARIO_THREADS)
+
+bench: ## Run the micro-benchmarks (about a minute; ARGS=zero runs those named so)
+	@$(SETUP) rust cc
+	$(CARGO) bench --locked -p dunlin-bench --bench engine -- $(ARGS)
+
+lint: ## Check formatting, lints, documentation, and the licences and sources of dependencies
+	@$(SETUP) rust cc rustfmt clippy --want cargo-deny
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(CARGO) clippy -p dunlin-transports --no-default-features --all-targets --locked -- -D warnings
+	$(CARGO) clippy -p dunlin-engine --no-default-features --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --no-deps --workspace --locked
+	@if ! command -v cargo-deny >/dev/null; then echo 'lint: dependencies were not checked'; \
+	else set -x; $(CARGO) deny --locked check bans licenses sources; fi
+
+format: ## Format the code
+	@$(SETUP) rust rustfmt
+	$(CARGO) fmt --all
+
+# Apart from lint: it fetches the advisories of the day, so a change can fail by no fault of its own.
+deny: ## Check dependencies, advisories included
+	@$(SETUP) rust cc cargo-deny
+	$(CARGO) deny --locked check

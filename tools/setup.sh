@@ -1,0 +1,107 @@
+#!/usr/bin/env bash
+# Sees to it that the tools named on the command line are there: installs what is missing, and says
+# so. Tools behind `--want` are not needed for the result: without them something is left out.
+#
+#   tools/setup.sh rust cc --want ip
+#
+# System packages come by apt-get, as root or by sudo where that asks for no password. Otherwise
+# the command to run is printed.
+set -euo pipefail
+
+# The same as rust-version in Cargo.toml: as-chunks, and let-chains of edition 2024.
+readonly RUST_VERSION=1.88
+
+say() { printf 'setup: %s\n' "$*" >&2; }
+
+die() {
+    say "$*"
+    exit 1
+}
+
+# What a tool is missing for when it is only wanted.
+left_out() {
+    case $1 in
+        ip) echo 'tests between network namespaces are skipped' ;;
+        cargo-deny) echo "licences and sources of dependencies are not checked" ;;
+        *) echo 'something is left out' ;;
+    esac
+}
+
+present() {
+    case $1 in
+        rust) command -v cargo >/dev/null && command -v rustc >/dev/null ;;
+        rustfmt) cargo fmt --version >/dev/null 2>&1 ;;
+        clippy) cargo clippy --version >/dev/null 2>&1 ;;
+        # A compiler without the C library's start files links nothing.
+        cc) command -v cc >/dev/null && echo 'int main(void) { return 0; }' | cc -x c -o /dev/null - 2>/dev/null ;;
+        cargo-deny) command -v cargo-deny >/dev/null ;;
+        ip) command -v ip >/dev/null || [ -x /sbin/ip ] || [ -x /usr/sbin/ip ] ;;
+        *) die "there is no tool '$1' that this script knows" ;;
+    esac
+}
+
+rust_is_new_enough() {
+    local version
+    version=$(rustc --version | cut -d ' ' -f 2 | cut -d - -f 1)
+    [ "$(printf '%s\n%s\n' "$RUST_VERSION" "$version" | sort -V | head -n 1)" = "$RUST_VERSION" ]
+}
+
+# install TOOL: true when it is there afterwards.
+install() {
+    case $1 in
+        rust)
+            die "there is no Rust toolchain; install Rust $RUST_VERSION or newer, for example: apt-get install rustup && rustup default stable"
+            ;;
+        rustfmt | clippy)
+            command -v rustup >/dev/null || { say "'$1' is missing and there is no rustup; install the package that holds it"; return 1; }
+            say "installing $1: rustup component add $1"
+            rustup component add "$1"
+            ;;
+        cargo-deny)
+            say 'installing cargo-deny (this builds it, three minutes on two cores): cargo install cargo-deny --locked'
+            cargo install cargo-deny --locked
+            ;;
+        cc) apt gcc libc6-dev ;;
+        ip) apt iproute2 ;;
+    esac
+}
+
+apt() {
+    local command="apt-get install --no-install-recommends -y $*"
+    local as_root=()
+    if ! command -v apt-get >/dev/null; then
+        say "missing: $* (by their Debian names); there is no apt-get here, install them your way"
+        return 1
+    fi
+    if [ "$(id -u)" -ne 0 ]; then
+        if sudo -n true 2>/dev/null; then
+            as_root=(sudo -n)
+        else
+            say "missing: $*; run as root: $command"
+            return 1
+        fi
+    fi
+    say "installing: ${as_root[*]:-} $command"
+    export DEBIAN_FRONTEND=noninteractive
+    # The lists may be absent or old; a failed update shows in the install.
+    "${as_root[@]}" apt-get update -qq || true
+    # shellcheck disable=SC2086 # the words of the command
+    "${as_root[@]}" $command
+}
+
+wanted=false
+for tool in "$@"; do
+    if [ "$tool" = --want ]; then
+        wanted=true
+    elif ! present "$tool"; then
+        if install "$tool" && present "$tool"; then
+            say "$tool is there now"
+        elif $wanted; then
+            say "without '$tool' $(left_out "$tool")"
+        else
+            die "'$tool' is needed and could not be installed"
+        fi
+    elif [ "$tool" = rust ] && ! rust_is_new_enough; then
+        die "$(rustc --version) is too old; Rust $RUST_VERSION or newer is needed, for example: rustup update stable"
+    fi
+done
