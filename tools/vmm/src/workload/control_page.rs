@@ -31,7 +31,7 @@ use std::time::Duration;
 use dunlin_transports::memory::{MemoryError, MemoryMap, PAGE_BYTES, PageNumber};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::plan::Plan;
+use super::plan::{HotRange, Plan};
 use super::words::{PAGE_WORDS, PageWords};
 use super::{Pattern, Workload};
 
@@ -142,7 +142,7 @@ impl<'map> ControlPage<'map> {
         // A generator of its own for each vCPU; odd, so never 0, at which xorshift stands still.
         self.store(
             Word::Rng,
-            (settings.vcpu + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1,
+            (u64::from(settings.vcpu) + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1,
         );
     }
 
@@ -185,40 +185,42 @@ impl<'map> ControlPage<'map> {
 /// What the VMM tells one vCPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ControlSettings {
-    hot_base: u64,
-    hot_pages: u64,
-    pattern: Pattern,
-    ticks_per_page: u64,
-    clock: GuestClock,
-    vcpu: u64,
+    /// The pages that it rewrites.
+    pub hot: HotRange,
+    /// In which order.
+    pub pattern: Pattern,
+    /// Ticks from one write to the next; 0: as fast as possible.
+    pub ticks_per_page: u64,
+    /// What a tick is.
+    pub clock: GuestClock,
+    /// Which vCPU it is.
+    pub vcpu: u32,
 }
 
 impl ControlSettings {
     /// What vCPU `vcpu` of a plan is told; `None` when there is no such vCPU.
     pub fn new(plan: &Plan, vcpu: u32, workload: &Workload, clock: GuestClock) -> Option<Self> {
-        let hot = plan.hot_range(vcpu)?;
         Some(Self {
-            hot_base: hot.base.0,
-            hot_pages: hot.pages,
+            hot: plan.hot_range(vcpu)?,
             pattern: workload.pattern,
             ticks_per_page: workload.rate.map_or(0, |rate| {
                 ticks_per_page(rate, plan.vcpus(), clock.ticks_per_second)
             }),
             clock,
-            vcpu: u64::from(vcpu),
+            vcpu,
         })
     }
 
     fn words(&self) -> [(Word, u64); 8] {
         [
             (Word::Magic, MAGIC),
-            (Word::HotBase, self.hot_base),
-            (Word::HotPages, self.hot_pages),
+            (Word::HotBase, self.hot.base.0),
+            (Word::HotPages, self.hot.pages),
             (Word::Pattern, self.pattern.number()),
             (Word::TicksPerPage, self.ticks_per_page),
             (Word::HeartbeatTicks, self.clock.heartbeat_ticks),
             (Word::TicksPerSecond, self.clock.ticks_per_second),
-            (Word::Vcpu, self.vcpu),
+            (Word::Vcpu, u64::from(self.vcpu)),
         ]
     }
 }
