@@ -155,16 +155,24 @@ impl CpuidTables {
             .map_err(KvmError::system("setting CPUID"))
     }
 
-    /// Whether this host's KVM has every processor feature that the guest was shown.
+    /// Whether this host has every processor feature that the guest was shown. `vcpu` is a fresh
+    /// one: its CPUID is set to all that is supported, and then read back, because a back end that
+    /// can't hide a feature of the processor from its guests shows it there (the software back end
+    /// PVM does; on others the two are the same). [`CpuidTables::set`] follows.
     ///
     /// # Errors
     ///
     /// The first register of feature bits that it lacks some of.
-    pub fn check(&self, kvm: &Kvm) -> Result<(), KvmError> {
-        let host = kvm
+    pub fn check(&self, kvm: &Kvm, vcpu: &VcpuFd) -> Result<(), KvmError> {
+        let supported = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(KvmError::system("reading the supported CPUID"))?;
-        self.check_against(host.as_slice())
+        vcpu.set_cpuid2(&supported)
+            .map_err(KvmError::system("setting CPUID"))?;
+        let shown = vcpu
+            .get_cpuid2(KVM_MAX_CPUID_ENTRIES)
+            .map_err(KvmError::system("reading CPUID"))?;
+        self.check_against(shown.as_slice())
     }
 
     fn check_against(&self, host: &[kvm_cpuid_entry2]) -> Result<(), KvmError> {
