@@ -106,6 +106,13 @@ pub(super) fn receive<F: GuestFactory>(
         Ok(prepared) => prepared,
         Err(error) => return refused(error.into()),
     };
+    if endpoint.transport() != hello.transport() {
+        let (wanted, here) = (hello.transport(), endpoint.transport());
+        let wanted = Abort::new(wanted).reason();
+        return refused(ReceiveError::Refused(format!(
+            "lanes over '{wanted}' are asked for, this side has '{here}'"
+        )));
+    }
     let tickets = match issue_tickets(hello, settings) {
         Ok(tickets) => tickets,
         Err(error) => return refused(refuse(&error)),

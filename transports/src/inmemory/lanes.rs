@@ -37,6 +37,14 @@ struct Ends {
     incoming: WireEnd,
 }
 
+impl Ends {
+    /// Notes the queues with an endpoint, which closes them when it is stopped.
+    fn note(&self, queues: &Mutex<Vec<u64>>) {
+        let mut queues = queues.lock().unwrap_or_else(PoisonError::into_inner);
+        queues.extend([self.outgoing.queue(), self.incoming.queue()]);
+    }
+}
+
 /// Numbers networks and requests in this process.
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
@@ -62,6 +70,7 @@ impl Network {
             network: self.clone(),
             memory,
             stopped: Arc::default(),
+            queues: Mutex::default(),
             ranges: Arc::default(),
         }
     }
@@ -72,6 +81,7 @@ impl Network {
             network: self.clone(),
             memory,
             stopped: Arc::default(),
+            queues: Mutex::default(),
             gate: Arc::default(),
             used: Mutex::default(),
         }
@@ -100,6 +110,8 @@ pub struct SourceEndpoint {
     network: Network,
     memory: MemoryMap,
     stopped: Arc<AtomicBool>,
+    /// The queues of its lanes.
+    queues: Mutex<Vec<u64>>,
     ranges: Arc<SourceRanges>,
 }
 
@@ -191,21 +203,24 @@ impl lane::SourceEndpoint for SourceEndpoint {
                 lane,
                 reason: reason.to_owned(),
             }),
-            Verdict::Accepted(ends) => Ok(Box::new(Source {
-                number: lane,
-                ends,
-                memory: self.memory.clone(),
-                stopped: Arc::clone(&self.stopped),
-                ranges: Arc::clone(&self.ranges),
-                counters: LaneCounters::default(),
-                fences: 0,
-                confirmed: 0,
-            })),
+            Verdict::Accepted(ends) => {
+                ends.note(&self.queues);
+                Ok(Box::new(Source {
+                    number: lane,
+                    ends,
+                    memory: self.memory.clone(),
+                    stopped: Arc::clone(&self.stopped),
+                    ranges: Arc::clone(&self.ranges),
+                    counters: LaneCounters::default(),
+                    fences: 0,
+                    confirmed: 0,
+                }))
+            }
         }
     }
 
     fn stop(&self) {
-        wire::stop(&self.network.faults, &self.stopped);
+        wire::stop(&self.network.faults, &self.stopped, &self.queues);
     }
 }
 
@@ -313,6 +328,8 @@ pub struct DestinationEndpoint {
     network: Network,
     memory: MemoryMap,
     stopped: Arc<AtomicBool>,
+    /// The queues of its lanes.
+    queues: Mutex<Vec<u64>>,
     gate: Arc<WriteGate>,
     used: Mutex<Vec<LaneToken>>,
 }
@@ -414,12 +431,14 @@ impl lane::DestinationEndpoint for DestinationEndpoint {
                         drop(state);
                         drop(left_over);
                         faults.changed.notify_all();
+                        let ends = Ends {
+                            outgoing: to_source,
+                            incoming: from_source,
+                        };
+                        ends.note(&self.queues);
                         return Ok(Box::new(Destination {
                             number: asks.number,
-                            ends: Ends {
-                                outgoing: to_source,
-                                incoming: from_source,
-                            },
+                            ends,
                             memory: self.memory.clone(),
                             stopped: Arc::clone(&self.stopped),
                             place: self.gate.add_writer(),
@@ -450,7 +469,7 @@ impl lane::DestinationEndpoint for DestinationEndpoint {
     }
 
     fn stop(&self) {
-        wire::stop(&self.network.faults, &self.stopped);
+        wire::stop(&self.network.faults, &self.stopped, &self.queues);
     }
 }
 

@@ -12,7 +12,8 @@
 //! 3. **A receive never outlives the call** that started it; a send may, until `settle_send`.
 //!
 //! The ring is made disabled and enabled by the first call, because a lane is opened on one thread
-//! and used on another. The socket is its one registered file, which saves the lookup and the
+//! and used on another. A lane that moves to yet another thread, with nothing on its way, gets a
+//! new ring. The socket is its one registered file, which saves the lookup and the
 //! reference count of each operation.
 //!
 //! `MSG_WAITALL` makes the kernel go on until a whole batch is moved, so an operation is one entry
@@ -23,6 +24,7 @@ use std::io;
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::thread::ThreadId;
 use std::time::Duration;
 
 use io_uring::types::{Fixed, SubmitArgs, Timespec};
@@ -54,7 +56,8 @@ impl Operation {
 
 pub(super) struct UringStream {
     ring: IoUring,
-    is_enabled: bool,
+    /// The thread that may enter the ring: the first that did.
+    issuer: Option<ThreadId>,
     /// The kernel refused an entry: what is queued may point to memory that is gone, so nothing is
     /// submitted any more.
     is_broken: bool,
@@ -80,11 +83,9 @@ impl UringStream {
     }
 
     pub(super) fn new(socket: Arc<TcpStream>, stall_limit: Duration) -> io::Result<Self> {
-        let ring = new_ring()?;
-        ring.submitter().register_files(&[socket.as_raw_fd()])?;
         Ok(Self {
-            ring,
-            is_enabled: false,
+            ring: ring_for(&socket)?,
+            issuer: None,
             is_broken: false,
             socket,
             stall_limit,
@@ -105,9 +106,18 @@ impl UringStream {
         if self.is_broken {
             return Err(StreamError::Closed);
         }
-        if !self.is_enabled {
+        let this_thread = std::thread::current().id();
+        if self.issuer != Some(this_thread) {
+            if self.is_sending {
+                return Err(StreamError::System(io::Error::other(
+                    "the lane moved to another thread in the middle of a batch",
+                )));
+            }
+            if self.issuer.is_some() {
+                self.ring = ring_for(&self.socket)?;
+            }
             self.ring.submitter().register_enable_rings()?;
-            self.is_enabled = true;
+            self.issuer = Some(this_thread);
         }
         // SAFETY: the caller vouches for the entry.
         let pushed = unsafe { self.ring.submission().push(&entry) };
@@ -217,6 +227,12 @@ fn new_ring() -> io::Result<IoUring> {
         .setup_single_issuer()
         .setup_defer_taskrun()
         .build(ENTRIES)
+}
+
+fn ring_for(socket: &TcpStream) -> io::Result<IoUring> {
+    let ring = new_ring()?;
+    ring.submitter().register_files(&[socket.as_raw_fd()])?;
+    Ok(ring)
 }
 
 /// A completion's byte count. What asks for another try counts as none.

@@ -14,6 +14,8 @@ mod state;
 mod tests;
 mod writers;
 
+pub use self::writers::WriterError;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,7 +34,7 @@ use uuid::Uuid;
 
 use self::program::Program;
 use self::state::ClockState;
-use self::writers::{WriterError, Writers};
+use self::writers::Writers;
 use crate::memory::{AllocateError, allocate, pc_layout, rebacked};
 use crate::spec::GuestSpec;
 use crate::workload::Workload;

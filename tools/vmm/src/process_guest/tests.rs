@@ -203,6 +203,21 @@ fn a_moved_guest_goes_on_counting() {
 }
 
 #[test]
+fn a_guest_on_huge_pages_moves() {
+    match ProcessGuest::start(&spec(Backing::Hugetlb, 2, "hot=4MiB,rate=max")) {
+        Err(ProcessGuestError::Allocate(error)) => println!("skipped: {error}"),
+        Err(error) => panic!("{error}"),
+        Ok(mut source) => {
+            let (mut destination, claims) = migrate(&mut source, Backing::Memfd);
+            assert_eq!(check_clean(&destination, &claims), claims.len() as u64);
+            destination.run(2).unwrap();
+            wait_for_writes(&destination, 20);
+            check_clean(&destination, &claims);
+        }
+    }
+}
+
+#[test]
 fn ticks_of_another_hosts_clock_are_shifted() {
     let mut source = ProcessGuest::start(&spec(Backing::Memfd, 1, "hot=1MiB")).unwrap();
     let (mut destination, _) = migrate(&mut source, Backing::Memfd);
