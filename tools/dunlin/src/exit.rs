@@ -50,21 +50,77 @@ pub(crate) struct Entry {
 
 /// Every exit code, in order.
 pub(crate) const TABLE: &[Entry] = &[
-    entry(Exit::Done, "done", "done; for a move: the destination runs the guest"),
-    entry(Exit::No, "no", "looked into, and the answer is no (doctor: no guest can be moved from here)"),
+    entry(
+        Exit::Done,
+        "done",
+        "done; for a move: the destination runs the guest",
+    ),
+    entry(
+        Exit::No,
+        "no",
+        "looked into, and the answer is no (doctor: no guest can be moved from here)",
+    ),
     entry(Exit::Usage, "usage", "the command line is wrong"),
-    entry(Exit::NoGuest, "no-guest", "no such guest here, or its process does not answer"),
-    entry(Exit::Refused, "refused", "the destination refused the guest; it runs on the source"),
-    entry(Exit::PeerFailed, "peer-failed", "the destination can't be reached, or it or the link failed; the guest runs on the source"),
-    entry(Exit::NotConverging, "not-converging", "rounds don't bring the blackout under the budget; the guest runs on the source"),
-    entry(Exit::BlackoutCap, "blackout-cap", "the blackout reached its cap; the guest runs on the source"),
-    entry(Exit::TimedOut, "timed-out", "the time limit was reached; the guest runs on the source"),
-    entry(Exit::Cancelled, "cancelled", "cancelled; the guest runs on the source"),
-    entry(Exit::Unequal, "unequal", "moved, but memory did not compare equal; the destination runs the guest"),
-    entry(Exit::UnknownOwner, "unknown-owner", "the link was lost behind the give-up: which side owns the guest is not known; the source keeps it paused"),
-    entry(Exit::Local, "local", "something on this machine failed; a guest that was to move runs on here"),
-    entry(Exit::Detached, "detached", "this command left, the move goes on without it"),
-    entry(Exit::Conflict, "conflict", "something is in the way: a name that is taken, a move under way"),
+    entry(
+        Exit::NoGuest,
+        "no-guest",
+        "no such guest here, or its process does not answer",
+    ),
+    entry(
+        Exit::Refused,
+        "refused",
+        "the destination refused the guest; it runs on the source",
+    ),
+    entry(
+        Exit::PeerFailed,
+        "peer-failed",
+        "the destination can't be reached, or it or the link failed; the guest runs on the source",
+    ),
+    entry(
+        Exit::NotConverging,
+        "not-converging",
+        "rounds don't bring the blackout under the budget; the guest runs on the source",
+    ),
+    entry(
+        Exit::BlackoutCap,
+        "blackout-cap",
+        "the blackout reached its cap; the guest runs on the source",
+    ),
+    entry(
+        Exit::TimedOut,
+        "timed-out",
+        "the time limit was reached; the guest runs on the source",
+    ),
+    entry(
+        Exit::Cancelled,
+        "cancelled",
+        "cancelled; the guest runs on the source",
+    ),
+    entry(
+        Exit::Unequal,
+        "unequal",
+        "moved, but memory did not compare equal; the destination runs the guest",
+    ),
+    entry(
+        Exit::UnknownOwner,
+        "unknown-owner",
+        "the link was lost behind the give-up: which side owns the guest is not known; the source keeps it paused",
+    ),
+    entry(
+        Exit::Local,
+        "local",
+        "something on this machine failed; a guest that was to move runs on here",
+    ),
+    entry(
+        Exit::Detached,
+        "detached",
+        "this command left, the move goes on without it",
+    ),
+    entry(
+        Exit::Conflict,
+        "conflict",
+        "something is in the way: a name that is taken, a move under way",
+    ),
 ];
 
 const fn entry(exit: Exit, name: &'static str, meaning: &'static str) -> Entry {

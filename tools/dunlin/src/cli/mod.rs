@@ -150,7 +150,9 @@ mod tests {
              --on-stall switchover --max-bandwidth 64MiB/s --max-rounds 5 --timeout 2min \
              --verify full --lanes 4 --cpus 0,2-3 --bind 10.0.0.1 --tos 46 --io writev \
              --peer-timeout 3s --json --quiet --report /tmp/r";
-        let Command::Send(send) = Cli::try_parse_from(line.split_whitespace()).unwrap().command
+        let Command::Send(send) = Cli::try_parse_from(line.split_whitespace())
+            .unwrap()
+            .command
         else {
             panic!("another command");
         };
@@ -183,7 +185,10 @@ mod tests {
             ("dunlin send vm1 --to host", "no transport is named"),
             ("dunlin send vm1 --to rdma://h", "no RDMA"),
             ("dunlin send ../x --to tcp://h", "a guest's name is"),
-            ("dunlin send vm1 --to tcp://h --max-blackout 50", "has no unit"),
+            (
+                "dunlin send vm1 --to tcp://h --max-blackout 50",
+                "has no unit",
+            ),
             ("dunlin send vm1 --to tcp://h --max-bandwidth 64MiB", "rate"),
             ("dunlin run --name a --memory 1GB", "GiB"),
             ("dunlin set vm1", "required"),

@@ -14,7 +14,7 @@ use super::values::{
     CpuList, GuestName, Lanes, StallChoice, VerifyChoice, duration, some_duration,
 };
 use crate::exit::{Exit, help};
-use crate::local::protocol::{IoChoice, MoveOrder};
+use crate::local::protocol::{IoChoice, MoveOrder, nanoseconds};
 
 /// Move a guest.
 #[derive(Clone, Debug, Args)]
@@ -213,11 +213,6 @@ fn set_help() -> String {
             Exit::Conflict
         ])
     )
-}
-
-/// A duration's nanoseconds; the parsers' bound of a century fits.
-pub(crate) fn nanoseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn some_rate(text: &str) -> Result<u64, String> {

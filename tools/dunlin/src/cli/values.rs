@@ -44,7 +44,9 @@ impl FromStr for Lanes {
         }
         match text.parse() {
             Ok(lanes) if (1..=LANES_MAX).contains(&lanes) => Ok(Self(Some(lanes))),
-            _ => Err(format!("lanes are 'auto' or a number from 1 to {LANES_MAX}")),
+            _ => Err(format!(
+                "lanes are 'auto' or a number from 1 to {LANES_MAX}"
+            )),
         }
     }
 }
@@ -257,7 +259,17 @@ mod tests {
         ] {
             assert_eq!(duration(text).unwrap().as_nanos(), nanoseconds, "{text}");
         }
-        for bad in ["", "50", "ms", "-1s", "1 s", "1.2.3s", "5parsecs", "1e9s", "999999999h"] {
+        for bad in [
+            "",
+            "50",
+            "ms",
+            "-1s",
+            "1 s",
+            "1.2.3s",
+            "5parsecs",
+            "1e9s",
+            "999999999h",
+        ] {
             assert!(duration(bad).is_err(), "{bad}");
         }
         assert!(some_duration("0ms").is_err());

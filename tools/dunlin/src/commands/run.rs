@@ -76,10 +76,7 @@ fn serial(chosen: &Serial) -> Result<Box<dyn Write + Send>, Failure> {
         Serial::Null => Box::new(io::sink()),
         Serial::Stdout => Box::new(io::stdout()),
         Serial::File(path) => Box::new(File::create(path).map_err(|error| {
-            Failure::system(
-                format!("the serial port's file {}", path.display()),
-                error,
-            )
+            Failure::system(format!("the serial port's file {}", path.display()), error)
         })?),
     })
 }

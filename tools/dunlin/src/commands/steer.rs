@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use crate::cli::looks::Stop;
-use crate::cli::moves::{Cancel, Set, nanoseconds};
+use crate::cli::moves::{Cancel, Set};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::local::client::Connection;
-use crate::local::protocol::{Request, Response};
+use crate::local::protocol::{Request, Response, nanoseconds};
 use crate::local::runtime_dir::RuntimeDir;
 
 /// How often it is looked whether a guest is gone.

@@ -15,7 +15,7 @@ use dunlin_vmm::machine::Gauge;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::local::protocol::{
-    GuestState, GuestStatus, LastMove, MoveOrder, MoveStatus, WorkloadStatus,
+    GuestState, GuestStatus, LastMove, MoveOrder, MoveStatus, WorkloadStatus, nanoseconds,
 };
 
 /// The most notes of one move that are kept for watchers who come late.
@@ -151,6 +151,7 @@ impl Board {
             let counted = gauge.read();
             WorkloadStatus {
                 pages_written: counted.pages_written,
+                loops: counted.loops,
                 longest_gap_ns: nanoseconds(counted.longest_gap),
             }
         });
@@ -281,7 +282,9 @@ impl Board {
             GuestState::Incoming => {
                 return Err(Failure::new(
                     Exit::Conflict,
-                    format!("guest '{name}' is still on its way here: cancel the move at its source"),
+                    format!(
+                        "guest '{name}' is still on its way here: cancel the move at its source"
+                    ),
                 ));
             }
             GuestState::Moved => {
@@ -431,16 +434,11 @@ impl Drop for Watch {
     }
 }
 
-fn nanoseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use dunlin_engine::report::Phase;
 
     use super::*;
-    use crate::local::protocol::IoChoice;
     use crate::render::example;
 
     fn board() -> Arc<Board> {
@@ -457,22 +455,7 @@ mod tests {
     }
 
     fn order() -> MoveOrder {
-        MoveOrder {
-            to: "tcp://h:1".to_owned(),
-            max_blackout_ns: 1,
-            blackout_cap_ns: None,
-            on_stall: Default::default(),
-            max_bandwidth_bytes_per_s: None,
-            max_rounds: 1,
-            timeout_ns: None,
-            verify: Default::default(),
-            lanes: None,
-            cpus: Vec::new(),
-            peer_timeout_ns: 1,
-            bind: None,
-            dscp: None,
-            io: IoChoice::Auto,
-        }
+        MoveOrder::to("tcp://h:1")
     }
 
     fn progress(round: u32) -> Progress {

@@ -1,6 +1,6 @@
 //! A guest leaves: reaches the destination, and lets the engine move it.
 
-use dunlin_engine::guest::{Guest, GuestOffer};
+use dunlin_engine::guest::GuestOffer;
 use dunlin_engine::report::{Outcome, Report};
 use dunlin_engine::settings::MoveHandle;
 use dunlin_engine::source::{MoveObserver, Peer, migrate};
@@ -48,7 +48,7 @@ fn reach(
     let deadline = Deadline::after(order.settings().peer_timeout);
     let (control, address) = dial_control(&endpoint.authority(), session, &options, deadline)
         .map_err(|error| (Outcome::PeerFailed, unreachable(&error, &endpoint)))?;
-    let memory = machine.memory().lane_map().clone();
+    let memory = machine.guest_memory().lane_map().clone();
     let endpoint = Box::new(SourceEndpoint::new(address, memory, options));
     Ok(Peer {
         session,

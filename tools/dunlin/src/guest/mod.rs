@@ -22,7 +22,6 @@ use dunlin_vmm::machine::Machine;
 
 use self::answer::{Answers, Event};
 use self::board::{Board, Facts};
-use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::local::protocol::{GuestState, MoveOrder};
 use crate::local::server::serve;
@@ -100,7 +99,7 @@ impl Desk {
             .offer()
             .map_err(|error| Failure::system("the guest can't be described", error))?;
         let backing = machine
-            .memory()
+            .guest_memory()
             .layout()
             .regions()
             .first()
@@ -125,10 +124,12 @@ impl Desk {
                     return Ok(Stay::Moved);
                 }
                 GuestState::Running if !machine.running() => {
-                    return Err(Failure::new(
-                        Exit::Local,
-                        format!("guest '{}' stopped by itself", offer.identity.name),
-                    ));
+                    let reason = machine.crashed();
+                    return Err(Failure::local(format!(
+                        "guest '{}' stopped by itself: {}",
+                        offer.identity.name,
+                        reason.unwrap_or_else(|| "its threads ended".to_owned())
+                    )));
                 }
                 _ => {}
             }

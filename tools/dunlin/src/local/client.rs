@@ -89,7 +89,10 @@ impl Connection {
             Err(LineError::TooLong) => {
                 return Err(Failure::new(
                     Exit::NoGuest,
-                    format!("guest '{}' answered with a line that does not end", self.name),
+                    format!(
+                        "guest '{}' answered with a line that does not end",
+                        self.name
+                    ),
                 ));
             }
         };
@@ -141,7 +144,10 @@ impl Connection {
     pub(crate) fn unexpected(&self) -> Failure {
         Failure::new(
             Exit::NoGuest,
-            format!("guest '{}' answered something else than it was asked", self.name),
+            format!(
+                "guest '{}' answered something else than it was asked",
+                self.name
+            ),
         )
     }
 

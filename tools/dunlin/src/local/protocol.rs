@@ -24,11 +24,7 @@ pub(crate) const VERSION: u64 = 1;
 
 /// What a client asks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(
-    tag = "request",
-    rename_all = "kebab-case",
-    deny_unknown_fields
-)]
+#[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
 pub(crate) enum Request {
     /// How the guest is.
     Status {},
@@ -163,6 +159,27 @@ pub(crate) struct MoveOrder {
 }
 
 impl MoveOrder {
+    /// A move to an endpoint, with the engine's defaults for everything else.
+    pub(crate) fn to(endpoint: impl Into<String>) -> Self {
+        let defaults = MoveSettings::default();
+        Self {
+            to: endpoint.into(),
+            max_blackout_ns: nanoseconds(defaults.max_blackout),
+            blackout_cap_ns: defaults.blackout_cap.map(nanoseconds),
+            on_stall: defaults.on_stall,
+            max_bandwidth_bytes_per_s: defaults.max_bandwidth,
+            max_rounds: defaults.max_rounds,
+            timeout_ns: defaults.timeout.map(nanoseconds),
+            verify: defaults.verify,
+            lanes: defaults.lanes,
+            cpus: defaults.cpus,
+            peer_timeout_ns: nanoseconds(defaults.peer_timeout),
+            bind: None,
+            dscp: None,
+            io: IoChoice::default(),
+        }
+    }
+
     /// The part that the engine decides by.
     pub(crate) fn settings(&self) -> MoveSettings {
         MoveSettings {
@@ -178,6 +195,11 @@ impl MoveOrder {
             peer_timeout: Duration::from_nanos(self.peer_timeout_ns),
         }
     }
+}
+
+/// A duration's nanoseconds, as many as fit: 584 years.
+pub(crate) fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// What a guest does at the moment.
@@ -232,6 +254,8 @@ pub(crate) struct GuestStatus {
 pub(crate) struct WorkloadStatus {
     /// Pages written since the guest was first started, wherever it ran.
     pub(crate) pages_written: u64,
+    /// How many times its program went round since then.
+    pub(crate) loops: u64,
     /// The longest gap that the guest saw in its own work.
     pub(crate) longest_gap_ns: u64,
 }

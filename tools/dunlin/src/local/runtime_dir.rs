@@ -179,7 +179,8 @@ impl RuntimeDir {
     }
 
     fn hold(&self, name: &str, lock: &Path) -> Result<File, Failure> {
-        let failed = |error: io::Error| Failure::system(format!("the lock {}", lock.display()), error);
+        let failed =
+            |error: io::Error| Failure::system(format!("the lock {}", lock.display()), error);
         for _ in 0..LOCK_ATTEMPTS {
             let file = OpenOptions::new()
                 .create(true)

@@ -179,7 +179,9 @@ mod tests {
         let mut stream = UnixStream::connect(path).unwrap();
         stream.write_all(b"\x00\xffgarbage\n").unwrap();
         assert!(line(&stream).contains("not JSON"));
-        stream.write_all(b"{\"v\":1,\"request\":\"cancel\"}\n").unwrap();
+        stream
+            .write_all(b"{\"v\":1,\"request\":\"cancel\"}\n")
+            .unwrap();
         assert_eq!(line(&stream), "{\"response\":\"done\"}\n");
     }
 
@@ -198,7 +200,9 @@ mod tests {
         let mut crowd = Vec::new();
         for _ in 0..CONNECTIONS_MAX {
             let mut stream = UnixStream::connect(&path).unwrap();
-            stream.write_all(b"{\"v\":1,\"request\":\"cancel\"}\n").unwrap();
+            stream
+                .write_all(b"{\"v\":1,\"request\":\"cancel\"}\n")
+                .unwrap();
             assert!(line(&stream).contains("done"));
             crowd.push(stream);
         }

@@ -1,7 +1,5 @@
 //! Amounts as people read them: three significant digits and a unit.
 
-use std::time::Duration;
-
 /// A number of bytes, as in `1.5 GiB`.
 pub(crate) fn bytes(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
@@ -33,11 +31,6 @@ pub(crate) fn nanoseconds(nanoseconds: u64) -> String {
         _ => (value / 60e9, "min"),
     };
     format!("{} {unit}", significant(value))
-}
-
-/// As [`nanoseconds`].
-pub(crate) fn duration(duration: Duration) -> String {
-    nanoseconds(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX))
 }
 
 /// A count with commas, as in `262,144`.

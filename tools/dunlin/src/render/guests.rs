@@ -81,7 +81,10 @@ pub(crate) fn full(guest: &GuestStatus, palette: Palette) -> String {
     }
     if let Some(last) = &guest.last_move {
         let reason = last.reason.as_deref().unwrap_or("well");
-        fact("last move", format!("to {}: {:?}: {reason}", last.to, last.outcome));
+        fact(
+            "last move",
+            format!("to {}: {:?}: {reason}", last.to, last.outcome),
+        );
     }
     text
 }
@@ -124,6 +127,7 @@ mod tests {
             vcpus: 2,
             workload: Some(WorkloadStatus {
                 pages_written: 12_345,
+                loops: 1,
                 longest_gap_ns: 5,
             }),
             move_under_way: None,

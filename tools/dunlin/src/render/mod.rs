@@ -7,6 +7,7 @@
 //! | [`progress`] | the live line of a move |
 //! | [`receipt`] | what a move came to |
 //! | [`guests`] | what `dunlin status` shows |
+//! | [`text`] | text that fits a line and does not steer the terminal |
 
 pub(crate) mod amounts;
 #[cfg(test)]
@@ -15,3 +16,4 @@ pub(crate) mod guests;
 pub(crate) mod palette;
 pub(crate) mod progress;
 pub(crate) mod receipt;
+pub(crate) mod text;

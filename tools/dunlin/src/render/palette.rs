@@ -10,7 +10,6 @@ pub(crate) struct Palette {
 
 impl Palette {
     /// No colour.
-    #[cfg(test)]
     pub(crate) const PLAIN: Self = Self { coloured: false };
 
     /// What suits a stream.

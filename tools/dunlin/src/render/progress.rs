@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use dunlin_engine::report::{Phase, Progress};
 
 use super::amounts::{bytes, nanoseconds, rate};
-use super::receipt::printable;
+use super::text::printable;
 
 /// How often a plain line is written where there is no terminal.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(5);
@@ -126,7 +126,9 @@ pub(crate) fn line(name: &str, progress: &Progress) -> String {
 }
 
 fn done_percent(progress: &Progress) -> u64 {
-    let done = progress.dirty_pages.saturating_sub(progress.remaining_pages);
+    let done = progress
+        .dirty_pages
+        .saturating_sub(progress.remaining_pages);
     done.saturating_mul(100)
         .checked_div(progress.dirty_pages)
         .unwrap_or(100)

@@ -4,6 +4,7 @@ use dunlin_engine::report::{BlackoutReport, Host, Outcome, Report, RoundReport, 
 
 use super::amounts::{bytes, count, counted, nanoseconds, rate};
 use super::palette::Palette;
+use super::text::{COLUMNS, clipped, printable, wrapped};
 
 /// The longest bar, in columns.
 const BAR_COLUMNS: u64 = 32;
@@ -14,12 +15,15 @@ const ROUNDS_SHOWN: usize = 12;
 /// Of many rounds, how many of the first are shown.
 const ROUNDS_FIRST: usize = 5;
 
-/// The widest line.
-const COLUMNS: usize = 100;
-
 /// The receipt of a move, with a line end behind each line.
 pub(crate) fn receipt(report: &Report, palette: Palette) -> String {
-    let mut lines = vec![headline(report, palette)];
+    let plain = headline(report, Palette::PLAIN);
+    let mut lines = if plain.chars().count() <= COLUMNS {
+        vec![headline(report, palette)]
+    } else {
+        let broken = wrapped(&plain, 0);
+        broken.iter().map(|line| palette.strong(line)).collect()
+    };
     lines.extend(explanation(report, palette));
     if !report.rounds.is_empty() {
         lines.push(String::new());
@@ -216,9 +220,14 @@ fn pause(blackout: &BlackoutReport, palette: Palette) -> Vec<String> {
     } else {
         palette.careful(&total)
     };
-    let mut lines = vec![format!("  {total}  {}", palette.faint(&format!("({said})")))];
+    let mut lines = vec![format!(
+        "  {total}  {}",
+        palette.faint(&format!("({said})"))
+    )];
     let longest = blackout.parts.iter().map(|part| part.duration_ns).max();
-    for part in &blackout.parts {
+    // What took no time is left out: the parts still add up.
+    let parts = blackout.parts.iter().filter(|part| part.duration_ns > 0);
+    for part in parts {
         let bar = bar(part.duration_ns, longest.unwrap_or(0));
         let (side, bar) = match part.side {
             Side::Source => ("source", palette.source(&bar)),
@@ -239,8 +248,15 @@ fn pause(blackout: &BlackoutReport, palette: Palette) -> Vec<String> {
         lines.push(line.trim_end().to_owned());
     }
     if blackout.vcpus_ns.len() > 1 {
-        let own: Vec<String> = blackout.vcpus_ns.iter().map(|ns| nanoseconds(*ns)).collect();
-        lines.extend(wrapped(&format!("each vCPU's own pause: {}", own.join(", ")), 4));
+        let own: Vec<String> = blackout
+            .vcpus_ns
+            .iter()
+            .map(|ns| nanoseconds(*ns))
+            .collect();
+        lines.extend(wrapped(
+            &format!("each vCPU's own pause: {}", own.join(", ")),
+            4,
+        ));
     }
     if blackout.clock_error_ns > 0 {
         lines.push(palette.faint(&format!(
@@ -261,7 +277,10 @@ fn bar(part: u64, longest: u64) -> String {
     // What took any time at all can be seen.
     let eighths = usize::try_from(eighths).unwrap_or(0).max(1);
     let mut bar = "█".repeat(eighths / 8);
-    if let Some(rest) = EIGHTHS.get(eighths % 8).filter(|_| !eighths.is_multiple_of(8)) {
+    if let Some(rest) = EIGHTHS
+        .get(eighths % 8)
+        .filter(|_| !eighths.is_multiple_of(8))
+    {
         bar.push(*rest);
     }
     bar
@@ -282,9 +301,13 @@ fn facts(report: &Report, palette: Palette) -> Vec<String> {
         fact(
             "memory",
             format!(
-                "{} compared by {}: {} the same, {} rewritten since, {} wrong; took {}, {} of it in the blackout",
+                "{} compared{}: {} the same, {} rewritten since, {} wrong; took {}, {} of it in the blackout",
                 counted(verification.pages_checked, "page"),
-                verification.method,
+                match verification.method.as_str() {
+                    "pages" => " page by page",
+                    "digests" => " by digests",
+                    _ => "",
+                },
                 count(verification.pages_same),
                 count(verification.pages_later),
                 count(verification.pages_different),
@@ -315,7 +338,10 @@ fn facts(report: &Report, palette: Palette) -> Vec<String> {
         let tracking = if report.guest.dirty_tracking.is_empty() {
             String::new()
         } else {
-            format!(", writes tracked by {}", report.guest.dirty_tracking.join(" + "))
+            format!(
+                ", writes tracked by {}",
+                report.guest.dirty_tracking.join(" + ")
+            )
         };
         fact(
             "guest",
@@ -350,52 +376,6 @@ fn host(host: &Host) -> String {
         counted(u64::from(host.cpus), "CPU"),
         printable(&host.dunlin)
     )
-}
-
-/// What the peer says of itself, without control characters that a terminal would obey.
-pub(super) fn printable(text: &str) -> String {
-    text.chars()
-        .map(|letter| if letter.is_control() { '?' } else { letter })
-        .collect()
-}
-
-fn clipped(text: &str, columns: usize) -> String {
-    printable(text).chars().take(columns).collect()
-}
-
-/// Breaks a text into lines of at most [`COLUMNS`], each with `indent` spaces before it. A word
-/// that is longer than a line is broken too.
-fn wrapped(text: &str, indent: usize) -> Vec<String> {
-    let room = COLUMNS.saturating_sub(indent).max(1);
-    let mut lines = Vec::new();
-    let mut line = String::new();
-    let mut columns = 0;
-    for word in printable(text).split_whitespace() {
-        let mut letters: Vec<char> = word.chars().collect();
-        if columns > 0 && columns + 1 + letters.len() > room {
-            lines.push(std::mem::take(&mut line));
-            columns = 0;
-        }
-        if columns > 0 {
-            line.push(' ');
-            columns += 1;
-        }
-        while letters.len() > room {
-            let behind = letters.split_off(room);
-            lines.push(letters.iter().collect());
-            letters = behind;
-        }
-        columns += letters.len();
-        line.extend(letters);
-    }
-    if !line.is_empty() {
-        lines.push(line);
-    }
-    let margin = " ".repeat(indent);
-    lines
-        .into_iter()
-        .map(|line| format!("{margin}{line}"))
-        .collect()
 }
 
 #[cfg(test)]
@@ -459,7 +439,8 @@ mod tests {
         report.blackout.as_mut().unwrap().parts[0].name = "a\nb\u{1b}".to_owned();
         let text = receipt(&report, Palette::PLAIN);
         assert!(
-            text.chars().all(|letter| letter == '\n' || !letter.is_control()),
+            text.chars()
+                .all(|letter| letter == '\n' || !letter.is_control()),
             "{text:?}"
         );
     }

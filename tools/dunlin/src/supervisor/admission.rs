@@ -111,9 +111,9 @@ impl Admission {
         }
         let offer = hello.offer();
         let name = &offer.identity.name;
-        let entry =
-            self.registry
-                .enter(session, name, offer.identity.uuid, self.arguments.once)?;
+        let entry = self
+            .registry
+            .enter(session, name, offer.identity.uuid, self.arguments.once)?;
         if self.runtime.is_taken(name) {
             return Err(format!("a guest named '{name}' is already here"));
         }
@@ -202,7 +202,10 @@ impl Admission {
             memory_bytes: offer.layout.bytes(),
             pid,
         });
-        Ok(GuestProcess { child, socket: near })
+        Ok(GuestProcess {
+            child,
+            socket: near,
+        })
     }
 
     fn serial(&self, name: &str) -> PathBuf {

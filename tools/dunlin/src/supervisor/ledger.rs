@@ -199,16 +199,15 @@ impl Ledger {
                 });
             }
         }
-        let (small, large) = book
-            .promises
-            .values()
-            .map(Promise::outstanding)
-            .fold((0_u64, 0_u64), |sum, promise| {
+        let (small, large) = book.promises.values().map(Promise::outstanding).fold(
+            (0_u64, 0_u64),
+            |sum, promise| {
                 (
                     sum.0.saturating_add(promise.0),
                     sum.1.saturating_add(promise.1),
                 )
-            });
+            },
+        );
         let small_needed = if huge { OVERHEAD_BYTES } else { need(memory) };
         let small_free = host.available.saturating_sub(small);
         if small_needed > small_free {
@@ -303,7 +302,9 @@ mod tests {
     #[test]
     fn the_limit_counts_all_guests() {
         let ledger = Ledger::new(Some(3 * GIB));
-        let _first = ledger.promise_of(2 * GIB, false, host(99 * GIB, 0)).unwrap();
+        let _first = ledger
+            .promise_of(2 * GIB, false, host(99 * GIB, 0))
+            .unwrap();
         assert_eq!(
             ledger
                 .promise_of(2 * GIB, false, host(99 * GIB, 0))

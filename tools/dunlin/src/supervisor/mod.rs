@@ -108,7 +108,7 @@ fn greet(stream: TcpStream, peer: SocketAddr, options: &Options, admission: &Arc
     match preamble.kind {
         ConnectionKind::Control => {
             admission.control(stream, preamble.session, peer, options, deadline);
-        },
+        }
         ConnectionKind::Lane => lane(stream, &preamble, admission),
     }
 }

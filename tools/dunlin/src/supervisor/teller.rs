@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use serde::Serialize;
 
 use crate::render::amounts::bytes;
-use crate::render::receipt::printable;
+use crate::render::text::printable;
 
 /// What happened.
 #[derive(Debug, Serialize)]
