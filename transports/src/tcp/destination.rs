@@ -23,7 +23,7 @@ const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Bytes received ahead of their use: a whole head, and room for the small frames behind it. What
 /// of it turns out to be data is copied once more, at most this much in each batch.
-const STAGING_BYTES: usize = 2 * HEAD_BYTES_MAX;
+const STAGING_BYTES: usize = HEAD_BYTES_MAX + 4096;
 
 /// Zeros are written in pieces of at most this many pages (16 MiB), between which revoking and the
 /// deadline take effect.
