@@ -194,10 +194,10 @@ fn the_hook_sees_each_message_and_may_give_orders() {
     let (orders, count) = (Arc::downgrade(&lanes.faults), Arc::clone(&seen));
     lanes.faults.watch(move |passage| {
         assert_eq!(passage.place, LANE);
-        if count.fetch_add(passage.bytes, Ordering::SeqCst) >= PAGE_BYTES {
-            if let Some(faults) = orders.upgrade() {
-                faults.cut_after(LANE, 0);
-            }
+        if count.fetch_add(passage.bytes, Ordering::SeqCst) >= PAGE_BYTES
+            && let Some(faults) = orders.upgrade()
+        {
+            faults.cut_after(LANE, 0);
         }
     });
     lanes.sources[0].put(&[run(0, 1)]).unwrap();
