@@ -4,6 +4,7 @@
 //! One thread reads. It answers PINGs by itself, so that a side that is busy loading state or
 //! hashing memory still counts as alive, and measures round trip and clock offset by its own.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -52,6 +53,8 @@ pub(crate) struct Link {
     stopper: Arc<dyn ControlStopper>,
     quality: Arc<Mutex<LinkQuality>>,
     peer_timeout: Duration,
+    /// Whether this side has said something: what comes first on a connection is HELLO, no PING.
+    spoke: Arc<AtomicBool>,
     reader: Option<JoinHandle<()>>,
 }
 
@@ -74,7 +77,9 @@ impl Link {
     {
         let sender: SharedSender = Arc::new(Mutex::new(channel.sender));
         let quality = Arc::new(Mutex::new(LinkQuality::default()));
+        let spoke = Arc::new(AtomicBool::new(false));
         let mut reader = Reader {
+            spoke: Arc::clone(&spoke),
             receiver: channel.receiver,
             sender: Arc::clone(&sender),
             quality: Arc::clone(&quality),
@@ -99,6 +104,7 @@ impl Link {
             stopper: channel.stopper,
             quality,
             peer_timeout,
+            spoke,
             reader: Some(thread),
         })
     }
@@ -109,7 +115,9 @@ impl Link {
     ///
     /// When it could not be sent whole; the connection is of no use then.
     pub(crate) fn send(&self, message: &Message) -> Result<(), ControlError> {
-        send(&self.sender, message, self.peer_timeout)
+        send(&self.sender, message, self.peer_timeout)?;
+        self.spoke.store(true, Ordering::Release);
+        Ok(())
     }
 
     /// What is known of the connection.
@@ -139,6 +147,7 @@ fn send(
 }
 
 struct Reader {
+    spoke: Arc<AtomicBool>,
     receiver: Box<dyn ControlReceiver>,
     sender: SharedSender,
     quality: Arc<Mutex<LinkQuality>>,
@@ -198,8 +207,11 @@ impl Reader {
         } else {
             self.peer_timeout / PINGS_PER_TIMEOUT
         };
-        self.pings = self.pings.saturating_add(1);
         self.ping_due = Timestamp(now.0.saturating_add(interval.as_nanos() as u64));
+        if !self.spoke.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        self.pings = self.pings.saturating_add(1);
         self.say(&Message::Ping(Ping {
             sent_ns: Timestamp::now().0,
         }))

@@ -172,8 +172,8 @@ impl Running {
         loop {
             if let Some(status) = self.ended() {
                 self.seen.extend(self.lines.iter());
-                let mut stdout = self.seen.join("\n");
-                stdout.push('\n');
+                let stdout: String = self.seen.iter().map(|line| format!("{line}
+")).collect();
                 return Ok(Output {
                     code: code(status),
                     stdout,
