@@ -462,16 +462,18 @@ impl<G: IncomingGuest> Destination<'_, G> {
             // the record.
             Action::RecordOwnership | Action::RecordAborted => None,
             Action::Run => Some(self.enter()),
-            Action::SendRunning => self.send(&Message::Running(self.running.clone())),
-            Action::CheckPages => self.check_pages(),
-            Action::SendVerified => {
+            Action::SendRunning => {
+                let lost = self.send(&Message::Running(self.running.clone()));
+                // Now, before comparing memory competes with the guest for the processors.
                 self.verified.guest_visible_ns = self
                     .guest
                     .as_mut()
                     .and_then(|guest| guest.guest_visible_pause(Deadline::after(GUEST_PAUSE_TIME)))
                     .map(|pause| u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX));
-                self.send(&Message::Verified(self.verified.clone()))
+                lost
             }
+            Action::CheckPages => self.check_pages(),
+            Action::SendVerified => self.send(&Message::Verified(self.verified.clone())),
             Action::SendAborted => {
                 let reason = self.reason.clone().unwrap_or_default();
                 if !self.lost

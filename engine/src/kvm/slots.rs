@@ -138,3 +138,84 @@ impl KvmSlots {
         (offset < slot.pages).then(|| PageNumber(slot.first_page + offset))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use dunlin_transports::memory::{HostMapping, OwnedMapping};
+
+    use super::*;
+    use crate::dirty::{DirtyBitmap, DirtySource};
+    use crate::kvm::KvmBitmap;
+    use crate::layout::{Backing, Layout, Region, RegionShape};
+
+    /// Regions of 3 and 70 pages in the slots 3 and 9.
+    fn slots() -> Option<KvmSlots> {
+        let kvm = match kvm_ioctls::Kvm::new() {
+            Ok(kvm) => kvm,
+            Err(error) => {
+                println!("skipped: no KVM here: {error}");
+                return None;
+            }
+        };
+        let sizes = [(0, 3), (1 << 20, 70)];
+        let shapes = sizes.map(|(address, pages)| RegionShape {
+            address: GuestAddress(address),
+            bytes: pages * PAGE_BYTES,
+            backing: Backing::Anonymous,
+            backing_page_bytes: PAGE_BYTES,
+        });
+        let regions = sizes.map(|(_, pages)| {
+            let mapping: Arc<dyn HostMapping> =
+                Arc::new(OwnedMapping::new(pages * PAGE_BYTES).unwrap());
+            Region {
+                file: None,
+                file_offset: 0,
+                guest_mapping: Arc::clone(&mapping),
+                lane_mapping: mapping,
+            }
+        });
+        let layout = Layout::new(1, shapes.to_vec()).unwrap();
+        let memory = GuestMemory::new(layout, regions.into()).unwrap();
+        let vm = Arc::new(kvm.create_vm().unwrap());
+        assert!(KvmSlots::new(Arc::clone(&vm), memory.clone(), &[3]).is_err());
+        Some(KvmSlots::new(vm, memory, &[3, 9]).unwrap())
+    }
+
+    #[test]
+    fn slots_and_page_numbers_map_to_each_other() {
+        let Some(slots) = slots() else { return };
+        assert_eq!(slots.page(3, 2), Some(PageNumber(2)));
+        assert_eq!(slots.page(3, 3), None);
+        assert_eq!(slots.page(9, 69), Some(PageNumber(133)));
+        assert_eq!(slots.page(9, u64::MAX), None);
+        // The same number in another address space is another slot.
+        assert_eq!(slots.page(1 << 16 | 9, 0), None);
+        let number = |page| slots.slot_of(PageNumber(page)).map(|slot| slot.number);
+        assert_eq!(number(2), Some(3));
+        assert_eq!(number(64), Some(9));
+    }
+
+    #[test]
+    fn a_bitmap_refuses_pages_outside_of_a_slot() {
+        let Some(slots) = slots() else { return };
+        slots.register().unwrap();
+        let bitmap = KvmBitmap::new(slots).unwrap();
+        bitmap.start().unwrap();
+        let mut dirty = DirtyBitmap::new(134);
+        bitmap.collect(&mut dirty).unwrap();
+        assert!(bitmap.collect(&mut DirtyBitmap::new(64)).is_err());
+        if bitmap.rearms_on_collect() {
+            println!("skipped: this host's KVM has no manual dirty log protection");
+            return;
+        }
+        // All of the second slot, which ends in the middle of a word.
+        bitmap.rearm(PageNumber(64), &[u64::MAX, 0x3f]).unwrap();
+        bitmap.rearm(PageNumber(128), &[0x3f]).unwrap();
+        for (first, words) in [(64, 3), (128, 2), (0, 2), (65, 1), (192, 1), (1 << 40, 1)] {
+            let outcome = bitmap.rearm(PageNumber(first), &vec![1; words]);
+            assert!(outcome.is_err(), "{words} words from {first}");
+        }
+        bitmap.stop().unwrap();
+        bitmap.stop().unwrap();
+    }
+}

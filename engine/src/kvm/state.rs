@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
-use super::{KvmError, Platform, ioctl, msrs};
+use super::{KvmError, Platform, ioctl, msrs, vcpu, vm};
+use crate::state::{DeviceState, Section};
 
 /// Access to the state of one VM's vCPUs, and of the VM.
 pub struct StateAccess {
@@ -53,5 +54,23 @@ impl StateAccess {
             platform,
             vm,
         })
+    }
+
+    /// Takes the section of vCPU `number` out of a guest's state.
+    ///
+    /// # Errors
+    ///
+    /// When it is missing or newer than this build reads.
+    pub fn take_vcpu(state: &mut DeviceState, number: u32) -> Result<Section, KvmError> {
+        Ok(state.require(&vcpu::section_name(number), vcpu::VERSION)?)
+    }
+
+    /// Takes the VM's section out of a guest's state.
+    ///
+    /// # Errors
+    ///
+    /// When it is missing or newer than this build reads.
+    pub fn take_vm(state: &mut DeviceState) -> Result<Section, KvmError> {
+        Ok(state.require(vm::NAME, vm::VERSION)?)
     }
 }

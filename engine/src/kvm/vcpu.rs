@@ -37,7 +37,7 @@ use super::{KvmError, StateAccess, abi, msrs, nested};
 use crate::state::{Section, StateError};
 
 /// The section's version.
-const VERSION: u16 = 1;
+pub(super) const VERSION: u16 = 1;
 
 /// The most that a field of variable length may have: far above any XSAVE area (AMX: 11 KiB).
 const FIELD_BYTES_MAX: usize = 1 << 20;

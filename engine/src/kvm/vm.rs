@@ -20,8 +20,11 @@ use super::time::ClockReading;
 use super::{ClockAdvance, KvmError, StateAccess, abi};
 use crate::state::{Section, StateError};
 
-const NAME: &str = "kvm.vm";
-const VERSION: u16 = 1;
+/// The section's name.
+pub(super) const NAME: &str = "kvm.vm";
+
+/// The section's version.
+pub(super) const VERSION: u16 = 1;
 
 mod field {
     pub(super) const KVMCLOCK_NS: u16 = 1;

@@ -13,7 +13,7 @@
 use std::io;
 use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
-use std::sync::Once;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use dunlin_transports::memory::PAGE_BYTES;
@@ -27,10 +27,13 @@ pub(super) fn signal() -> libc::c_int {
 
 /// Sees to it that the signal does nothing but end `KVM_RUN`.
 pub(super) fn install_signal_handler() -> io::Result<()> {
-    static INSTALLED: Once = Once::new();
-    let mut outcome = Ok(());
-    INSTALLED.call_once(|| outcome = register_signal_handler(signal(), on_signal));
-    outcome.map_err(io::Error::from)
+    static ERRNO: OnceLock<Option<i32>> = OnceLock::new();
+    let errno = ERRNO.get_or_init(|| {
+        register_signal_handler(signal(), on_signal)
+            .err()
+            .map(|error| error.errno())
+    });
+    errno.map_or(Ok(()), |errno| Err(io::Error::from_raw_os_error(errno)))
 }
 
 extern "C" fn on_signal(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}

@@ -7,7 +7,7 @@ use dunlin_engine::dirty::DirtySource;
 use dunlin_engine::guest::{
     Guest, GuestError, GuestOffer, IncomingGuest, PauseRecord, RunRecord, SelfCheck,
 };
-use dunlin_engine::kvm::tell_paused;
+use dunlin_engine::kvm::{StateAccess, tell_paused};
 use dunlin_engine::layout::GuestMemory;
 use dunlin_engine::state::{DeviceState, Section};
 use dunlin_transports::deadline::Deadline;
@@ -23,11 +23,6 @@ const ENTER_MAX: Duration = Duration::from_secs(5);
 
 /// How often the control pages are looked at for the guest's own word on its pause.
 const LOOK_AGAIN: Duration = Duration::from_micros(50);
-
-/// The section of vCPU `number`, as the engine names it.
-fn section_name(number: u32) -> String {
-    format!("kvm.vcpu.{number}")
-}
 
 impl KvmGuest {
     /// Lets every vCPU go on and waits until the last was entered.
@@ -93,9 +88,9 @@ impl KvmGuest {
         let mut state = state.clone();
         let sections = (0..)
             .take(self.vcpus.len())
-            .map(|number| state.require(&section_name(number), 1))
+            .map(|number| StateAccess::take_vcpu(&mut state, number))
             .collect::<Result<Vec<_>, _>>()?;
-        let vm = state.require("kvm.vm", 1)?;
+        let vm = StateAccess::take_vm(&mut state)?;
         self.serial.load(&mut state)?;
         state.finish()?;
         let load_vcpu = |(number, (vcpu, section)): (usize, (&super::VcpuThread, Section))| {

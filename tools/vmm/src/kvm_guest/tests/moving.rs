@@ -50,8 +50,6 @@ fn a_moved_guest_goes_on_counting_and_no_heartbeat_is_lost_or_doubled() {
         let before = guest.statistics();
         let output = Printed::default();
         printed.push(output.clone());
-        let source_check = Guest::self_check(&guest).unwrap();
-        drop(source_check);
         guest = moved(guest, Box::new(output), &options());
         let pause = guest.guest_visible_pause(deadline()).unwrap();
         assert!(pause > Duration::ZERO);
