@@ -99,6 +99,24 @@ impl Place {
     }
 }
 
+impl Drop for Place {
+    fn drop(&mut self) {
+        // Guests that arrived are nobody's children: a test that fails must not leave them behind.
+        self.running.clear();
+        for directory in ["a", "b", "c"] {
+            let path = self.directory(directory);
+            let status = run(&path, &["status", "--json"]);
+            let Ok(Value::Object(status)) = serde_json::from_slice(&status.stdout) else {
+                continue;
+            };
+            for guest in status["guests"].as_array().into_iter().flatten() {
+                let name = guest["name"].as_str().unwrap_or_default();
+                run(&path, &["stop", name, "--force"]);
+            }
+        }
+    }
+}
+
 /// What a destination tells.
 struct Told(BufReader<std::process::ChildStdout>);
 
