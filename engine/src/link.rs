@@ -27,6 +27,15 @@ const FIRST_PING_INTERVAL: Duration = Duration::from_millis(20);
 /// How many PINGs are the first.
 const FIRST_PINGS: u32 = 8;
 
+/// Whose word comes first on the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Opening {
+    /// This side's HELLO: nothing goes before it, so PINGs wait until the peer was heard.
+    Ours,
+    /// The peer's, which was read already.
+    Theirs,
+}
+
 /// What the connection has to tell.
 #[derive(Debug)]
 pub(crate) enum LinkEvent {
@@ -66,6 +75,7 @@ impl Link {
     /// When the reading thread can't be started.
     pub(crate) fn start<E>(
         channel: ControlChannel,
+        opening: Opening,
         peer_timeout: Duration,
         events: SyncSender<E>,
     ) -> std::io::Result<Self>
@@ -80,7 +90,10 @@ impl Link {
             quality: Arc::clone(&quality),
             peer_timeout,
             heard: Timestamp::now(),
-            ping_due: Timestamp::now(),
+            ping_due: match opening {
+                Opening::Ours => None,
+                Opening::Theirs => Some(Timestamp::now()),
+            },
             pings: 0,
         };
         let thread = std::thread::Builder::new()
@@ -144,7 +157,8 @@ struct Reader {
     quality: Arc<Mutex<LinkQuality>>,
     peer_timeout: Duration,
     heard: Timestamp,
-    ping_due: Timestamp,
+    /// `None` until the peer was heard, where it may not be asked before.
+    ping_due: Option<Timestamp>,
     pings: u32,
 }
 
@@ -160,19 +174,21 @@ impl Reader {
                     silent.as_millis()
                 ));
             }
-            if now >= self.ping_due {
+            if self.ping_due.is_some_and(|due| now >= due) {
                 if let Err(error) = self.ping(now) {
                     return LinkEvent::Lost(error.to_string());
                 }
                 continue;
             }
-            let wait = self.ping_due.since(now).min(self.peer_timeout - silent);
+            let left = self.peer_timeout - silent;
+            let wait = self.ping_due.map_or(left, |due| due.since(now).min(left));
             let frame = match self.receiver.receive(frame_limit, Deadline::after(wait)) {
                 Ok(frame) => frame,
                 Err(ControlError::TimedOut { .. }) => continue,
                 Err(error) => return LinkEvent::Lost(error.to_string()),
             };
             self.heard = Timestamp::now();
+            self.ping_due = self.ping_due.or(Some(self.heard));
             match Message::from_frame(&frame) {
                 Ok(Message::Ping(ping)) => {
                     let pong = Pong {
@@ -199,7 +215,8 @@ impl Reader {
             self.peer_timeout / PINGS_PER_TIMEOUT
         };
         self.pings = self.pings.saturating_add(1);
-        self.ping_due = Timestamp(now.0.saturating_add(interval.as_nanos() as u64));
+        let due = now.0.saturating_add(interval.as_nanos() as u64);
+        self.ping_due = Some(Timestamp(due));
         self.say(&Message::Ping(Ping {
             sent_ns: Timestamp::now().0,
         }))
