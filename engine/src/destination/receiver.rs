@@ -19,7 +19,7 @@ use crate::clock::{Timestamp, boot_id};
 use crate::digest::{digest_count, digests};
 use crate::guest::{GuestError, GuestFactory, IncomingGuest};
 use crate::host::this_host;
-use crate::link::{Link, LinkEvent};
+use crate::link::{Link, LinkEvent, Opening};
 use crate::protocol::{
     Abort, Grants, Message, Prepare, Ready, Refused, Running, VERIFY_PAGES_MAX, Verified,
     VerifyPages, Welcome, WireHost, capability,
@@ -77,7 +77,12 @@ pub(super) fn receive<F: GuestFactory>(
 ) -> Result<Received<F::Guest>, ReceiveError> {
     let (inputs_sender, waiting) = sync_channel(INPUTS_WAITING);
     // From here on PINGs are answered, however long making room takes.
-    let link = Link::start(control, settings.peer_timeout, inputs_sender.clone())?;
+    let link = Link::start(
+        control,
+        Opening::Theirs,
+        settings.peer_timeout,
+        inputs_sender.clone(),
+    )?;
     // Declared behind the link, so that it goes first: the link's thread may be waiting for room.
     let inputs = waiting;
     let refused = |error: ReceiveError| {

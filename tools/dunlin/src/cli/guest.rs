@@ -21,7 +21,7 @@ What the guest does: pattern=sequential|random,hot=SIZE,rate=SIZE/s|max,zero=PER
 much memory it rewrites over and over, 'rate' how fast, 'zero' how many in a hundred of its other \
 pages are zero. What is left out keeps its default.";
 
-/// Run a guest.
+/// Run a guest in the foreground, ready to be moved
 #[derive(Clone, Debug, Args)]
 #[command(
     long_about = "\
@@ -79,7 +79,7 @@ fn run_help() -> String {
     )
 }
 
-/// Wait for guests.
+/// Wait for guests and run them
 #[derive(Clone, Debug, Args)]
 #[command(
     long_about = "\
@@ -144,7 +144,7 @@ Ended by Ctrl-C or SIGTERM, it exits with 0 (with 9 under --once, if no guest ha
     )
 }
 
-/// The process of a guest that is let in.
+/// The process of a guest that 'receive' lets in; speaks to it over standard input
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Incoming {
     /// The guest's name
@@ -163,7 +163,7 @@ pub(crate) struct Incoming {
     pub(crate) runtime: Runtime,
 }
 
-/// Show a move.
+/// Move a guest between two processes of this machine, and tell about it
 #[derive(Clone, Debug, Args)]
 #[command(
     long_about = "\

@@ -7,7 +7,7 @@ use super::Runtime;
 use super::values::GuestName;
 use crate::exit::{Exit, help};
 
-/// Show guests.
+/// Show the guests that are here
 #[derive(Clone, Debug, Args)]
 #[command(
     long_about = "\
@@ -37,7 +37,7 @@ fn status_help() -> String {
     )
 }
 
-/// End a guest.
+/// End a guest
 #[derive(Clone, Debug, Args)]
 #[command(
     long_about = "\
@@ -76,7 +76,7 @@ fn stop_help() -> String {
     )
 }
 
-/// Look at the host.
+/// Say what this host can do
 #[derive(Clone, Debug, Args)]
 #[command(
     long_about = "\
@@ -102,9 +102,14 @@ fn doctor_help() -> String {
     )
 }
 
-/// Print a completion script.
+/// Print a completion script for a shell
 #[derive(Clone, Debug, Args)]
-#[command(after_long_help = completions_help())]
+#[command(
+    long_about = "\
+Prints a completion script for a shell, to standard output. Put it where the shell looks for such \
+scripts; the examples name the usual places.",
+    after_long_help = completions_help()
+)]
 pub(crate) struct Completions {
     /// The shell
     #[arg(value_enum)]

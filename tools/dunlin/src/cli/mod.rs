@@ -60,30 +60,19 @@ pub(crate) struct Cli {
     pub(crate) command: Command,
 }
 
-/// What to do.
+/// What to do. Each command's own text stands at its arguments: a comment here would replace it.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Run a guest in the foreground, ready to be moved
     Run(guest::Run),
-    /// Move a guest to another host
     Send(moves::Send),
-    /// Wait for guests and run them
     Receive(guest::Receive),
-    /// Show the guests that are here
     Status(looks::Status),
-    /// End a move; the guest stays
     Cancel(moves::Cancel),
-    /// Change the budget or the bandwidth of a move under way
     Set(moves::Set),
-    /// End a guest
     Stop(looks::Stop),
-    /// Move a guest between two processes of this machine, and tell about it
     Demo(guest::Demo),
-    /// Say what this host can do
     Doctor(looks::Doctor),
-    /// Print a completion script for a shell
     Completions(looks::Completions),
-    /// The process of a guest that 'receive' lets in; speaks to it over standard input
     #[command(hide = true)]
     Incoming(guest::Incoming),
 }
@@ -141,6 +130,16 @@ mod tests {
             for part in ["Exit codes:", "Examples:"] {
                 assert!(help.contains(part), "{}: {help}", command.get_name());
             }
+            let about = command
+                .get_about()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            let long = command
+                .get_long_about()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            assert!(about.len() > 10 && !about.ends_with('.'), "{about}");
+            assert!(long.len() > about.len(), "{}: {long}", command.get_name());
         }
     }
 

@@ -16,7 +16,7 @@ use super::values::{
 use crate::exit::{Exit, help};
 use crate::local::protocol::{IoChoice, MoveOrder, nanoseconds};
 
-/// Move a guest.
+/// Move a guest to another host
 #[derive(Clone, Debug, Args)]
 #[command(
     long_about = "\
@@ -141,7 +141,7 @@ fn send_help() -> String {
     )
 }
 
-/// End a move.
+/// End a move; the guest stays
 #[derive(Clone, Debug, Args)]
 #[command(
     long_about = "\
@@ -174,7 +174,7 @@ fn cancel_help() -> String {
     )
 }
 
-/// Change a move.
+/// Change the budget or the bandwidth of a move under way
 #[derive(Clone, Debug, Args)]
 #[command(
     long_about = "Changes the budget or the bandwidth of a move while it runs.",

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use dunlin_engine::report::Report;
+use dunlin_engine::report::{Outcome, Report};
 
 use crate::cli::moves::Send;
 use crate::exit::Exit;
@@ -16,7 +16,7 @@ use crate::local::protocol::{MoveOrder, Request, Response};
 use crate::local::runtime_dir::RuntimeDir;
 use crate::render::palette::Palette;
 use crate::render::progress::LiveLine;
-use crate::render::receipt::receipt;
+use crate::render::receipt::{headline, receipt};
 use crate::signals;
 
 /// How often it is looked whether Ctrl-C was pressed.
@@ -43,6 +43,13 @@ pub(crate) fn run(arguments: &Send) -> Result<Exit, Failure> {
         super::print_json(&report)?;
     } else if !arguments.quiet {
         super::print(&receipt(&report, Palette::of(&io::stdout())))?;
+    } else if report.outcome != Outcome::Moved {
+        // Quiet is not silent: why there is nothing to be quiet about.
+        let headline = headline(&report, Palette::of(&io::stderr()));
+        eprintln!(
+            "dunlin: {headline}: {}",
+            report.reason.as_deref().unwrap_or_default()
+        );
     }
     Ok(Exit::of(report.outcome))
 }

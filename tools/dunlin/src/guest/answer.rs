@@ -32,6 +32,8 @@ pub(crate) struct Answers {
 
 impl Handler for Answers {
     fn handle(&self, request: Request, client: &mut Client<'_>) -> io::Result<()> {
+        // The process does not end before this is answered.
+        let _attendance = self.board.attend();
         let done = match request {
             Request::Status {} => {
                 let guest = Box::new(self.board.status());

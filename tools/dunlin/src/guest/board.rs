@@ -71,7 +71,7 @@ struct Inner {
     under_way: Option<UnderWay>,
     finished: Option<(u64, Arc<Report>, String)>,
     moves: u64,
-    watchers: usize,
+    attended: usize,
 }
 
 /// The board. Shared by reference count.
@@ -121,7 +121,7 @@ impl Board {
                 under_way: None,
                 finished: None,
                 moves: 0,
-                watchers: 0,
+                attended: 0,
             }),
             changed: Condvar::new(),
         }
@@ -317,14 +317,13 @@ impl Board {
     ///
     /// When there was none.
     pub(crate) fn watch(self: &Arc<Self>) -> Result<Watch, Failure> {
-        let mut inner = self.lock();
+        let inner = self.lock();
         if inner.moves == 0 {
             return Err(Failure::new(
                 Exit::Conflict,
                 format!("guest '{}' is not being moved", inner.facts.name),
             ));
         }
-        inner.watchers += 1;
         Ok(Watch {
             board: Arc::clone(self),
             number: inner.moves,
@@ -332,12 +331,18 @@ impl Board {
         })
     }
 
-    /// Waits until nobody watches any more, so that everyone has the report before the process
-    /// ends; at most `limit`.
-    pub(crate) fn wait_for_watchers(&self, limit: Duration) {
+    /// Counts someone who is being answered.
+    pub(crate) fn attend(self: &Arc<Self>) -> Attendance {
+        self.lock().attended += 1;
+        Attendance(Arc::clone(self))
+    }
+
+    /// Waits until nobody is being answered any more, so that everyone has their answer and the
+    /// report before the process ends; at most `limit`.
+    pub(crate) fn see_all_off(&self, limit: Duration) {
         let end = Instant::now() + limit;
         let mut inner = self.lock();
-        while inner.watchers > 0 {
+        while inner.attended > 0 {
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return;
@@ -427,10 +432,13 @@ impl Watch {
     }
 }
 
-impl Drop for Watch {
+/// Someone who is being answered.
+pub(crate) struct Attendance(Arc<Board>);
+
+impl Drop for Attendance {
     fn drop(&mut self) {
-        self.board.lock().watchers -= 1;
-        self.board.changed.notify_all();
+        self.0.lock().attended -= 1;
+        self.0.changed.notify_all();
     }
 }
 
@@ -503,8 +511,10 @@ mod tests {
         assert!(matches!(watch.next(now), News::Nothing));
         board.end_move(example::moved());
         assert!(matches!(watch.next(now), News::Over(_)));
-        drop(watch);
-        board.wait_for_watchers(Duration::from_secs(60));
+        let attendance = board.attend();
+        board.see_all_off(Duration::ZERO);
+        drop(attendance);
+        board.see_all_off(Duration::from_secs(60));
     }
 
     #[test]

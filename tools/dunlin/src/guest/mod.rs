@@ -32,7 +32,7 @@ use crate::signals;
 /// How often the machine is looked after.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How long the process of a guest that was moved away stays, so that watchers get their report.
+/// How long a process stays after its guest, so that everyone gets their answer and the report.
 const FAREWELL_MAX: Duration = Duration::from_secs(5);
 
 /// The desk of a guest's process: the board, and the queue of what its owner has to do.
@@ -84,11 +84,6 @@ impl Desk {
         })
     }
 
-    /// Whether the guest's end was asked for.
-    pub(crate) fn is_ending(&self) -> bool {
-        self.board.state() == GuestState::Ending
-    }
-
     /// Runs the guest until it is ended or was moved away.
     ///
     /// # Errors
@@ -107,22 +102,23 @@ impl Desk {
         let facts = Facts::of(&offer, backing);
         self.board
             .runs(facts, offer.identity.epoch, machine.gauge());
+        let stay = self.look_after(&mut machine, &offer);
+        // The memory is given back before anyone is waited for.
+        drop(machine);
+        self.board.see_all_off(FAREWELL_MAX);
+        stay
+    }
+
+    fn look_after(&self, machine: &mut Machine, offer: &GuestOffer) -> Result<Stay, Failure> {
         loop {
-            if self.is_ending() {
-                return Ok(Stay::Ended);
-            }
             match self.events.recv_timeout(LOOK_INTERVAL) {
-                Ok(Event::Move(order)) => self.depart(&mut machine, &offer, &order),
+                Ok(Event::Move(order)) => self.depart(machine, offer, &order),
                 Ok(Event::End) | Err(RecvTimeoutError::Disconnected) => return Ok(Stay::Ended),
                 Err(RecvTimeoutError::Timeout) => {}
             }
             match self.board.state() {
-                GuestState::Moved => {
-                    // The memory is given back before anyone is waited for.
-                    drop(machine);
-                    self.board.wait_for_watchers(FAREWELL_MAX);
-                    return Ok(Stay::Moved);
-                }
+                GuestState::Moved => return Ok(Stay::Moved),
+                GuestState::Ending => return Ok(Stay::Ended),
                 GuestState::Running if !machine.running() => {
                     let reason = machine.crashed();
                     return Err(Failure::local(format!(

@@ -46,8 +46,10 @@ impl LiveLine {
             Mode::Quiet => {}
             Mode::Terminal => {
                 let columns = rustix::termios::tcgetwinsize(std::io::stderr())
-                    .map_or(COLUMNS_DEFAULT, |size| usize::from(size.ws_col))
-                    .max(20);
+                    .map(|size| usize::from(size.ws_col))
+                    .ok()
+                    .filter(|columns| *columns > 0)
+                    .unwrap_or(COLUMNS_DEFAULT);
                 let line: String = line(name, progress)
                     .chars()
                     .take(columns.saturating_sub(1))

@@ -320,7 +320,7 @@ fn facts(report: &Report, palette: Palette) -> Vec<String> {
             ),
         );
     }
-    if report.lanes > 0 {
+    if report.lanes > 0 && report.sent_bytes > 0 {
         fact(
             "transport",
             format!(

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use dunlin_engine::destination::{Hello, read_hello, refuse};
-use dunlin_engine::guest::GuestOffer;
+use dunlin_engine::guest::{GuestIdentity, GuestOffer};
 use dunlin_engine::layout::Backing;
 use dunlin_transports::control::Frame;
 use dunlin_transports::deadline::Deadline;
@@ -34,6 +34,13 @@ use crate::local::runtime_dir::RuntimeDir;
 
 /// How long another guest of this host may take to say its UUID.
 const NEIGHBOUR_MAX: Duration = Duration::from_secs(1);
+
+/// How long a process may take to end whose move has failed: whoever sends a guest again at once
+/// waits for it, and is not refused.
+const LEAVING_MAX: Duration = Duration::from_secs(3);
+
+/// How often it is looked whether it has ended.
+const LEAVING_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Decides who may come.
 pub(crate) struct Admission {
@@ -111,9 +118,7 @@ impl Admission {
         }
         let offer = hello.offer();
         let name = &offer.identity.name;
-        let entry = self
-            .registry
-            .enter(session, name, offer.identity.uuid, self.arguments.once)?;
+        let entry = self.place(session, &offer.identity)?;
         if self.runtime.is_taken(name) {
             return Err(format!("a guest named '{name}' is already here"));
         }
@@ -127,6 +132,18 @@ impl Admission {
             promise,
             entry,
         })
+    }
+
+    /// A place for the guest. One that is taken by a move that just failed is waited for.
+    fn place(&self, session: SessionId, guest: &GuestIdentity) -> Result<registry::Entry, String> {
+        let end = Deadline::after(LEAVING_MAX);
+        loop {
+            let alone = self.arguments.once;
+            match self.registry.enter(session, &guest.name, guest.uuid, alone) {
+                Err(taken) if taken.may_pass && !end.passed() => thread::sleep(LEAVING_INTERVAL),
+                entry => return entry.map_err(|taken| taken.reason),
+            }
+        }
     }
 
     fn uses_huge_pages(&self, offer: &GuestOffer) -> bool {

@@ -64,23 +64,35 @@ impl Registry {
         name: &str,
         uuid: Uuid,
         alone: bool,
-    ) -> Result<Entry, String> {
+    ) -> Result<Entry, Taken> {
         let mut guests = self.guests.lock().unwrap_or_else(PoisonError::into_inner);
         if guests.contains_key(&session) {
-            return Err("this session has begun already".to_owned());
+            return Err(Taken {
+                reason: "this session has begun already".to_owned(),
+                may_pass: false,
+            });
         }
         if let Some(other) = guests.values().find(|guest| guest.name == name) {
-            return Err(format!("a guest named '{name}' {} here", other.being()));
+            return Err(Taken {
+                reason: format!("a guest named '{name}' {} here", other.being()),
+                may_pass: other.on_its_way,
+            });
         }
         if let Some(other) = guests.values().find(|guest| guest.uuid == uuid) {
-            return Err(format!(
-                "a guest with UUID {uuid} {} here, named '{}'",
-                other.being(),
-                other.name
-            ));
+            return Err(Taken {
+                reason: format!(
+                    "a guest with UUID {uuid} {} here, named '{}'",
+                    other.being(),
+                    other.name
+                ),
+                may_pass: other.on_its_way,
+            });
         }
-        if alone && !guests.is_empty() {
-            return Err("this destination takes one guest (--once)".to_owned());
+        if let Some(other) = guests.values().find(|_| alone) {
+            return Err(Taken {
+                reason: "this destination takes one guest (--once)".to_owned(),
+                may_pass: other.on_its_way,
+            });
         }
         guests.insert(
             session,
@@ -102,6 +114,16 @@ impl Registry {
         let guests = self.guests.lock().unwrap_or_else(PoisonError::into_inner);
         guests.get(&session)?.route.clone()
     }
+}
+
+/// Why a guest has no place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Taken {
+    /// In one sentence.
+    pub(crate) reason: String,
+    /// Whether the place may be free in a moment: its guest is on its way, and may be on its way
+    /// out just now.
+    pub(crate) may_pass: bool,
 }
 
 impl Guest {
@@ -162,10 +184,15 @@ mod tests {
         let entry = registry.enter(session(1), "a", one, false).unwrap();
         assert!(registry.enter(session(1), "b", two, false).is_err());
         let taken = registry.enter(session(2), "a", two, false).unwrap_err();
-        assert_eq!(taken, "a guest named 'a' is already on its way here");
+        assert_eq!(taken.reason, "a guest named 'a' is already on its way here");
+        assert!(taken.may_pass);
         entry.has_arrived();
         let taken = registry.enter(session(2), "b", one, false).unwrap_err();
-        assert!(taken.ends_with("is already here, named 'a'"), "{taken}");
+        assert!(
+            taken.reason.ends_with("is already here, named 'a'"),
+            "{taken:?}"
+        );
+        assert!(!taken.may_pass);
         assert!(registry.enter(session(2), "b", two, true).is_err());
         drop(entry);
         registry.enter(session(1), "a", one, true).unwrap();
