@@ -4,6 +4,7 @@
 //! One thread reads. It answers PINGs by itself, so that a side that is busy loading state or
 //! hashing memory still counts as alive, and measures round trip and clock offset by its own.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -49,6 +50,9 @@ pub(crate) struct LinkQuality {
 /// The connection to the peer while a session runs. Dropping it ends the connection.
 pub(crate) struct Link {
     sender: SharedSender,
+    /// Whether this side has said anything: a destination takes nothing but HELLO for the first
+    /// message, so no PING may come before it.
+    spoke: Arc<AtomicBool>,
     stopper: Arc<dyn ControlStopper>,
     quality: Arc<Mutex<LinkQuality>>,
     peer_timeout: Duration,
@@ -74,9 +78,11 @@ impl Link {
     {
         let sender: SharedSender = Arc::new(Mutex::new(channel.sender));
         let quality = Arc::new(Mutex::new(LinkQuality::default()));
+        let spoke = Arc::new(AtomicBool::new(false));
         let mut reader = Reader {
             receiver: channel.receiver,
             sender: Arc::clone(&sender),
+            spoke: Arc::clone(&spoke),
             quality: Arc::clone(&quality),
             peer_timeout,
             heard: Timestamp::now(),
@@ -96,6 +102,7 @@ impl Link {
             })?;
         Ok(Self {
             sender,
+            spoke,
             stopper: channel.stopper,
             quality,
             peer_timeout,
@@ -109,7 +116,9 @@ impl Link {
     ///
     /// When it could not be sent whole; the connection is of no use then.
     pub(crate) fn send(&self, message: &Message) -> Result<(), ControlError> {
-        send(&self.sender, message, self.peer_timeout)
+        send(&self.sender, message, self.peer_timeout)?;
+        self.spoke.store(true, Ordering::Release);
+        Ok(())
     }
 
     /// What is known of the connection.
@@ -141,6 +150,7 @@ fn send(
 struct Reader {
     receiver: Box<dyn ControlReceiver>,
     sender: SharedSender,
+    spoke: Arc<AtomicBool>,
     quality: Arc<Mutex<LinkQuality>>,
     peer_timeout: Duration,
     heard: Timestamp,
@@ -198,8 +208,11 @@ impl Reader {
         } else {
             self.peer_timeout / PINGS_PER_TIMEOUT
         };
-        self.pings = self.pings.saturating_add(1);
         self.ping_due = Timestamp(now.0.saturating_add(interval.as_nanos() as u64));
+        if !self.spoke.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        self.pings = self.pings.saturating_add(1);
         self.say(&Message::Ping(Ping {
             sent_ns: Timestamp::now().0,
         }))
