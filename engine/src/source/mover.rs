@@ -222,7 +222,12 @@ impl Mover<'_, '_> {
                 Some(event) => event,
                 None => self.next_event(),
             };
-            for action in self.session.on(event) {
+            let actions = self.session.on(event);
+            if matches!(self.session.state(), State::Stayed(_) | State::Unknown) {
+                // Whatever has no reason by now is a message that is in order, out of turn.
+                self.because(&format!("the destination may not say {event:?} now"));
+            }
+            for action in actions {
                 // An action that fails makes what follows it pointless: the session decides anew.
                 if let Some(event) = self.perform(action) {
                     events.push_back(event);
