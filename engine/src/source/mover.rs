@@ -156,6 +156,7 @@ pub(super) fn migrate(
             running: None,
             verified: None,
             digest_ns: 0,
+            commit_sent: None,
             verify_begin: None,
         };
         mover.run()
@@ -210,6 +211,7 @@ struct Mover<'scope, 'env> {
     running: Option<Running>,
     verified: Option<Verified>,
     digest_ns: u64,
+    commit_sent: Option<Timestamp>,
     verify_begin: Option<Timestamp>,
     report: Report,
 }
@@ -286,6 +288,15 @@ impl Mover<'_, '_> {
                 let reason = format!("no answer to HELLO within {} ms", elapsed.as_millis());
                 return Some(self.lost(&reason));
             }
+        }
+        if self.session.state() == State::Committed {
+            // As long as the destination waits for COMMIT. Its life signs alone are no RUNNING.
+            let limit = self
+                .blackout_cap()
+                .saturating_add(self.settings.peer_timeout);
+            let waited = Timestamp::now().since(self.commit_sent?);
+            let reason = || format!("no RUNNING within {} ms of COMMIT", waited.as_millis());
+            return (waited >= limit).then(|| self.lost(&reason()));
         }
         let verify_begin = self.verify_begin?;
         let allowed =
@@ -793,6 +804,7 @@ impl Mover<'_, '_> {
 
     fn send_commit(&mut self) -> Option<Event> {
         let event = self.send(&Message::Commit);
+        self.commit_sent = Some(Timestamp::now());
         self.mark("commit");
         event
     }
@@ -816,7 +828,8 @@ impl Mover<'_, '_> {
                     let pages = (range.end().0 - first.0).min(VERIFY_PAGES_MAX as u64) as u32;
                     let claims = check.claims(first, pages);
                     let message = Message::VerifyPages(VerifyPages::new(first, &claims));
-                    if let Some(event) = self.send(&message) {
+                    // The destination may take its time over each, but not over all of them.
+                    if let Some(event) = self.send(&message).or_else(|| self.overdue()) {
                         return Some(event);
                     }
                     first.0 += u64::from(pages);
