@@ -52,18 +52,12 @@ impl ByHand {
     /// The next message that is no PING or PONG, within five seconds; answers PINGs meanwhile.
     /// `None` when the connection is over or nothing came.
     pub(crate) fn hear(&mut self) -> Option<Message> {
-        self.hear_within(Duration::from_secs(5))
+        self.hear_by(Deadline::after(Duration::from_secs(5))).ok()
     }
 
-    /// As `hear`, within another time.
-    pub(crate) fn hear_within(&mut self, time: Duration) -> Option<Message> {
-        let deadline = Deadline::after(time);
+    fn hear_by(&mut self, deadline: Deadline) -> Result<Message, ControlError> {
         loop {
-            let frame = match self.control.receiver.receive(frame_limit, deadline) {
-                Ok(frame) => frame,
-                Err(ControlError::TimedOut { .. }) if !deadline.passed() => continue,
-                Err(_) => return None,
-            };
+            let frame = self.control.receiver.receive(frame_limit, deadline)?;
             match Message::from_frame(&frame).expect("the engine sent what is no message") {
                 Message::Ping(ping) => {
                     self.say(&Message::Pong(Pong {
@@ -72,7 +66,7 @@ impl ByHand {
                     }));
                 }
                 Message::Pong(_) => {}
-                message => return Some(message),
+                message => return Ok(message),
             }
         }
     }
@@ -86,15 +80,18 @@ impl ByHand {
         }
     }
 
-    /// Listens until the other side hangs up; what it said meanwhile. Fails when it never does.
+    /// Listens, and answers PINGs, until the other side hangs up; what it said meanwhile. Fails
+    /// when it never does.
     pub(crate) fn hear_out(&mut self) -> Vec<Message> {
         let mut heard = Vec::new();
-        let deadline = Deadline::after(Duration::from_secs(20));
-        while let Some(message) = self.hear() {
-            heard.push(message);
-            assert!(!deadline.passed(), "the other side never hangs up");
+        let deadline = Deadline::after(Duration::from_secs(10));
+        loop {
+            match self.hear_by(deadline) {
+                Ok(message) => heard.push(message),
+                Err(ControlError::TimedOut { .. }) => panic!("the other side never hangs up"),
+                Err(_) => return heard,
+            }
         }
-        heard
     }
 }
 

@@ -18,7 +18,7 @@ pub(crate) mod session;
 use std::time::{Duration, Instant};
 
 pub(crate) use machine::{Call, Hooks};
-pub(crate) use session::Session;
+pub(crate) use session::{Ended, Session};
 
 /// Waits for something that another thread brings about. What is waited for is bounded by
 /// construction; the limit only turns a hang into a failure.
