@@ -17,7 +17,7 @@ pub(crate) mod session;
 
 use std::time::{Duration, Instant};
 
-pub(crate) use machine::{Call, Hooks};
+pub(crate) use machine::{Call, Hooks, Machine};
 pub(crate) use session::{Ended, Session};
 
 /// Waits for something that another thread brings about. What is waited for is bounded by
