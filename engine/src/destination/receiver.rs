@@ -639,7 +639,8 @@ impl<G: IncomingGuest> Destination<'_, G> {
 fn linger(inputs: &Receiver<Input>) {
     let deadline = Deadline::after(LAST_WORD_TIME);
     while let Ok(input) = inputs.recv_timeout(deadline.remaining()) {
-        if matches!(input, Input::Link(LinkEvent::Lost(_))) {
+        // A peer that goes on talking is not waited for either.
+        if matches!(input, Input::Link(LinkEvent::Lost(_))) || deadline.passed() {
             return;
         }
     }
