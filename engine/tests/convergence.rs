@@ -19,8 +19,9 @@ use dunlin_transports::inmemory::Place;
 use dunlin_transports::lane::LaneNumber;
 use dunlin_transports::memory::PAGE_BYTES;
 
-use simulated::machine::VCPUS;
-use simulated::{Call, Ended, Hooks, Machine, Session, wait_until};
+use simulated::machine::{Machine, VCPUS};
+use simulated::session::Ended;
+use simulated::{Call, Hooks, Session, wait_until};
 
 /// Pages of a chunk: what a lane claims, and what the pacer is asked about at once.
 const CHUNK_PAGES: u64 = dunlin_engine::chunk::CHUNK_PAGES as u64;

@@ -25,7 +25,8 @@ use dunlin_transports::lane::LaneNumber;
 
 use simulated::by_hand::DestinationByHand;
 use simulated::machine::Side;
-use simulated::{Call, Ended, Hooks, Session};
+use simulated::session::Ended;
+use simulated::{Call, Hooks, Session};
 
 /// What hooks need of a session that is made after them.
 #[derive(Clone, Default)]

@@ -80,14 +80,21 @@ impl ByHand {
         }
     }
 
-    /// Listens, and answers PINGs, until the other side hangs up; what it said meanwhile. Fails
-    /// when it never does.
+    /// Listens, and answers PINGs, until the other side says its last word or hangs up; what it said
+    /// meanwhile. Fails when it does neither.
     pub(crate) fn hear_out(&mut self) -> Vec<Message> {
         let mut heard = Vec::new();
         let deadline = Deadline::after(Duration::from_secs(10));
         loop {
             match self.hear_by(deadline) {
-                Ok(message) => heard.push(message),
+                Ok(message) => {
+                    let is_last = matches!(message, Message::Refused(_) | Message::Aborted(_));
+                    heard.push(message);
+                    if is_last {
+                        // It waits for this side to have read it.
+                        self.control.stopper.stop();
+                    }
+                }
                 Err(ControlError::TimedOut { .. }) => panic!("the other side never hangs up"),
                 Err(_) => return heard,
             }
@@ -310,9 +317,15 @@ impl DestinationByHand {
         }
     }
 
-    /// Says WELCOME to two lanes and lets them in; `serve` takes what they carry.
+    /// Says WELCOME to two lanes and lets them in; takes what they carry.
     pub(crate) fn welcome(&mut self, hello: &Hello) {
-        let welcome = self.good_welcome(2);
+        self.welcome_with(hello, |_| ());
+    }
+
+    /// As `welcome`, with something changed.
+    pub(crate) fn welcome_with(&mut self, hello: &Hello, change: impl FnOnce(&mut Welcome)) {
+        let mut welcome = self.good_welcome(2);
+        change(&mut welcome);
         self.by_hand.say(&Message::Welcome(welcome));
         let ticket = |lane: u8| LaneTicket {
             session: hello.session_id(),

@@ -21,6 +21,9 @@ use super::Seeded;
 /// How many vCPUs the guest says that it has.
 pub(crate) const VCPUS: u32 = 2;
 
+/// What this simulated host has room for: a peer's layout may ask for far more.
+const MEMORY_BYTES_MAX: u64 = 1 << 30;
+
 /// Which side a machine is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Side {
@@ -596,6 +599,10 @@ impl GuestFactory for Room {
     fn create(&mut self, offer: &GuestOffer) -> Result<SimulatedGuest, GuestError> {
         self.create.take().map_or(Ok(()), |create| create())?;
         let hooks = self.hooks.take().unwrap_or_default();
+        if offer.layout.bytes() > MEMORY_BYTES_MAX {
+            let bytes = offer.layout.bytes();
+            return Err(GuestError::message(format!("no room for {bytes} bytes")));
+        }
         let machine = Machine::of_layout(Side::Destination, &self.ownership, &offer.layout, hooks);
         *self.made.lock().unwrap() = Some(machine.clone());
         Ok(machine.guest())

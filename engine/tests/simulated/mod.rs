@@ -17,8 +17,8 @@ pub(crate) mod session;
 
 use std::time::{Duration, Instant};
 
-pub(crate) use machine::{Call, Hooks, Machine};
-pub(crate) use session::{Ended, Session};
+pub(crate) use machine::{Call, Hooks};
+pub(crate) use session::Session;
 
 /// Waits for something that another thread brings about. What is waited for is bounded by
 /// construction; the limit only turns a hang into a failure.
