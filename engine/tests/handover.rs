@@ -30,20 +30,27 @@ use simulated::{Call, Hooks, Session};
 
 /// What hooks need of a session that is made after them.
 #[derive(Clone, Default)]
-struct Later(Arc<Mutex<Option<(Arc<Faults>, Arc<MoveHandle>)>>>);
+struct Later(Arc<Mutex<Option<Steering>>>);
+
+struct Steering {
+    faults: Arc<Faults>,
+    handle: Arc<MoveHandle>,
+}
 
 impl Later {
     fn know(&self, session: &Session) {
-        let known = (Arc::clone(&session.faults), Arc::clone(&session.handle));
-        *self.0.lock().unwrap() = Some(known);
+        *self.0.lock().unwrap() = Some(Steering {
+            faults: Arc::clone(&session.faults),
+            handle: Arc::clone(&session.handle),
+        });
     }
 
     fn faults(&self) -> Arc<Faults> {
-        Arc::clone(&self.0.lock().unwrap().as_ref().unwrap().0)
+        Arc::clone(&self.0.lock().unwrap().as_ref().unwrap().faults)
     }
 
     fn cancel(&self) {
-        self.0.lock().unwrap().as_ref().unwrap().1.cancel();
+        self.0.lock().unwrap().as_ref().unwrap().handle.cancel();
     }
 }
 

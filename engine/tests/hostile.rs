@@ -672,7 +672,7 @@ fn one_byte_flipped(seed: u64) -> bool {
     let (skipped, offset) = (seeded.below(8), seeded.next());
     session.faults.corrupt(place, skipped, offset);
     let ended = session.run();
-    if seed % 8 == 0 && ended.source.runs() {
+    if seed.is_multiple_of(8) && ended.source.runs() {
         Session::of(ended.source.clone()).run().assert_moved();
     }
     ended.report.outcome.moved()

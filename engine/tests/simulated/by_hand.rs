@@ -80,6 +80,12 @@ impl ByHand {
         }
     }
 
+    /// Ends the connection.
+    pub(crate) fn hang_up(&mut self) {
+        // One that leads nowhere takes its place; dropping a connection closes it.
+        self.control = control_pair(Faults::new()).0;
+    }
+
     /// Listens, and answers PINGs, until the other side says its last word or hangs up; what it said
     /// meanwhile. Fails when it does neither.
     pub(crate) fn hear_out(&mut self) -> Vec<Message> {
@@ -92,7 +98,7 @@ impl ByHand {
                     heard.push(message);
                     if is_last {
                         // It waits for this side to have read it.
-                        self.control.stopper.stop();
+                        self.hang_up();
                     }
                 }
                 Err(ControlError::TimedOut { .. }) => panic!("the other side never hangs up"),
