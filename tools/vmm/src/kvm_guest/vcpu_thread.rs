@@ -43,7 +43,7 @@ enum Order {
 enum Phase {
     AtRest(Timestamp),
     InGuest(Timestamp),
-    Crashed(Timestamp, String),
+    Crashed(String),
 }
 
 #[derive(Debug)]
@@ -129,11 +129,14 @@ impl VcpuThread {
         self.signal();
     }
 
-    /// Waits until the vCPU is at rest, with its pending exit completed; says since when.
+    /// Waits until the vCPU is at rest, with its pending exit completed; says since when. One that
+    /// has crashed never is: its last exit may be incomplete, so its state is not to be read as a
+    /// parked vCPU's (law 7).
     pub(super) fn wait_at_rest(&self, deadline: Deadline) -> Result<Timestamp, KvmGuestError> {
         let waited = deadline.remaining();
         self.wait(deadline, |phase| match phase {
-            Phase::AtRest(since) | Phase::Crashed(since, _) => Some(Ok(*since)),
+            Phase::AtRest(since) => Some(Ok(*since)),
+            Phase::Crashed(reason) => Some(Err(self.crash(reason))),
             Phase::InGuest(_) => None,
         })
         .unwrap_or(Err(KvmGuestError::NotParked {
@@ -147,7 +150,7 @@ impl VcpuThread {
         let waited = deadline.remaining();
         self.wait(deadline, |phase| match phase {
             Phase::InGuest(since) => Some(Ok(*since)),
-            Phase::Crashed(_, reason) => Some(Err(self.crash(reason))),
+            Phase::Crashed(reason) => Some(Err(self.crash(reason))),
             Phase::AtRest(_) => None,
         })
         .unwrap_or(Err(KvmGuestError::NotEntered {
@@ -164,7 +167,7 @@ impl VcpuThread {
     /// Why it can't run any more.
     pub(super) fn crashed(&self) -> Option<KvmGuestError> {
         match &self.shared.lock().phase {
-            Phase::Crashed(_, reason) => Some(self.crash(reason)),
+            Phase::Crashed(reason) => Some(self.crash(reason)),
             _ => None,
         }
     }
@@ -254,10 +257,9 @@ impl Shared {
 
             let outcome = self.run_until_wanted_out(&mut vcpu);
 
-            let parked = Timestamp::now();
             let phase = match outcome {
-                Ok(()) => Phase::AtRest(parked),
-                Err(reason) => Phase::Crashed(parked, format!("{reason}; {}", registers(&vcpu))),
+                Ok(()) => Phase::AtRest(Timestamp::now()),
+                Err(reason) => Phase::Crashed(format!("{reason}; {}", registers(&vcpu))),
             };
             drop(vcpu);
             let mut progress = self.lock();
