@@ -138,6 +138,25 @@ fn an_incoming_guest_that_does_not_fit_is_refused_by_name() {
     );
 }
 
+#[test]
+fn a_guest_that_arrived_is_offered_on_with_its_own_frequency() {
+    if !have_kvm() {
+        return;
+    }
+    let spec = spec(1, 0, Pattern::Sequential, DirtyTracking::Auto);
+    let mut offer = start(&spec, &Options::default()).offer().unwrap();
+    // A few ppm from this host's, which counts as the same everywhere.
+    let mut platform = offer.configuration.require("kvm.platform", 1).unwrap();
+    let khz = platform.require_u64(1).unwrap() + 5;
+    platform.put_u64(1, khz);
+    offer.configuration.push(platform);
+    let sink = Box::new(io::sink());
+    let there = KvmGuest::incoming(&offer, Backing::Memfd, DirtyTracking::Auto, sink).unwrap();
+    let mut told = there.offer().unwrap().configuration;
+    let mut platform = told.require("kvm.platform", 1).unwrap();
+    assert_eq!(platform.require_u64(1).unwrap(), khz);
+}
+
 // Adds up what it reads from a port, and counts how often it did.
 std::arch::global_asm!(
     ".pushsection .rodata.dunlin_adding_program, \"a\", @progbits",
