@@ -158,6 +158,14 @@ impl Machine {
         }
     }
 
+    /// What went wrong since the last call without keeping the guest from running.
+    pub fn take_warning(&mut self) -> Option<String> {
+        match &mut self.0 {
+            Kind::Kvm(guest) => guest.take_warning(),
+            Kind::Process(_) => None,
+        }
+    }
+
     /// A gauge of what the guest does.
     pub fn gauge(&self) -> Gauge {
         let vcpus = self.statistics().len() as u64;

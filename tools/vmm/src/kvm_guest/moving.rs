@@ -32,9 +32,12 @@ impl KvmGuest {
             .map(|control| control.load(Word::Loops))
             .collect();
         for vcpu in &self.vcpus {
-            // A vCPU that is not at rest was not paused.
-            if let Ok(vcpu) = vcpu.at_rest() {
-                tell_paused(&vcpu)?;
+            // A vCPU that is not at rest was not paused. One that can't be told runs all the same:
+            // a watchdog's complaint inside the guest is better than a guest that stands still.
+            if let Ok(vcpu) = vcpu.at_rest()
+                && let Err(error) = tell_paused(&vcpu)
+            {
+                self.warning = Some(format!("{error}; the guest's watchdogs may see the pause"));
             }
         }
         self.vcpus.iter().for_each(|vcpu| vcpu.order_run());
