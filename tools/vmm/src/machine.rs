@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use dunlin_engine::dirty::DirtySource;
 use dunlin_engine::guest::{
-    Guest, GuestError, GuestFactory, GuestOffer, IncomingGuest, PauseRecord, RunRecord, SelfCheck,
+    Guest, GuestError, GuestFactory, GuestOffer, IncomingGuest, PauseRecord, RunError, RunRecord,
+    SelfCheck,
 };
 use dunlin_engine::layout::{Backing, GuestMemory};
 use dunlin_engine::state::DeviceState;
@@ -243,7 +244,7 @@ impl IncomingGuest for Machine {
         self.incoming_mut().load_state(state)
     }
 
-    fn run(&mut self, epoch: u64) -> Result<RunRecord, GuestError> {
+    fn run(&mut self, epoch: u64) -> Result<RunRecord, RunError> {
         self.incoming_mut().run(epoch)
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use dunlin_engine::dirty::DirtySource;
 use dunlin_engine::guest::{
-    Guest, GuestError, GuestOffer, IncomingGuest, PauseRecord, RunRecord, SelfCheck,
+    Guest, GuestError, GuestOffer, IncomingGuest, PauseRecord, RunError, RunRecord, SelfCheck,
 };
 use dunlin_engine::kvm::{StateAccess, tell_paused};
 use dunlin_engine::layout::GuestMemory;
@@ -176,8 +176,19 @@ impl IncomingGuest for KvmGuest {
         Ok(self.load(state)?)
     }
 
-    fn run(&mut self, epoch: u64) -> Result<RunRecord, GuestError> {
-        let record = self.enter_all()?;
+    fn run(&mut self, epoch: u64) -> Result<RunRecord, RunError> {
+        let record = self.enter_all().map_err(|error| {
+            // Each of them, whatever the others say: none may be entered from here on.
+            let entered = self
+                .vcpus
+                .iter()
+                .fold(false, |entered, vcpu| vcpu.withdraw() | entered);
+            if entered {
+                RunError::MayHaveRun(error.into())
+            } else {
+                RunError::NeverEntered(error.into())
+            }
+        })?;
         self.identity.epoch = epoch;
         Ok(record)
     }

@@ -50,6 +50,8 @@ enum Phase {
 struct Progress {
     order: Order,
     phase: Phase,
+    /// Whether the vCPU was ever let into the guest.
+    entered: bool,
 }
 
 struct Shared {
@@ -87,6 +89,7 @@ impl VcpuThread {
             progress: Mutex::new(Progress {
                 order: Order::Rest,
                 phase: Phase::AtRest(Timestamp::now()),
+                entered: false,
             }),
             changed: Condvar::new(),
             ports,
@@ -123,6 +126,14 @@ impl VcpuThread {
         self.signal();
     }
 
+    /// Takes an order to run back; says whether it came too late, or the vCPU was ever entered
+    /// before. If not, it will not be.
+    pub(super) fn withdraw(&self) -> bool {
+        self.order_rest();
+        // The thread looks at the order and enters under one lock, so nothing comes between.
+        self.shared.lock().entered
+    }
+
     /// Orders the thread to end; [`VcpuThread::join`] awaits it.
     pub(super) fn order_end(&self) {
         self.shared.order(Order::End);
@@ -133,7 +144,7 @@ impl VcpuThread {
     /// has crashed never is: its last exit may be incomplete, so its state is not to be read as a
     /// parked vCPU's (law 7).
     pub(super) fn wait_at_rest(&self, deadline: Deadline) -> Result<Timestamp, KvmGuestError> {
-        let waited = deadline.remaining();
+        let allowed = deadline.remaining();
         self.wait(deadline, |phase| match phase {
             Phase::AtRest(since) => Some(Ok(*since)),
             Phase::Crashed(reason) => Some(Err(self.crash(reason))),
@@ -141,13 +152,13 @@ impl VcpuThread {
         })
         .unwrap_or(Err(KvmGuestError::NotParked {
             vcpu: self.shared.number,
-            waited,
+            waited: allowed.saturating_sub(deadline.remaining()),
         }))
     }
 
     /// Waits until the vCPU is entered; says since when.
     pub(super) fn wait_in_guest(&self, deadline: Deadline) -> Result<Timestamp, KvmGuestError> {
-        let waited = deadline.remaining();
+        let allowed = deadline.remaining();
         self.wait(deadline, |phase| match phase {
             Phase::InGuest(since) => Some(Ok(*since)),
             Phase::Crashed(reason) => Some(Err(self.crash(reason))),
@@ -155,7 +166,7 @@ impl VcpuThread {
         })
         .unwrap_or(Err(KvmGuestError::NotEntered {
             vcpu: self.shared.number,
-            waited,
+            waited: allowed.saturating_sub(deadline.remaining()),
         }))
     }
 
@@ -206,7 +217,8 @@ impl VcpuThread {
                 return Some(value);
             }
             let left = deadline.remaining();
-            if left.is_zero() {
+            let gone = self.thread.as_ref().is_none_or(JoinHandle::is_finished);
+            if left.is_zero() || gone {
                 return None;
             }
             let (guard, timeout) = self
@@ -252,6 +264,7 @@ impl Shared {
             let mut vcpu = self.vcpu.lock().unwrap_or_else(PoisonError::into_inner);
             self.kick.let_in();
             progress.phase = Phase::InGuest(Timestamp::now());
+            progress.entered = true;
             self.changed.notify_all();
             drop(progress);
 
