@@ -21,6 +21,10 @@ use crate::local::protocol::{
 /// The most notes of one move that are kept for watchers who come late.
 const NOTES_MAX: usize = 64;
 
+/// How long a guest that is on its way is waited for by whoever wants to move or end it. The source
+/// hears of the arrival some milliseconds before the guest's process notes it.
+const SETTLING_MAX: Duration = Duration::from_secs(1);
+
 /// What is known of a guest however it goes on.
 #[derive(Clone, Debug)]
 pub(crate) struct Facts {
@@ -132,6 +136,17 @@ impl Board {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Locks the board. A guest that is on its way is waited for a moment: its source may have told
+    /// that it is here before this side has noted it.
+    fn lock_settled(&self) -> MutexGuard<'_, Inner> {
+        self.changed
+            .wait_timeout_while(self.lock(), SETTLING_MAX, |inner| {
+                inner.state == GuestState::Incoming
+            })
+            .unwrap_or_else(PoisonError::into_inner)
+            .0
+    }
+
     /// The guest runs here.
     pub(crate) fn runs(&self, facts: Facts, epoch: u64, gauge: Gauge) {
         let mut inner = self.lock();
@@ -184,7 +199,7 @@ impl Board {
     ///
     /// When it is not, with the reason.
     pub(crate) fn begin_move(&self, order: &MoveOrder) -> Result<Arc<MoveHandle>, Failure> {
-        let mut inner = self.lock();
+        let mut inner = self.lock_settled();
         let name = inner.facts.name.clone();
         let reason = match inner.state {
             GuestState::Running => None,
@@ -267,7 +282,7 @@ impl Board {
     ///
     /// When it is not known who owns the guest, unless `force` says that it does not matter.
     pub(crate) fn request_end(&self, force: bool) -> Result<EndAnswer, Failure> {
-        let mut inner = self.lock();
+        let mut inner = self.lock_settled();
         let name = inner.facts.name.clone();
         match inner.state {
             GuestState::UnknownOwner if !force => {
