@@ -172,8 +172,7 @@ impl Running {
         loop {
             if let Some(status) = self.ended() {
                 self.seen.extend(self.lines.iter());
-                let mut stdout = self.seen.join("\n");
-                stdout.push('\n');
+                let stdout: String = self.seen.iter().map(|line| format!("{line}\n")).collect();
                 return Ok(Output {
                     code: code(status),
                     stdout,

@@ -72,7 +72,7 @@ fn back_and_forth() -> Result<()> {
         let (from, to) = (number % 2, (number + 1) % 2);
         let report = sites[from].send("vm1", &receivers[to].endpoint, &[], 0)?;
         expect_moved(&report).with_context(|| format!("move {number}"))?;
-        assert_eq!(report["guest"]["epoch"].as_u64(), Some(number as u64 + 1));
+        assert_eq!(report["guest"]["epoch"].as_u64(), Some(number as u64 + 2));
         sites[to].expect_goes_on("vm1")?;
         let pid = guest_pid(&sites[to])?;
         left.push(pid);

@@ -1,5 +1,7 @@
 //! Every transport of this crate passes the one suite.
 #![cfg(feature = "testing")]
+// Test code, also where it is not in a test function.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use dunlin_transports::conformance::{Harness, Pair};
 use dunlin_transports::memory::MemoryMap;

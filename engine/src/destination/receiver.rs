@@ -324,7 +324,12 @@ impl<G: IncomingGuest> Destination<'_, G> {
                 Some(event) => event,
                 None => self.next_event(),
             };
-            for action in self.session.on(event) {
+            let actions = self.session.on(event);
+            if self.session.state() == State::Aborted {
+                // Whatever has no reason by now is a message that is in order, out of turn.
+                self.because(&format!("the source may not say {event:?} now"));
+            }
+            for action in actions {
                 if let Some(event) = self.perform(action) {
                     events.push_back(event);
                 }
@@ -648,7 +653,8 @@ impl<G: IncomingGuest> Destination<'_, G> {
 fn linger(inputs: &Receiver<Input>) {
     let deadline = Deadline::after(LAST_WORD_TIME);
     while let Ok(input) = inputs.recv_timeout(deadline.remaining()) {
-        if matches!(input, Input::Link(LinkEvent::Lost(_))) {
+        // A peer that goes on talking is not waited for either.
+        if matches!(input, Input::Link(LinkEvent::Lost(_))) || deadline.passed() {
             return;
         }
     }

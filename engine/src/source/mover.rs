@@ -162,6 +162,7 @@ pub(super) fn migrate(
             running: None,
             verified: None,
             digest_ns: 0,
+            commit_sent: None,
             verify_begin: None,
         };
         mover.run()
@@ -216,6 +217,7 @@ struct Mover<'scope, 'env> {
     running: Option<Running>,
     verified: Option<Verified>,
     digest_ns: u64,
+    commit_sent: Option<Timestamp>,
     verify_begin: Option<Timestamp>,
     report: Report,
 }
@@ -228,7 +230,12 @@ impl Mover<'_, '_> {
                 Some(event) => event,
                 None => self.next_event(),
             };
-            for action in self.session.on(event) {
+            let actions = self.session.on(event);
+            if matches!(self.session.state(), State::Stayed(_) | State::Unknown) {
+                // Whatever has no reason by now is a message that is in order, out of turn.
+                self.because(&format!("the destination may not say {event:?} now"));
+            }
+            for action in actions {
                 // An action that fails makes what follows it pointless: the session decides anew.
                 if let Some(event) = self.perform(action) {
                     events.push_back(event);
@@ -287,6 +294,15 @@ impl Mover<'_, '_> {
                 let reason = format!("no answer to HELLO within {} ms", elapsed.as_millis());
                 return Some(self.lost(&reason));
             }
+        }
+        if self.session.state() == State::Committed {
+            // As long as the destination waits for COMMIT. Its life signs alone are no RUNNING.
+            let limit = self
+                .blackout_cap()
+                .saturating_add(self.settings.peer_timeout);
+            let waited = Timestamp::now().since(self.commit_sent?);
+            let reason = || format!("no RUNNING within {} ms of COMMIT", waited.as_millis());
+            return (waited >= limit).then(|| self.lost(&reason()));
         }
         let verify_begin = self.verify_begin?;
         let allowed =
@@ -794,6 +810,7 @@ impl Mover<'_, '_> {
 
     fn send_commit(&mut self) -> Option<Event> {
         let event = self.send(&Message::Commit);
+        self.commit_sent = Some(Timestamp::now());
         self.mark("commit");
         event
     }
@@ -817,7 +834,8 @@ impl Mover<'_, '_> {
                     let pages = (range.end().0 - first.0).min(VERIFY_PAGES_MAX as u64) as u32;
                     let claims = check.claims(first, pages);
                     let message = Message::VerifyPages(VerifyPages::new(first, &claims));
-                    if let Some(event) = self.send(&message) {
+                    // The destination may take its time over each, but not over all of them.
+                    if let Some(event) = self.send(&message).or_else(|| self.overdue()) {
                         return Some(event);
                     }
                     first.0 += u64::from(pages);

@@ -2,7 +2,7 @@
 //!
 //! A transport brings a [`Harness`] and gets one `#[test]` for each case:
 //!
-//! ```ignore
+//! ```text
 //! dunlin_transports::conformance_tests!(MyHarness);
 //! ```
 //!

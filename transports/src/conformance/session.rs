@@ -119,6 +119,9 @@ pub(super) fn tickets(lanes: u16) -> Vec<LaneTicket> {
         .collect()
 }
 
+/// The source's lanes and the destination's, in the order of their numbers.
+pub(super) type OpenLanes = (Vec<Box<dyn SourceLane>>, Vec<Box<dyn DestinationLane>>);
+
 /// Two memories, and the endpoints over them.
 pub(super) struct Session {
     pub(super) source_memory: MemoryMap,
@@ -156,10 +159,7 @@ impl Session {
     }
 
     /// Opens lanes 0 to `count`.
-    pub(super) fn open(
-        &self,
-        count: u16,
-    ) -> (Vec<Box<dyn SourceLane>>, Vec<Box<dyn DestinationLane>>) {
+    pub(super) fn open(&self, count: u16) -> OpenLanes {
         let tickets = tickets(count);
         let Pair {
             source,

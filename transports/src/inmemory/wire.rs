@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::faults::{Faults, Passage, Place, State};
-use super::lanes::Request;
+use super::network::Request;
 use crate::control::Frame;
 use crate::deadline::Deadline;
 use crate::memory::Run;

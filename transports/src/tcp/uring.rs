@@ -30,6 +30,7 @@ use std::time::Duration;
 use io_uring::types::{Fixed, SubmitArgs, Timespec};
 use io_uring::{IoUring, opcode, squeue};
 
+use super::socket::SendQueue;
 use super::stream::{ByteStream, Segments, StreamError, Want};
 use crate::deadline::Deadline;
 
@@ -268,6 +269,10 @@ impl ByteStream for UringStream {
     }
 
     fn settle_send(&mut self) -> Result<Segments, StreamError> {
+        if !self.is_sending {
+            return Ok(std::mem::take(&mut self.sending));
+        }
+        let mut queue = SendQueue::of(&self.socket);
         while self.is_sending {
             let (moved, is_late) =
                 match self.wait(Operation::Send, Deadline::after(self.stall_limit))? {
@@ -281,7 +286,7 @@ impl ByteStream for UringStream {
                         (moved?, true)
                     }
                 };
-            if is_late && moved == 0 {
+            if is_late && moved == 0 && !queue.has_moved(&self.socket) {
                 return Err(StreamError::Stalled);
             }
             self.sending.advance(moved);
@@ -290,9 +295,7 @@ impl ByteStream for UringStream {
                 unsafe { self.push_send() }?;
             }
         }
-        let mut used = std::mem::take(&mut self.sending);
-        used.clear();
-        Ok(used)
+        Ok(std::mem::take(&mut self.sending))
     }
 
     unsafe fn receive(
