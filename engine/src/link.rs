@@ -273,3 +273,43 @@ impl Reader {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::sync_channel;
+
+    use dunlin_transports::inmemory::{Faults, control_pair};
+
+    use super::*;
+    use crate::protocol::MessageKind;
+
+    /// The side that begins would be turned away if a PING went before its HELLO.
+    #[test]
+    fn nothing_goes_before_the_first_word() {
+        let limit = Duration::from_secs(30);
+        let (ours, mut theirs) = control_pair(Faults::new());
+        let (sender, _events) = sync_channel::<LinkEvent>(4);
+        let link = Link::start(ours, Opening::Ours, limit, sender).unwrap();
+        let heard = theirs
+            .receiver
+            .receive(frame_limit, Deadline::after(10 * FIRST_PING_INTERVAL));
+        assert!(matches!(heard, Err(ControlError::TimedOut { .. })));
+        // Once the peer has spoken, it is asked.
+        let ping = Message::Ping(Ping { sent_ns: 1 }).to_frame();
+        theirs.sender.send(&ping, Deadline::after(limit)).unwrap();
+        let kinds: Vec<_> = (0..2)
+            .map(|_| {
+                theirs
+                    .receiver
+                    .receive(frame_limit, Deadline::after(limit))
+                    .unwrap()
+                    .kind
+            })
+            .collect();
+        assert!(
+            kinds.contains(&MessageKind::Ping.number()),
+            "neither of {kinds:?} asks"
+        );
+        drop(link);
+    }
+}
