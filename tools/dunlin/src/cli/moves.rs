@@ -137,6 +137,7 @@ fn send_help() -> String {
             Exit::Local,
             Exit::Detached,
             Exit::Conflict,
+            Exit::NotResumed,
         ])
     )
 }

@@ -196,6 +196,9 @@ impl Board {
             GuestState::UnknownOwner => {
                 Some("is paused: it is not known which side owns it".to_owned())
             }
+            GuestState::Paused => {
+                Some("is paused: it could not be resumed after a move".to_owned())
+            }
             GuestState::Ending => Some("is about to end".to_owned()),
         };
         if let Some(reason) = reason {
@@ -228,6 +231,7 @@ impl Board {
         let state = match report.outcome {
             outcome if outcome.moved() => GuestState::Moved,
             Outcome::Unknown => GuestState::UnknownOwner,
+            Outcome::NotResumed => GuestState::Paused,
             _ => GuestState::Running,
         };
         if inner.state == GuestState::Moving || state != GuestState::Running {

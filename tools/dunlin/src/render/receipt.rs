@@ -84,6 +84,9 @@ pub(crate) fn headline(report: &Report, palette: Palette) -> String {
             format!("{name} was not moved: the destination or the link failed")
         }
         Outcome::Failed => format!("{name} was not moved: something failed on this side"),
+        Outcome::NotResumed => {
+            format!("{name} was not moved, and could NOT BE RESUMED on this side")
+        }
         Outcome::Unknown => format!("{name}: it is NOT KNOWN which side owns the guest"),
     };
     palette.bad(&sentence)
@@ -126,12 +129,15 @@ fn explanation(report: &Report, palette: Palette) -> Vec<String> {
         Outcome::Failed => {
             "The guest runs on the source, as before. 'dunlin doctor' looks at what this host can do."
         }
+        Outcome::NotResumed => {
+            "The guest is PAUSED on the source, and its memory is intact. The reason above says what failed; 'dunlin stop' ends it. Please report this with the JSON report."
+        }
         Outcome::Unknown => {
             "The link was lost behind the give-up. The source keeps the guest PAUSED. Look at the destination ('dunlin status' there): if the guest runs there, end it here with 'dunlin stop --force'. Never run both."
         }
     };
     lines.extend(wrapped(next, 2).into_iter().map(|line| {
-        if report.outcome == Outcome::Unknown {
+        if matches!(report.outcome, Outcome::Unknown | Outcome::NotResumed) {
             palette.careful(&line)
         } else {
             line
