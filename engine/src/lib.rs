@@ -10,6 +10,12 @@
 //! | [`state`] | device state: named, versioned sections with numbered fields |
 //! | [`settings`] | what an operator decides, and the handle that steers a move |
 //! | [`report`] | what is told of a move |
+//! | [`protocol`] | the messages between the two sides, and their limits |
+//! | [`session`] | who may say what when: pure state machines |
+//! | [`source`] | the source's side of a move |
+//! | [`destination`] | the destination's side |
+//! | [`chunk`], [`runs`], [`zero`], [`untouched`], [`pacing`] | the way of a page, one step each |
+//! | [`host`], [`affinity`] | the machine that this process runs on, and its CPUs |
 //! | [`clock`] | points in time that can be told to another process |
 //! | `kvm` | dirty tracking and vCPU/VM state of KVM guests |
 //! | `process` | dirty tracking of a process's own memory |

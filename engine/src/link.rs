@@ -4,7 +4,6 @@
 //! One thread reads. It answers PINGs by itself, so that a side that is busy loading state or
 //! hashing memory still counts as alive, and measures round trip and clock offset by its own.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -28,6 +27,15 @@ const FIRST_PING_INTERVAL: Duration = Duration::from_millis(20);
 /// How many PINGs are the first.
 const FIRST_PINGS: u32 = 8;
 
+/// Whose word comes first on the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Opening {
+    /// This side's HELLO: nothing goes before it, so PINGs wait until the peer was heard.
+    Ours,
+    /// The peer's, which was read already.
+    Theirs,
+}
+
 /// What the connection has to tell.
 #[derive(Debug)]
 pub(crate) enum LinkEvent {
@@ -50,9 +58,6 @@ pub(crate) struct LinkQuality {
 /// The connection to the peer while a session runs. Dropping it ends the connection.
 pub(crate) struct Link {
     sender: SharedSender,
-    /// Whether this side has said anything: a destination takes nothing but HELLO for the first
-    /// message, so no PING may come before it.
-    spoke: Arc<AtomicBool>,
     stopper: Arc<dyn ControlStopper>,
     quality: Arc<Mutex<LinkQuality>>,
     peer_timeout: Duration,
@@ -70,6 +75,7 @@ impl Link {
     /// When the reading thread can't be started.
     pub(crate) fn start<E>(
         channel: ControlChannel,
+        opening: Opening,
         peer_timeout: Duration,
         events: SyncSender<E>,
     ) -> std::io::Result<Self>
@@ -78,15 +84,16 @@ impl Link {
     {
         let sender: SharedSender = Arc::new(Mutex::new(channel.sender));
         let quality = Arc::new(Mutex::new(LinkQuality::default()));
-        let spoke = Arc::new(AtomicBool::new(false));
         let mut reader = Reader {
             receiver: channel.receiver,
             sender: Arc::clone(&sender),
-            spoke: Arc::clone(&spoke),
             quality: Arc::clone(&quality),
             peer_timeout,
             heard: Timestamp::now(),
-            ping_due: Timestamp::now(),
+            ping_due: match opening {
+                Opening::Ours => None,
+                Opening::Theirs => Some(Timestamp::now()),
+            },
             pings: 0,
         };
         let thread = std::thread::Builder::new()
@@ -102,7 +109,6 @@ impl Link {
             })?;
         Ok(Self {
             sender,
-            spoke,
             stopper: channel.stopper,
             quality,
             peer_timeout,
@@ -116,9 +122,7 @@ impl Link {
     ///
     /// When it could not be sent whole; the connection is of no use then.
     pub(crate) fn send(&self, message: &Message) -> Result<(), ControlError> {
-        send(&self.sender, message, self.peer_timeout)?;
-        self.spoke.store(true, Ordering::Release);
-        Ok(())
+        send(&self.sender, message, self.peer_timeout)
     }
 
     /// What is known of the connection.
@@ -150,11 +154,11 @@ fn send(
 struct Reader {
     receiver: Box<dyn ControlReceiver>,
     sender: SharedSender,
-    spoke: Arc<AtomicBool>,
     quality: Arc<Mutex<LinkQuality>>,
     peer_timeout: Duration,
     heard: Timestamp,
-    ping_due: Timestamp,
+    /// `None` until the peer was heard, where it may not be asked before.
+    ping_due: Option<Timestamp>,
     pings: u32,
 }
 
@@ -170,19 +174,21 @@ impl Reader {
                     silent.as_millis()
                 ));
             }
-            if now >= self.ping_due {
+            if self.ping_due.is_some_and(|due| now >= due) {
                 if let Err(error) = self.ping(now) {
                     return LinkEvent::Lost(error.to_string());
                 }
                 continue;
             }
-            let wait = self.ping_due.since(now).min(self.peer_timeout - silent);
+            let left = self.peer_timeout - silent;
+            let wait = self.ping_due.map_or(left, |due| due.since(now).min(left));
             let frame = match self.receiver.receive(frame_limit, Deadline::after(wait)) {
                 Ok(frame) => frame,
                 Err(ControlError::TimedOut { .. }) => continue,
                 Err(error) => return LinkEvent::Lost(error.to_string()),
             };
             self.heard = Timestamp::now();
+            self.ping_due = self.ping_due.or(Some(self.heard));
             match Message::from_frame(&frame) {
                 Ok(Message::Ping(ping)) => {
                     let pong = Pong {
@@ -208,11 +214,9 @@ impl Reader {
         } else {
             self.peer_timeout / PINGS_PER_TIMEOUT
         };
-        self.ping_due = Timestamp(now.0.saturating_add(interval.as_nanos() as u64));
-        if !self.spoke.load(Ordering::Acquire) {
-            return Ok(());
-        }
         self.pings = self.pings.saturating_add(1);
+        let due = now.0.saturating_add(interval.as_nanos() as u64);
+        self.ping_due = Some(Timestamp(due));
         self.say(&Message::Ping(Ping {
             sent_ns: Timestamp::now().0,
         }))

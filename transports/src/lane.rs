@@ -207,7 +207,8 @@ pub struct LaneCounters {
     pub submissions: u64,
 }
 
-/// The source's end of a lane. Used by one thread.
+/// The source's end of a lane. Used by one thread; it may go on to another once all that was put is
+/// fenced.
 pub trait SourceLane: Send {
     /// Which lane this is.
     fn number(&self) -> LaneNumber;
@@ -241,7 +242,8 @@ pub trait SourceLane: Send {
     ///
     /// # Errors
     ///
-    /// [`LaneError::Stalled`] when the deadline passed first; otherwise as for `put`.
+    /// [`LaneError::Stalled`] when the deadline passed first: the lane is still good, and the call
+    /// may be made again. Otherwise as for `put`.
     fn wait_fence(&mut self, number: FenceNumber, deadline: Deadline) -> Result<(), LaneError>;
 
     /// What passed over the lane so far.

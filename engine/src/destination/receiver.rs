@@ -19,7 +19,7 @@ use crate::clock::{Timestamp, boot_id};
 use crate::digest::{digest_count, digests};
 use crate::guest::{GuestError, GuestFactory, IncomingGuest};
 use crate::host::this_host;
-use crate::link::{Link, LinkEvent};
+use crate::link::{Link, LinkEvent, Opening};
 use crate::protocol::{
     Abort, Grants, Message, Prepare, Ready, Refused, Running, VERIFY_PAGES_MAX, Verified,
     VerifyPages, Welcome, WireHost, capability,
@@ -77,7 +77,12 @@ pub(super) fn receive<F: GuestFactory>(
 ) -> Result<Received<F::Guest>, ReceiveError> {
     let (inputs_sender, waiting) = sync_channel(INPUTS_WAITING);
     // From here on PINGs are answered, however long making room takes.
-    let link = Link::start(control, settings.peer_timeout, inputs_sender.clone())?;
+    let link = Link::start(
+        control,
+        Opening::Theirs,
+        settings.peer_timeout,
+        inputs_sender.clone(),
+    )?;
     // Declared behind the link, so that it goes first: the link's thread may be waiting for room.
     let inputs = waiting;
     let refused = |error: ReceiveError| {
@@ -106,6 +111,13 @@ pub(super) fn receive<F: GuestFactory>(
         Ok(prepared) => prepared,
         Err(error) => return refused(error.into()),
     };
+    if endpoint.transport() != hello.transport() {
+        let (wanted, here) = (hello.transport(), endpoint.transport());
+        let wanted = Abort::new(wanted).reason();
+        return refused(ReceiveError::Refused(format!(
+            "lanes over '{wanted}' are asked for, this side has '{here}'"
+        )));
+    }
     let tickets = match issue_tickets(hello, settings) {
         Ok(tickets) => tickets,
         Err(error) => return refused(refuse(&error)),
@@ -460,16 +472,18 @@ impl<G: IncomingGuest> Destination<'_, G> {
             // the record.
             Action::RecordOwnership | Action::RecordAborted => None,
             Action::Run => Some(self.enter()),
-            Action::SendRunning => self.send(&Message::Running(self.running.clone())),
-            Action::CheckPages => self.check_pages(),
-            Action::SendVerified => {
+            Action::SendRunning => {
+                let lost = self.send(&Message::Running(self.running.clone()));
+                // Now, before comparing memory competes with the guest for the processors.
                 self.verified.guest_visible_ns = self
                     .guest
                     .as_mut()
                     .and_then(|guest| guest.guest_visible_pause(Deadline::after(GUEST_PAUSE_TIME)))
                     .map(|pause| u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX));
-                self.send(&Message::Verified(self.verified.clone()))
+                lost
             }
+            Action::CheckPages => self.check_pages(),
+            Action::SendVerified => self.send(&Message::Verified(self.verified.clone())),
             Action::SendAborted => {
                 let reason = self.reason.clone().unwrap_or_default();
                 if !self.lost

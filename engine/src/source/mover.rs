@@ -22,7 +22,7 @@ use crate::digest::digests;
 use crate::dirty::{DirtyBitmap, DirtySource};
 use crate::guest::{Guest, GuestOffer};
 use crate::host::this_host;
-use crate::link::{Link, LinkEvent};
+use crate::link::{Link, LinkEvent, Opening};
 use crate::protocol::{
     Abort, Counts, Hello, Message, Prepare, Ready, Running, VERIFY_PAGES_MAX, VERSION_MAX,
     VERSION_MIN, Verified, VerifyPages, Welcome, WireHost, WireLayout, capability,
@@ -104,7 +104,13 @@ pub(super) fn migrate(
         control,
         endpoint,
     } = peer;
-    let link = match Link::start(control, settings.peer_timeout, inputs_sender.clone()) {
+    let link = Link::start(
+        control,
+        Opening::Ours,
+        settings.peer_timeout,
+        inputs_sender.clone(),
+    );
+    let link = match link {
         Ok(link) => link,
         Err(error) => return Report::not_started(&offer, Outcome::Failed, error.to_string()),
     };

@@ -1,2 +1,70 @@
-//! dunlin.
-fn main() {}
+//! `dunlin`: moves running KVM virtual machines between hosts.
+//!
+//! | room | what is in it |
+//! |---|---|
+//! | [`cli`] | the command line |
+//! | [`commands`] | what each command does |
+//! | [`guest`] | the process of one guest |
+//! | [`supervisor`] | the process that waits for guests |
+//! | [`local`] | the runtime directory, the control sockets and what is said over them |
+//! | [`render`] | how things look on a terminal |
+//! | [`exit`] | exit codes |
+//! | [`failure`] | why a command did not do what it was asked |
+//! | [`signals`] | being asked to end |
+
+#![forbid(unsafe_code)]
+
+mod cli;
+mod commands;
+mod exit;
+mod failure;
+mod guest;
+mod local;
+mod render;
+mod signals;
+mod supervisor;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+
+use crate::exit::Exit;
+use crate::failure::Failure;
+
+fn main() -> ExitCode {
+    let (outcome, json) = match cli::Cli::try_parse() {
+        Ok(cli) => (commands::perform(&cli.command), cli.command.wants_json()),
+        Err(error) => return usage(&error),
+    };
+    let exit = match outcome {
+        Ok(exit) => exit,
+        Err(failure) => {
+            if json {
+                println!("{}", failure.json());
+            } else {
+                eprintln!("dunlin: {failure}");
+            }
+            failure.exit
+        }
+    };
+    ExitCode::from(exit.code())
+}
+
+/// Help, the version, or what is wrong with the command line. Whoever asks for JSON gets the
+/// latter as JSON too.
+fn usage(error: &clap::Error) -> ExitCode {
+    let asked_for = matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
+    );
+    let json = std::env::args_os().any(|argument| argument == "--json");
+    if json && !asked_for {
+        let text = error.render().to_string();
+        println!("{}", Failure::new(Exit::Usage, text.trim()).json());
+    } else {
+        // A terminal that is gone can't be told.
+        let _ = error.print();
+    }
+    ExitCode::from(if asked_for { Exit::Done } else { Exit::Usage }.code())
+}

@@ -3,6 +3,7 @@
 //! | room | what is in it |
 //! |---|---|
 //! | [`spec`] | what a guest is made from |
+//! | [`size`] | sizes and rates as people write them |
 //! | [`memory`] | allocating guest memory: memfd, huge pages, anonymous |
 //! | [`workload`] | what the built-in guest does: its plan, its pages, its self-check |
 //! | [`kvm_guest`] | a KVM virtual machine that runs the workload |
@@ -13,5 +14,6 @@ pub mod kvm_guest;
 pub mod machine;
 pub mod memory;
 pub mod process_guest;
+pub mod size;
 pub mod spec;
 pub mod workload;

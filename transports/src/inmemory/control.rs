@@ -1,7 +1,7 @@
 //! The control channel in memory.
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use super::faults::{Faults, Place};
@@ -14,11 +14,12 @@ use crate::deadline::Deadline;
 struct Stopper {
     faults: Arc<Faults>,
     stopped: AtomicBool,
+    queues: Mutex<Vec<u64>>,
 }
 
 impl ControlStopper for Stopper {
     fn stop(&self) {
-        wire::stop(&self.faults, &self.stopped);
+        wire::stop(&self.faults, &self.stopped, &self.queues);
     }
 }
 
@@ -84,10 +85,11 @@ pub fn control_pair(faults: Arc<Faults>) -> (ControlChannel, ControlChannel) {
     let (to_destination, from_source) =
         wire::open(&faults, Place::ControlToDestination, Way::ToDestination);
     let (to_source, from_destination) = wire::open(&faults, Place::ControlToSource, Way::ToSource);
-    let channel = |outgoing, incoming| {
+    let channel = |outgoing: WireEnd, incoming: WireEnd| {
         let stopper = Arc::new(Stopper {
             faults: Arc::clone(&faults),
             stopped: AtomicBool::new(false),
+            queues: Mutex::new(vec![outgoing.queue(), incoming.queue()]),
         });
         ControlChannel {
             sender: Box::new(Sender {

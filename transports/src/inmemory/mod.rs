@@ -4,7 +4,8 @@
 //! |---|---|
 //! | [`faults`](Faults) | what a test orders: delays, cuts, stalls, silence, flipped bytes |
 //! | `wire` | bounded queues between the ends, on which the faults act |
-//! | `lanes` | the endpoints and lanes |
+//! | [`Network`] | what joins the two endpoints of a session |
+//! | `source`, `destination` | the endpoints and lanes |
 //! | `control` | the control channel |
 //!
 //! A put captures the source's bytes when it is put, and writes them on the destination only when
@@ -18,13 +19,17 @@ use std::sync::Arc;
 use crate::memory::MemoryMap;
 
 mod control;
+mod destination;
 mod faults;
-mod lanes;
+mod network;
+mod source;
 mod wire;
 
 pub use control::control_pair;
+pub use destination::DestinationEndpoint;
 pub use faults::{Faults, Passage, Place};
-pub use lanes::{DestinationEndpoint, Network, SourceEndpoint};
+pub use network::Network;
+pub use source::SourceEndpoint;
 
 /// Both endpoints of one session, joined by a network with these faults.
 pub fn pair(

@@ -2,11 +2,11 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::faults::{Faults, Passage, Place, State};
-use super::lanes::Request;
+use super::network::Request;
 use crate::control::Frame;
 use crate::deadline::Deadline;
 use crate::memory::Run;
@@ -123,6 +123,11 @@ pub(super) fn open(faults: &Arc<Faults>, place: Place, way: Way) -> (WireEnd, Wi
 }
 
 impl WireEnd {
+    /// The queue's name, for `stop`.
+    pub(super) fn queue(&self) -> u64 {
+        self.queue
+    }
+
     /// Sends one message; waits while the queue is full, up to the stall limit and the
     /// deadline.
     pub(super) fn send(
@@ -258,10 +263,17 @@ pub(super) fn wait<'a>(
     waited.unwrap_or_else(PoisonError::into_inner).0
 }
 
-/// Sets a stop flag and wakes whoever waits. The lock is taken in between, so that no waiter can
-/// have looked at the flag and not yet be asleep.
-pub(super) fn stop(faults: &Faults, stopped: &AtomicBool) {
+/// Ends everything that one side uses: sets its stop flag, closes its queues, so that the other
+/// side sees them closed, and wakes whoever waits. The lock is taken in between, so that no waiter
+/// can have looked at the flag and not yet be asleep.
+pub(super) fn stop(faults: &Faults, stopped: &AtomicBool, queues: &Mutex<Vec<u64>>) {
     stopped.store(true, Ordering::SeqCst);
-    drop(faults.state());
+    let mut state = faults.state();
+    for queue in queues.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        if let Some(queue) = state.wires.queues.get_mut(queue) {
+            queue.closed = true;
+        }
+    }
+    drop(state);
     faults.changed.notify_all();
 }

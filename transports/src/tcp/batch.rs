@@ -36,6 +36,7 @@ impl Batch {
     /// Takes segments that are used up, for their memory.
     pub(super) fn reuse(&mut self, segments: Segments) {
         self.segments = segments;
+        self.segments.clear();
     }
 
     pub(super) fn clear(&mut self) {

@@ -11,8 +11,8 @@
 //! | `uring` | a byte stream over io_uring |
 //! | `plain` | a byte stream over `sendmsg`/`recvmsg` |
 //! | `sockets` | an endpoint's open sockets, and how it ends them |
-//! | [`source`] | the endpoint and the lanes that send |
-//! | [`destination`] | the endpoint and the lanes that receive |
+//! | [`source`], `sending` | the endpoint and the lanes that send |
+//! | [`destination`], `receiving` | the endpoint and the lanes that receive |
 //!
 //! Whoever accepts connections reads the preamble with [`read_preamble`] and decides by its kind:
 //! a control connection becomes a channel by [`control_channel`], a lane goes to the session's
@@ -28,6 +28,8 @@ pub mod source;
 
 mod batch;
 mod plain;
+mod receiving;
+mod sending;
 mod socket;
 mod sockets;
 mod stream;

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use rustix::event::PollFlags;
 
-use super::socket::wait_ready;
+use super::socket::{SendQueue, wait_ready};
 use super::stream::{ByteStream, Segments, StreamError, Want};
 use crate::deadline::Deadline;
 
@@ -82,20 +82,23 @@ impl ByteStream for PlainStream {
     }
 
     fn settle_send(&mut self) -> Result<Segments, StreamError> {
+        if self.sending.bytes() == 0 {
+            return Ok(std::mem::take(&mut self.sending));
+        }
+        let mut queue = SendQueue::of(&self.socket);
         let mut stalled = Deadline::after(self.stall_limit);
         while self.sending.bytes() > 0 {
             self.submissions += 1;
-            if !wait_ready(&*self.socket, PollFlags::OUT, stalled)? {
+            let is_late = !wait_ready(&*self.socket, PollFlags::OUT, stalled)?;
+            if is_late && !queue.has_moved(&self.socket) {
                 return Err(StreamError::Stalled);
             }
             // SAFETY: `start_send`'s caller vouched for the segments until this returns.
-            if unsafe { self.send_some() }? {
+            if unsafe { self.send_some() }? || is_late {
                 stalled = Deadline::after(self.stall_limit);
             }
         }
-        let mut used = std::mem::take(&mut self.sending);
-        used.clear();
-        Ok(used)
+        Ok(std::mem::take(&mut self.sending))
     }
 
     unsafe fn receive(

@@ -5,7 +5,7 @@
 
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -252,6 +252,33 @@ pub(super) fn read_exact(
         filled += read_some(stream, rest, deadline)?;
     }
     Ok(())
+}
+
+/// Whether the peer takes what is sent, seen from the bytes in the socket's send queue.
+///
+/// That no call moved anything says little by itself: a full send queue of some MiB wakes its
+/// writer only once a third of it is free again, which takes long on a slow link.
+pub(super) struct SendQueue {
+    bytes: libc::c_int,
+}
+
+impl SendQueue {
+    /// A first look.
+    pub(super) fn of(stream: &TcpStream) -> Self {
+        let mut queue = Self { bytes: 0 };
+        queue.has_moved(stream);
+        queue
+    }
+
+    /// Whether the queue has changed since the last look. Where the system does not say: no.
+    pub(super) fn has_moved(&mut self, stream: &TcpStream) -> bool {
+        let mut bytes: libc::c_int = 0;
+        // SAFETY: TIOCOUTQ (SIOCOUTQ, see tcp(7)) writes one int where it is told.
+        let result = unsafe { libc::ioctl(stream.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+        let has_moved = result == 0 && bytes != self.bytes;
+        self.bytes = bytes;
+        has_moved
+    }
 }
 
 /// Whether an error says that the peer is gone, in whichever way it went.

@@ -12,7 +12,8 @@
 //! 3. **A receive never outlives the call** that started it; a send may, until `settle_send`.
 //!
 //! The ring is made disabled and enabled by the first call, because a lane is opened on one thread
-//! and used on another. The socket is its one registered file, which saves the lookup and the
+//! and used on another. A lane that moves to yet another thread, with nothing on its way, gets a
+//! new ring. The socket is its one registered file, which saves the lookup and the
 //! reference count of each operation.
 //!
 //! `MSG_WAITALL` makes the kernel go on until a whole batch is moved, so an operation is one entry
@@ -23,11 +24,13 @@ use std::io;
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::thread::ThreadId;
 use std::time::Duration;
 
 use io_uring::types::{Fixed, SubmitArgs, Timespec};
 use io_uring::{IoUring, opcode, squeue};
 
+use super::socket::SendQueue;
 use super::stream::{ByteStream, Segments, StreamError, Want};
 use crate::deadline::Deadline;
 
@@ -54,7 +57,8 @@ impl Operation {
 
 pub(super) struct UringStream {
     ring: IoUring,
-    is_enabled: bool,
+    /// The thread that may enter the ring: the first that did.
+    issuer: Option<ThreadId>,
     /// The kernel refused an entry: what is queued may point to memory that is gone, so nothing is
     /// submitted any more.
     is_broken: bool,
@@ -80,11 +84,9 @@ impl UringStream {
     }
 
     pub(super) fn new(socket: Arc<TcpStream>, stall_limit: Duration) -> io::Result<Self> {
-        let ring = new_ring()?;
-        ring.submitter().register_files(&[socket.as_raw_fd()])?;
         Ok(Self {
-            ring,
-            is_enabled: false,
+            ring: ring_for(&socket)?,
+            issuer: None,
             is_broken: false,
             socket,
             stall_limit,
@@ -105,9 +107,18 @@ impl UringStream {
         if self.is_broken {
             return Err(StreamError::Closed);
         }
-        if !self.is_enabled {
+        let this_thread = std::thread::current().id();
+        if self.issuer != Some(this_thread) {
+            if self.is_sending {
+                return Err(StreamError::System(io::Error::other(
+                    "the lane moved to another thread in the middle of a batch",
+                )));
+            }
+            if self.issuer.is_some() {
+                self.ring = ring_for(&self.socket)?;
+            }
             self.ring.submitter().register_enable_rings()?;
-            self.is_enabled = true;
+            self.issuer = Some(this_thread);
         }
         // SAFETY: the caller vouches for the entry.
         let pushed = unsafe { self.ring.submission().push(&entry) };
@@ -219,6 +230,12 @@ fn new_ring() -> io::Result<IoUring> {
         .build(ENTRIES)
 }
 
+fn ring_for(socket: &TcpStream) -> io::Result<IoUring> {
+    let ring = new_ring()?;
+    ring.submitter().register_files(&[socket.as_raw_fd()])?;
+    Ok(ring)
+}
+
 /// A completion's byte count. What asks for another try counts as none.
 fn count(result: i32) -> Result<usize, StreamError> {
     if let Ok(count) = usize::try_from(result) {
@@ -252,6 +269,10 @@ impl ByteStream for UringStream {
     }
 
     fn settle_send(&mut self) -> Result<Segments, StreamError> {
+        if !self.is_sending {
+            return Ok(std::mem::take(&mut self.sending));
+        }
+        let mut queue = SendQueue::of(&self.socket);
         while self.is_sending {
             let (moved, is_late) =
                 match self.wait(Operation::Send, Deadline::after(self.stall_limit))? {
@@ -265,7 +286,7 @@ impl ByteStream for UringStream {
                         (moved?, true)
                     }
                 };
-            if is_late && moved == 0 {
+            if is_late && moved == 0 && !queue.has_moved(&self.socket) {
                 return Err(StreamError::Stalled);
             }
             self.sending.advance(moved);
@@ -274,9 +295,7 @@ impl ByteStream for UringStream {
                 unsafe { self.push_send() }?;
             }
         }
-        let mut used = std::mem::take(&mut self.sending);
-        used.clear();
-        Ok(used)
+        Ok(std::mem::take(&mut self.sending))
     }
 
     unsafe fn receive(

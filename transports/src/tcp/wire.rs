@@ -24,13 +24,20 @@ pub(super) const HEADER_BYTES: usize = 16;
 pub(super) const RUN_BYTES: usize = 16;
 
 /// The most runs in one frame. Each is one element of a `sendmsg`, which takes 1,024 (`UIO_MAXIOV`)
-/// with the header and a fence among them; and 512 single pages are 2 MiB, a whole batch.
+/// with the head and a fence among them. A batch of single pages has 256; the rest is room for runs
+/// of zeros between them.
 pub(super) const RUNS_MAX: usize = 512;
 
 /// The most bytes of data in one frame.
 pub(super) const FRAME_BYTES_MAX: u64 = 4 << 20;
 
 /// About how many bytes of data a source puts into one frame.
+///
+/// Measured with `lane_throughput` (1 GiB of touched memory, loopback, 2 cores, GB/s, two noisy
+/// series of five passes, io_uring): one lane 3.8 to 4.0 with 256 KiB, 5.0 to 5.8 with 1 MiB, 3.7
+/// to 4.0 with 2 MiB, 3.4 to 3.6 with 4 MiB; two lanes, which fill the machine, 3.9 to 4.1, 4.0 to
+/// 4.4, 4.2 to 4.6, 4.7 to 4.9. With plain calls the order is the same. So 1 MiB: still in the
+/// cache when the receiver copies it, and two entries into the kernel for each.
 pub(super) const BATCH_BYTES: u32 = 1 << 20;
 
 /// The most bytes before a frame's data.

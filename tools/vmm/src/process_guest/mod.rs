@@ -1,1 +1,379 @@
-//! Threads of this process that run the workload.
+//! Threads of this process that run the workload: a guest without KVM, for hosts that have none and
+//! for tests of everything else.
+//!
+//! | room | what is in it |
+//! |---|---|
+//! | here | [`ProcessGuest`], behind the engine's traits |
+//! | `program` | what one thread does, as a vCPU's program says |
+//! | `writers` | the threads: running, parking, ending |
+//! | `state` | what is moved besides memory |
+
+mod program;
+mod state;
+#[cfg(test)]
+mod tests;
+mod writers;
+
+pub use self::writers::WriterError;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dunlin_engine::dirty::{DirtySource, MarkedPages};
+use dunlin_engine::guest::{
+    Guest, GuestError, GuestIdentity, GuestOffer, IncomingGuest, PauseRecord, RunRecord, SelfCheck,
+    valid_guest_name,
+};
+use dunlin_engine::layout::{Backing, GuestMemory, Layout};
+use dunlin_engine::process::ProcessMemoryTracker;
+use dunlin_engine::state::{DeviceState, StateError};
+use dunlin_transports::deadline::Deadline;
+use dunlin_transports::memory::MemoryError;
+use thiserror::Error;
+use uuid::Uuid;
+
+use self::program::Program;
+use self::state::ClockState;
+use self::writers::Writers;
+use crate::memory::{AllocateError, allocate, pc_layout, rebacked};
+use crate::spec::GuestSpec;
+use crate::workload::Workload;
+use crate::workload::check::WorkloadCheck;
+use crate::workload::control_page::{ControlPage, ControlSettings, GuestClock, Statistics, Word};
+use crate::workload::fill::fill;
+use crate::workload::plan::{Plan, PlanError};
+
+/// The kind in a guest's offer.
+pub const KIND: &str = "process";
+
+/// A tick is a nanosecond of `CLOCK_MONOTONIC`; a heartbeat a second.
+const CLOCK: GuestClock = GuestClock {
+    ticks_per_second: 1_000_000_000,
+    heartbeat_ticks: 1_000_000_000,
+};
+
+/// How long threads may take to begin to run. They need no more than to be scheduled.
+const START_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// How often the guest's own measure is looked at while it is waited for.
+const LOOK_INTERVAL: Duration = Duration::from_micros(200);
+
+/// The ownership epoch of a guest that was started and never moved.
+const FIRST_EPOCH: u64 = 1;
+
+/// Why a guest can't be made or run.
+#[derive(Debug, Error)]
+pub enum ProcessGuestError {
+    /// Its name is not allowed.
+    #[error("'{0}' is not a guest's name: 1 to 40 of A-Z a-z 0-9 . _ -, not starting with . or -")]
+    Name(String),
+    /// The offer is of a guest that something else runs.
+    #[error("a guest of kind '{0}' can't run as threads of a process, only '{KIND}' can")]
+    Kind(String),
+    /// Its memory can't be had.
+    #[error(transparent)]
+    Allocate(#[from] AllocateError),
+    /// Its workload can't be laid out.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// Memory and plan don't fit together.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// Its threads can't be made, parked or run.
+    #[error(transparent)]
+    Writers(#[from] WriterError),
+    /// Its configuration or state can't be read.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// A control page says something else than the configuration.
+    #[error("the control page of vCPU {0} does not fit the guest's configuration")]
+    ControlPage(u32),
+    /// Something was asked for that a running guest can't do.
+    #[error("the guest runs; it has to be paused first")]
+    NotPaused,
+}
+
+/// A guest whose vCPUs are threads of this process. Dropping it ends them.
+///
+/// All that a thread knows is in its control page, so what is moved besides memory is the clock.
+pub struct ProcessGuest {
+    identity: GuestIdentity,
+    memory: GuestMemory,
+    plan: Plan,
+    workload: Workload,
+    writers: Writers,
+    tracker: Arc<ProcessMemoryTracker>,
+    /// The control pages that `pause` wrote, which it does through the lanes' mapping.
+    marked: Arc<MarkedPages>,
+    /// Each vCPU's loops before the guest was last let run.
+    loops_before: Vec<u64>,
+}
+
+impl ProcessGuest {
+    /// Makes a guest and lets it run.
+    ///
+    /// # Errors
+    ///
+    /// When the specification is not possible or the host lacks what it needs.
+    pub fn start(spec: &GuestSpec) -> Result<Self, ProcessGuestError> {
+        if !valid_guest_name(&spec.name) {
+            return Err(ProcessGuestError::Name(spec.name.clone()));
+        }
+        let identity = GuestIdentity {
+            uuid: spec.uuid,
+            name: spec.name.clone(),
+            epoch: FIRST_EPOCH,
+        };
+        let layout = pc_layout(spec.memory_bytes, spec.backing)?;
+        let mut guest = Self::new(identity, layout, spec.vcpus, spec.workload.clone())?;
+        fill(
+            &guest.memory,
+            &guest.plan,
+            &guest.workload,
+            CLOCK,
+            seed(spec.uuid),
+        )?;
+        guest.let_run()?;
+        Ok(guest)
+    }
+
+    /// Makes room for the guest that an offer describes, on this side's own backing: fresh memory,
+    /// and threads that wait.
+    ///
+    /// # Errors
+    ///
+    /// When the offer is not one of such a guest, or the host lacks what it needs.
+    pub fn incoming(offer: &GuestOffer, backing: Backing) -> Result<Self, ProcessGuestError> {
+        if offer.kind != KIND {
+            return Err(ProcessGuestError::Kind(offer.kind.clone()));
+        }
+        if !valid_guest_name(&offer.identity.name) {
+            return Err(ProcessGuestError::Name(offer.identity.name.clone()));
+        }
+        let mut configuration = offer.configuration.clone();
+        let section = configuration.require(Workload::SECTION, Workload::SECTION_VERSION)?;
+        let workload = Workload::from_section(section)?;
+        configuration.finish()?;
+        let layout = rebacked(&offer.layout, backing)?;
+        Self::new(offer.identity.clone(), layout, offer.vcpus, workload)
+    }
+
+    /// A guest with fresh memory, whose threads wait.
+    fn new(
+        identity: GuestIdentity,
+        layout: Layout,
+        vcpus: u32,
+        workload: Workload,
+    ) -> Result<Self, ProcessGuestError> {
+        let plan = Plan::new(&layout, vcpus, &workload)?;
+        let memory = allocate(layout)?;
+        let mut programs = Vec::new();
+        for (settings, control_page) in settings(&plan, &workload).zip(plan.control_page_numbers())
+        {
+            programs.push(Program::new(
+                memory.guest_map(),
+                control_page,
+                &plan,
+                settings,
+            )?);
+        }
+        Ok(Self {
+            identity,
+            tracker: Arc::new(ProcessMemoryTracker::new(memory.clone())),
+            marked: Arc::new(MarkedPages::new(plan.layout().page_span())),
+            writers: Writers::spawn(programs)?,
+            memory,
+            plan,
+            workload,
+            loops_before: Vec::new(),
+        })
+    }
+
+    /// Who it is.
+    pub fn identity(&self) -> &GuestIdentity {
+        &self.identity
+    }
+
+    /// Its memory.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// What it does.
+    pub fn workload(&self) -> &Workload {
+        &self.workload
+    }
+
+    /// Whether its threads run.
+    pub fn running(&self) -> bool {
+        self.writers.running()
+    }
+
+    /// What each vCPU has done, in vCPU order.
+    pub fn statistics(&self) -> Vec<Statistics> {
+        self.control_pages().map(ControlPage::statistics).collect()
+    }
+
+    /// The control pages, in vCPU order, through the lanes' mapping.
+    fn control_pages(&self) -> impl Iterator<Item = ControlPage<'_>> {
+        // `new` made a program of each, so each is there.
+        self.plan
+            .control_page_numbers()
+            .into_iter()
+            .filter_map(|page| ControlPage::new(self.memory.lane_map(), page).ok())
+    }
+
+    fn let_run(&mut self) -> Result<RunRecord, ProcessGuestError> {
+        self.loops_before = self
+            .control_pages()
+            .map(|control| control.load(Word::Loops))
+            .collect();
+        let running = self.writers.run(Deadline::after(START_TIME_MAX))?;
+        Ok(RunRecord { running })
+    }
+
+    fn park(&mut self, deadline: Deadline) -> Result<PauseRecord, ProcessGuestError> {
+        let parked = self.writers.park(deadline)?;
+        // From here on, the longest gap will be the pause.
+        for control in self.control_pages() {
+            control.store(Word::GapMaxTicks, 0);
+        }
+        for page in self.plan.control_page_numbers() {
+            self.marked.mark(page);
+        }
+        Ok(PauseRecord { parked })
+    }
+
+    fn load(&mut self, state: &DeviceState) -> Result<(), ProcessGuestError> {
+        let mut state = state.clone();
+        let clock = ClockState::take(&mut state)?;
+        state.finish()?;
+        // The peer wrote these pages. The threads go by the plan alone, so nothing here can lead
+        // them astray, but a guest that does not fit its configuration must not run.
+        for (settings, control) in settings(&self.plan, &self.workload).zip(self.control_pages()) {
+            if !control.has_settings(&settings) {
+                return Err(ProcessGuestError::ControlPage(settings.vcpu));
+            }
+        }
+        let shift = clock.ticks_ahead(&ClockState::now());
+        for control in self.control_pages() {
+            for word in [Word::LastTick, Word::NextWriteTick, Word::NextBeatTick] {
+                let tick = control.load(word);
+                // 0 is not a time.
+                if tick != 0 {
+                    control.store(word, tick.saturating_add_signed(shift));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn checks(&self) -> Arc<dyn SelfCheck> {
+        Arc::new(WorkloadCheck::new(self.memory.clone(), self.plan.clone()))
+    }
+}
+
+/// What each vCPU is told, in vCPU order.
+fn settings(plan: &Plan, workload: &Workload) -> impl Iterator<Item = ControlSettings> {
+    (0..plan.vcpus()).filter_map(|vcpu| ControlSettings::new(plan, vcpu, workload, CLOCK))
+}
+
+/// The seed of a guest's fixed pages: guests differ, and one guest is always the same.
+fn seed(uuid: Uuid) -> u64 {
+    let (high, low) = uuid.as_u64_pair();
+    high ^ low
+}
+
+impl Guest for ProcessGuest {
+    fn offer(&self) -> Result<GuestOffer, GuestError> {
+        let mut configuration = DeviceState::new();
+        configuration.push(self.workload.to_section());
+        Ok(GuestOffer {
+            identity: self.identity.clone(),
+            kind: KIND.to_owned(),
+            vcpus: self.plan.vcpus(),
+            layout: self.memory.layout().clone(),
+            configuration,
+        })
+    }
+
+    fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    fn dirty_sources(&self) -> Vec<Arc<dyn DirtySource>> {
+        vec![
+            Arc::clone(&self.tracker) as Arc<dyn DirtySource>,
+            Arc::clone(&self.marked) as Arc<dyn DirtySource>,
+        ]
+    }
+
+    fn pause(&mut self, deadline: Deadline) -> Result<PauseRecord, GuestError> {
+        self.park(deadline)
+            .map_err(|error| GuestError::new("pausing the guest's threads", error))
+    }
+
+    fn save_state(&mut self) -> Result<DeviceState, GuestError> {
+        if !self.writers.parked() {
+            return Err(GuestError::new(
+                "saving the guest's state",
+                ProcessGuestError::NotPaused,
+            ));
+        }
+        let mut state = DeviceState::new();
+        state.push(ClockState::now().to_section());
+        Ok(state)
+    }
+
+    fn resume(&mut self) -> Result<(), GuestError> {
+        self.let_run()
+            .map(|_| ())
+            .map_err(|error| GuestError::new("resuming the guest's threads", error))
+    }
+
+    fn self_check(&self) -> Option<Arc<dyn SelfCheck>> {
+        Some(self.checks())
+    }
+}
+
+impl IncomingGuest for ProcessGuest {
+    fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    fn load_state(&mut self, state: &DeviceState) -> Result<(), GuestError> {
+        self.load(state)
+            .map_err(|error| GuestError::new("loading the guest's state", error))
+    }
+
+    fn run(&mut self, epoch: u64) -> Result<RunRecord, GuestError> {
+        let record = self
+            .let_run()
+            .map_err(|error| GuestError::new("running the guest's threads", error))?;
+        self.identity.epoch = epoch;
+        Ok(record)
+    }
+
+    fn guest_visible_pause(&mut self, deadline: Deadline) -> Option<Duration> {
+        loop {
+            let statistics = self.statistics();
+            // The first loop measured the pause.
+            let all_looped = statistics.len() == self.loops_before.len()
+                && statistics
+                    .iter()
+                    .zip(&self.loops_before)
+                    .all(|(now, before)| now.loops != *before);
+            if all_looped {
+                return statistics.iter().map(|vcpu| vcpu.longest_gap).max();
+            }
+            if deadline.passed() {
+                return None;
+            }
+            std::thread::sleep(LOOK_INTERVAL.min(deadline.remaining()));
+        }
+    }
+
+    fn self_check(&self) -> Option<Arc<dyn SelfCheck>> {
+        Some(self.checks())
+    }
+}

@@ -1,11 +1,40 @@
-//! What the built-in guest does.
+//! What the built-in guest does, whatever runs it: KVM's vCPUs or threads of this process.
+//!
+//! | room | what is in it |
+//! |---|---|
+//! | here | [`Workload`]: what an operator asks for, as text and as a section of state |
+//! | [`plan`] | where in guest memory everything lies |
+//! | [`words`] | access to one page of guest memory, word by word |
+//! | [`control_page`] | the page through which the VMM and one vCPU speak |
+//! | [`page`] | the format of a page that is rewritten |
+//! | [`fill`] | the first contents of memory |
+//! | [`check`] | whether a moved guest's memory is as it should be |
+
+pub mod check;
+pub mod control_page;
+pub mod fill;
+pub mod page;
+pub mod plan;
+pub mod words;
+
+use std::fmt;
+use std::str::FromStr;
+
+use dunlin_engine::state::{Section, StateError};
+use dunlin_transports::memory::PAGE_BYTES;
+use thiserror::Error;
+
+use crate::size::{SizeError, format_rate, format_size, parse_rate, parse_size};
 
 /// What the built-in guest does, for the whole guest: vCPUs share it out evenly.
+///
+/// As text: `pattern=sequential|random,hot=SIZE,rate=SIZE/s|max,zero=PERCENT`, each at most once,
+/// in any order; what is left out has its [`Default`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Workload {
     /// In which order the hot set's pages are rewritten.
     pub pattern: Pattern,
-    /// How much memory is rewritten, in bytes.
+    /// How much memory is rewritten, in bytes, a multiple of [`PAGE_BYTES`].
     pub hot_bytes: u64,
     /// How fast, in bytes a second, all vCPUs together; `None`: as fast as they can.
     pub rate: Option<u64>,
@@ -20,4 +49,331 @@ pub enum Pattern {
     Sequential,
     /// At random.
     Random,
+}
+
+/// What is wrong with a workload.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum WorkloadError {
+    /// A part is not `key=value`.
+    #[error("workload: '{0}' is not KEY=VALUE; the keys are pattern, hot, rate and zero")]
+    NotAPair(String),
+    /// A key is not known.
+    #[error("workload: '{0}' is not a key; the keys are pattern, hot, rate and zero")]
+    UnknownKey(String),
+    /// A key is there twice.
+    #[error("workload: '{0}' is there twice")]
+    Duplicate(String),
+    /// The pattern is not known.
+    #[error("workload: pattern={0}: allowed are sequential and random")]
+    Pattern(String),
+    /// A size or a rate can't be read.
+    #[error("workload: {key}: {source}")]
+    Size {
+        /// Which one.
+        key: &'static str,
+        /// What is wrong with it.
+        source: SizeError,
+    },
+    /// The hot set is not made of whole pages.
+    #[error("workload: hot={}: allowed are multiples of {PAGE_BYTES} bytes", format_size(*.0))]
+    HotNotWholePages(u64),
+    /// A rate of nothing.
+    #[error(
+        "workload: rate=0/s: allowed are 1/s and more, or max; hot=0 makes a guest that writes nothing"
+    )]
+    RateZero,
+    /// The percentage is none.
+    #[error("workload: zero={0}: allowed are 0 to 100, with or without a percent sign")]
+    Percent(String),
+}
+
+impl Default for Workload {
+    fn default() -> Self {
+        Self {
+            pattern: Pattern::Sequential,
+            hot_bytes: 64 << 20,
+            rate: Some(100 << 20),
+            zero_percent: 25,
+        }
+    }
+}
+
+impl Workload {
+    /// The name of its section in a guest's configuration.
+    pub const SECTION: &str = "workload";
+
+    /// The newest version of the section that this build reads, and the one that it writes.
+    pub const SECTION_VERSION: u16 = 1;
+
+    // The section's fields.
+    const FIELD_PATTERN: u16 = 1;
+    const FIELD_HOT_BYTES: u16 = 2;
+    /// Missing: as fast as they can.
+    const FIELD_RATE: u16 = 3;
+    const FIELD_ZERO_PERCENT: u16 = 4;
+
+    /// Checks the values against each other and their limits.
+    ///
+    /// # Errors
+    ///
+    /// When the hot set is not made of whole pages, the rate is 0, or the percentage is above 100.
+    pub fn validate(&self) -> Result<(), WorkloadError> {
+        if !self.hot_bytes.is_multiple_of(PAGE_BYTES) {
+            return Err(WorkloadError::HotNotWholePages(self.hot_bytes));
+        }
+        if self.rate == Some(0) {
+            return Err(WorkloadError::RateZero);
+        }
+        if self.zero_percent > 100 {
+            return Err(WorkloadError::Percent(self.zero_percent.to_string()));
+        }
+        Ok(())
+    }
+
+    /// The section that tells a destination of it. Fields: 1 pattern (0 sequential, 1 random),
+    /// 2 hot bytes, 3 rate in bytes a second (missing: no limit), 4 percentage of zero pages.
+    pub fn to_section(&self) -> Section {
+        let mut section = Section::new(Self::SECTION, Self::SECTION_VERSION);
+        section
+            .put_u64(Self::FIELD_PATTERN, self.pattern.number())
+            .put_u64(Self::FIELD_HOT_BYTES, self.hot_bytes)
+            .put_u64(Self::FIELD_ZERO_PERCENT, u64::from(self.zero_percent));
+        if let Some(rate) = self.rate {
+            section.put_u64(Self::FIELD_RATE, rate);
+        }
+        section
+    }
+
+    /// Reads what [`Workload::to_section`] wrote.
+    ///
+    /// # Errors
+    ///
+    /// When a field is missing, unknown, or has a value that is not allowed.
+    pub fn from_section(mut section: Section) -> Result<Self, StateError> {
+        let number = section.require_u64(Self::FIELD_PATTERN)?;
+        let pattern = Pattern::from_number(number)
+            .ok_or_else(|| section.bad(Self::FIELD_PATTERN, format!("no pattern {number}")))?;
+        let hot_bytes = section.require_u64(Self::FIELD_HOT_BYTES)?;
+        let rate = match section.take(Self::FIELD_RATE) {
+            None => None,
+            Some(bytes) => Some(
+                section
+                    .put(Self::FIELD_RATE, bytes)
+                    .require_u64(Self::FIELD_RATE)?,
+            ),
+        };
+        let percent = section.require_u64(Self::FIELD_ZERO_PERCENT)?;
+        let workload = Self {
+            pattern,
+            hot_bytes,
+            rate,
+            zero_percent: u8::try_from(percent).unwrap_or(u8::MAX),
+        };
+        workload.validate().map_err(|error| {
+            let field = match error {
+                WorkloadError::HotNotWholePages(_) => Self::FIELD_HOT_BYTES,
+                WorkloadError::RateZero => Self::FIELD_RATE,
+                _ => Self::FIELD_ZERO_PERCENT,
+            };
+            section.bad(field, error.to_string())
+        })?;
+        section.finish()?;
+        Ok(workload)
+    }
+}
+
+impl Pattern {
+    /// Its number in the control page and in the section.
+    pub fn number(self) -> u64 {
+        match self {
+            Self::Sequential => 0,
+            Self::Random => 1,
+        }
+    }
+
+    /// The pattern with a number.
+    pub fn from_number(number: u64) -> Option<Self> {
+        match number {
+            0 => Some(Self::Sequential),
+            1 => Some(Self::Random),
+            _ => None,
+        }
+    }
+
+    /// Its name in text.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sequential => "sequential",
+            Self::Random => "random",
+        }
+    }
+}
+
+impl FromStr for Workload {
+    type Err = WorkloadError;
+
+    fn from_str(text: &str) -> Result<Self, WorkloadError> {
+        let mut workload = Self::default();
+        let mut seen = Vec::new();
+        for part in text.split(',').filter(|_| !text.is_empty()) {
+            let (key, value) = part
+                .split_once('=')
+                .ok_or_else(|| WorkloadError::NotAPair(part.to_owned()))?;
+            if seen.contains(&key) {
+                return Err(WorkloadError::Duplicate(key.to_owned()));
+            }
+            seen.push(key);
+            match key {
+                "pattern" => {
+                    workload.pattern = match value {
+                        "sequential" => Pattern::Sequential,
+                        "random" => Pattern::Random,
+                        _ => return Err(WorkloadError::Pattern(value.to_owned())),
+                    };
+                }
+                "hot" => {
+                    workload.hot_bytes = parse_size(value)
+                        .map_err(|source| WorkloadError::Size { key: "hot", source })?;
+                }
+                "rate" => {
+                    workload.rate = match value {
+                        "max" => None,
+                        _ => Some(parse_rate(value).map_err(|source| WorkloadError::Size {
+                            key: "rate",
+                            source,
+                        })?),
+                    };
+                }
+                "zero" => {
+                    let digits = value.strip_suffix('%').unwrap_or(value);
+                    workload.zero_percent = Some(digits)
+                        .filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))
+                        .and_then(|digits| digits.parse().ok())
+                        .filter(|percent| *percent <= 100)
+                        .ok_or_else(|| WorkloadError::Percent(value.to_owned()))?;
+                }
+                _ => return Err(WorkloadError::UnknownKey(key.to_owned())),
+            }
+        }
+        workload.validate()?;
+        Ok(workload)
+    }
+}
+
+impl fmt::Display for Workload {
+    /// The canonical text, which reads back as the same workload.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rate = self.rate.map_or_else(|| "max".to_owned(), format_rate);
+        write!(
+            formatter,
+            "pattern={},hot={},rate={rate},zero={}",
+            self.pattern.name(),
+            format_size(self.hot_bytes),
+            self.zero_percent
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn parse(text: &str) -> Result<Workload, WorkloadError> {
+        text.parse()
+    }
+
+    #[test]
+    fn what_is_left_out_has_its_default() {
+        assert_eq!(parse(""), Ok(Workload::default()));
+        assert_eq!(
+            Workload::default().to_string(),
+            "pattern=sequential,hot=64MiB,rate=100MiB/s,zero=25"
+        );
+        let workload = parse("zero=30%,rate=max,hot=1GiB,pattern=random").unwrap();
+        assert_eq!(
+            workload,
+            Workload {
+                pattern: Pattern::Random,
+                hot_bytes: 1 << 30,
+                rate: None,
+                zero_percent: 30,
+            }
+        );
+        assert_eq!(parse("hot=0").unwrap().hot_bytes, 0);
+    }
+
+    #[test]
+    fn errors_name_the_key_the_value_and_what_is_allowed() {
+        for (text, message) in [
+            ("hot", "'hot' is not KEY=VALUE; the keys are"),
+            (",", "'' is not KEY=VALUE"),
+            ("hot=1MiB,", "'' is not KEY=VALUE"),
+            ("cold=1", "'cold' is not a key; the keys are pattern, hot"),
+            ("hot=4096,hot=4096", "'hot' is there twice"),
+            (
+                "pattern=up",
+                "pattern=up: allowed are sequential and random",
+            ),
+            ("hot=5000", "hot=5000: allowed are multiples of 4096"),
+            ("hot=64MB", "hot: '64MB' has the unit 'MB'; the units are"),
+            ("hot=17179869184TiB", "hot: '17179869184TiB' is too large"),
+            ("rate=64MiB", "rate: '64MiB' is not a rate"),
+            ("rate=0/s", "rate=0/s: allowed are"),
+            ("zero=101", "zero=101: allowed are 0 to 100"),
+            ("zero=+1", "zero=+1: allowed are 0 to 100"),
+            ("zero=", "zero=: allowed are 0 to 100"),
+            ("zero=300", "zero=300: allowed are 0 to 100"),
+        ] {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(error.contains(message), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_section_with_a_forbidden_value_is_refused() {
+        for (field, value) in [(1, 2), (2, 5000), (3, 0), (4, 101), (4, 1 << 40), (9, 0)] {
+            let mut section = Workload::default().to_section();
+            section.put_u64(field, value);
+            assert!(Workload::from_section(section).is_err(), "{field}={value}");
+        }
+    }
+
+    /// The fields of version 1 keep their numbers for ever.
+    #[test]
+    fn golden_section() {
+        let mut golden = Section::new("workload", 1);
+        golden
+            .put_u64(1, 1)
+            .put_u64(2, 8192)
+            .put_u64(3, 77)
+            .put_u64(4, 50);
+        let workload = parse("pattern=random,hot=8KiB,rate=77/s,zero=50").unwrap();
+        assert_eq!(workload.to_section(), golden);
+    }
+
+    proptest! {
+        #[test]
+        fn text_and_section_read_back(
+            random in any::<bool>(),
+            hot_pages in 0_u64..=u64::MAX / PAGE_BYTES,
+            rate in proptest::option::of(1_u64..),
+            zero_percent in 0_u8..=100,
+        ) {
+            let workload = Workload {
+                pattern: if random { Pattern::Random } else { Pattern::Sequential },
+                hot_bytes: hot_pages * PAGE_BYTES,
+                rate,
+                zero_percent,
+            };
+            prop_assert_eq!(parse(&workload.to_string()), Ok(workload.clone()));
+            prop_assert_eq!(Workload::from_section(workload.to_section()), Ok(workload));
+        }
+
+        #[test]
+        fn no_text_panics(text in "[a-z=,%/0-9KMGTiBs]{0,40}") {
+            let _ = parse(&text);
+        }
+    }
 }

@@ -1,0 +1,273 @@
+//! The guest's time: TSC and kvmclock, restored so that the guest sees its own pause (law 8).
+//!
+//! The way is the kernel's own (Documentation/virt/kvm/devices/vcpu.rst, KVM_VCPU_TSC_OFFSET). The
+//! source reads kvmclock together with the host's TSC and real time (`KVM_GET_CLOCK`), and each
+//! vCPU's TSC offset. The destination sets kvmclock with the source's real time, so that KVM
+//! advances it by what has passed; reads kvmclock and its own TSC again; and sets each offset to
+//!
+//! ```text
+//! offset_destination = offset_source − (kvmclock_source − kvmclock_destination) × frequency
+//!                    + (tsc_source − tsc_destination)
+//! ```
+//!
+//! so that the guest's TSC stands in the same relation to kvmclock as before. The hosts' real times
+//! have to agree (NTP); where the source's is ahead of the destination's, nothing is added.
+//!
+//! Where one side has no offset, no such clock reading, or scales the TSC (the formula assumes that
+//! guest and host count alike), IA32_TSC is set instead, advanced by the real time that passed.
+
+use kvm_bindings::{
+    KVM_CLOCK_HOST_TSC, KVM_CLOCK_REALTIME, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, kvm_clock_data,
+};
+use kvm_ioctls::{VcpuFd, VmFd};
+
+use super::{KvmError, ioctl, msrs};
+
+/// How far two TSC frequencies may be apart, in parts per million: what KVM itself lets pass
+/// without scaling (`tsc_tolerance_ppm`, arch/x86/kvm/x86.c).
+const TSC_TOLERANCE_PPM: u64 = 250;
+
+/// Whether two TSC frequencies count as one.
+pub(super) fn same_frequency(one_khz: u32, other_khz: u32) -> bool {
+    let apart = u64::from(one_khz.abs_diff(other_khz));
+    apart * 1_000_000 <= u64::from(one_khz) * TSC_TOLERANCE_PPM
+}
+
+/// kvmclock, read at one moment together with what the host's clocks said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct ClockReading {
+    /// kvmclock, in nanoseconds.
+    pub(super) kvmclock_ns: u64,
+    /// The host's CLOCK_REALTIME, in nanoseconds.
+    pub(super) realtime_ns: u64,
+    /// The host's TSC; `None` where KVM does not read it together with kvmclock.
+    pub(super) host_tsc: Option<u64>,
+}
+
+impl ClockReading {
+    pub(super) fn now(vm: &VmFd) -> Result<Self, KvmError> {
+        let clock = vm
+            .get_clock()
+            .map_err(KvmError::system("reading kvmclock"))?;
+        let has = |flag: u32| clock.flags & flag != 0;
+        Ok(Self {
+            kvmclock_ns: clock.clock,
+            realtime_ns: if has(KVM_CLOCK_REALTIME) {
+                clock.realtime
+            } else {
+                realtime_ns()
+            },
+            host_tsc: has(KVM_CLOCK_HOST_TSC).then_some(clock.host_tsc),
+        })
+    }
+
+    /// Sets kvmclock to this reading, advanced by the real time that has passed since.
+    ///
+    /// KVM would add that by itself (`KVM_CLOCK_REALTIME`), but not where its clock is not based on
+    /// the TSC; the sum made here differs by the microsecond that the call takes.
+    pub(super) fn restore(self, vm: &VmFd) -> Result<ClockAdvance, KvmError> {
+        let passed = realtime_ns().saturating_sub(self.realtime_ns);
+        let clock = kvm_clock_data {
+            clock: self.kvmclock_ns.saturating_add(passed),
+            ..Default::default()
+        };
+        vm.set_clock(&clock)
+            .map_err(KvmError::system("setting kvmclock"))?;
+        Ok(ClockAdvance {
+            source: self,
+            destination: Self::now(vm)?,
+        })
+    }
+}
+
+/// From the moment when the source read kvmclock to the moment when the destination had set it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClockAdvance {
+    source: ClockReading,
+    destination: ClockReading,
+}
+
+impl ClockAdvance {
+    /// The formula at the top of this room; `None` where a side did not read its TSC.
+    fn tsc_offset(&self, source_offset: u64, tsc_khz: u32) -> Option<u64> {
+        let passed_ns = self
+            .destination
+            .kvmclock_ns
+            .saturating_sub(self.source.kvmclock_ns);
+        let tsc_difference = self
+            .source
+            .host_tsc?
+            .wrapping_sub(self.destination.host_tsc?);
+        Some(
+            source_offset
+                .wrapping_add(ticks(passed_ns, tsc_khz))
+                .wrapping_add(tsc_difference),
+        )
+    }
+}
+
+/// A vCPU's time, as it was on the source; restored after all other state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VcpuTime {
+    /// The frequency of the guest's TSC, in kHz.
+    pub(super) tsc_khz: u32,
+    /// What the guest's TSC said …
+    pub(super) tsc: u64,
+    /// … at this CLOCK_REALTIME of the host, in nanoseconds.
+    pub(super) realtime_ns: u64,
+    /// The guest's TSC less the host's; `None` where KVM does not tell, or scales.
+    pub(super) tsc_offset: Option<u64>,
+    /// When the APIC's timer fires, on the TSC's scale.
+    pub(super) tsc_deadline: Option<u64>,
+    /// The vCPU that this is of.
+    pub(super) vcpu: u32,
+}
+
+impl VcpuTime {
+    /// Reads it. `host_tsc_khz` is the host's frequency where KVM can scale.
+    pub(super) fn read(
+        number: u32,
+        vcpu: &VcpuFd,
+        host_tsc_khz: Option<u32>,
+        has_deadline: bool,
+    ) -> Result<Self, KvmError> {
+        let tsc_khz = vcpu
+            .get_tsc_khz()
+            .map_err(KvmError::system("reading the TSC's frequency"))?;
+        let scaled = host_tsc_khz.is_some_and(|host| host != tsc_khz);
+        let value = |index: u32| -> Result<u64, KvmError> {
+            let read = msrs::read(vcpu, &[index])?;
+            Ok(read.first().map_or(0, |(_, value)| *value))
+        };
+        let tsc_deadline = has_deadline
+            .then(|| value(msrs::IA32_TSC_DEADLINE))
+            .transpose()?;
+        let tsc = value(msrs::IA32_TSC)?;
+        Ok(Self {
+            tsc_khz,
+            tsc,
+            realtime_ns: realtime_ns(),
+            tsc_offset: if scaled { None } else { read_offset(vcpu) },
+            tsc_deadline: tsc_deadline.filter(|deadline| *deadline != 0),
+            vcpu: number,
+        })
+    }
+
+    /// Sets the vCPU's TSC, and the timer that counts on it. After all of [`super::StateAccess`]'s
+    /// loads, before the vCPU runs.
+    ///
+    /// # Errors
+    ///
+    /// When KVM refuses.
+    pub fn restore(&self, vcpu: &VcpuFd, advance: &ClockAdvance) -> Result<(), KvmError> {
+        let offset = self
+            .tsc_offset
+            .and_then(|offset| advance.tsc_offset(offset, self.tsc_khz));
+        let restored = match offset {
+            Some(offset) => write_offset(vcpu, offset)?,
+            None => false,
+        };
+        if !restored {
+            let passed = realtime_ns().saturating_sub(self.realtime_ns);
+            let tsc = self.tsc.wrapping_add(ticks(passed, self.tsc_khz));
+            msrs::write(vcpu, self.vcpu, &[(msrs::IA32_TSC, tsc)])?;
+        }
+        // KVM turns the deadline into a time when it is set: so the TSC has to be right by then.
+        match self.tsc_deadline {
+            Some(deadline) => msrs::write(vcpu, self.vcpu, &[(msrs::IA32_TSC_DEADLINE, deadline)]),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Tells the guest's kvmclock that the vCPU was stopped by its host, so that the guest's watchdogs
+/// forgive the pause (`KVM_KVMCLOCK_CTRL`). Before it is entered again.
+///
+/// # Errors
+///
+/// When KVM refuses; a guest that has set up no kvmclock (EINVAL) is in order.
+pub fn tell_paused(vcpu: &VcpuFd) -> Result<(), KvmError> {
+    match vcpu.kvmclock_ctrl() {
+        Err(error) if error.errno() != libc::EINVAL => {
+            Err(KvmError::system("telling kvmclock of the pause")(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The TSC's offset from the host's; `None` where this KVM does not tell it.
+fn read_offset(vcpu: &VcpuFd) -> Option<u64> {
+    ioctl::get_vcpu_attribute(vcpu, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET.into()).ok()
+}
+
+/// Sets the offset; `false` where this KVM has none.
+fn write_offset(vcpu: &VcpuFd, offset: u64) -> Result<bool, KvmError> {
+    if read_offset(vcpu).is_none() {
+        return Ok(false);
+    }
+    ioctl::set_vcpu_attribute(vcpu, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET.into(), offset)
+        .map_err(KvmError::io("setting the TSC's offset"))?;
+    Ok(true)
+}
+
+fn ticks(nanoseconds: u64, khz: u32) -> u64 {
+    // A kHz is a tick in a million nanoseconds. 64 × 32 bits fit; the quotient is taken modulo
+    // 2^64, as the counter itself is.
+    (u128::from(nanoseconds) * u128::from(khz) / 1_000_000) as u64
+}
+
+fn realtime_ns() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    let nanoseconds = u64::try_from(time.tv_nsec).unwrap_or(0);
+    seconds
+        .saturating_mul(1_000_000_000)
+        .saturating_add(nanoseconds)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reading(kvmclock_ns: u64, host_tsc: Option<u64>) -> ClockReading {
+        ClockReading {
+            kvmclock_ns,
+            realtime_ns: 0,
+            host_tsc,
+        }
+    }
+
+    #[test]
+    fn the_guest_sees_its_pause_whatever_the_hosts_counters_say() {
+        let advance = ClockAdvance {
+            source: reading(5_000_000, Some(1_000_000_000)),
+            destination: reading(8_000_000, Some(77)),
+        };
+        let source_offset = 12_345_u64.wrapping_neg();
+        let offset = advance.tsc_offset(source_offset, 2_000_000).unwrap();
+        let before = 1_000_000_000_u64.wrapping_add(source_offset);
+        // 3 ms at 2 GHz are 6 million ticks.
+        assert_eq!(77_u64.wrapping_add(offset), before + 6_000_000);
+    }
+
+    #[test]
+    fn a_clock_that_runs_behind_adds_nothing_and_a_missing_counter_is_told() {
+        let behind = ClockAdvance {
+            source: reading(9, Some(4)),
+            destination: reading(8, Some(4)),
+        };
+        assert_eq!(behind.tsc_offset(1, 1_000_000), Some(1));
+        let blind = ClockAdvance {
+            source: reading(9, None),
+            ..behind
+        };
+        assert_eq!(blind.tsc_offset(1, 1_000_000), None);
+    }
+
+    #[test]
+    fn frequencies_within_250_ppm_count_as_one() {
+        assert!(same_frequency(2_000_000, 2_000_500));
+        assert!(!same_frequency(2_000_000, 2_000_501));
+        assert!(!same_frequency(0, 1));
+    }
+}

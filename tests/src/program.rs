@@ -1,0 +1,243 @@
+//! Running `dunlin`: every wait has a limit, every process ends with the scenario.
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+/// The longest that one command of a scenario may take.
+pub const COMMAND_TIME_MAX: Duration = Duration::from_secs(180);
+
+/// The program: `$DUNLIN`, else the release build in the workspace's target directory.
+pub fn dunlin() -> PathBuf {
+    if let Some(path) = std::env::var_os("DUNLIN") {
+        return path.into();
+    }
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(
+        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target"),
+        PathBuf::from,
+    );
+    target.join("release/dunlin")
+}
+
+/// What a command printed, and how it ended.
+#[derive(Debug)]
+pub struct Output {
+    /// Its exit code; 128 and the signal's number when a signal ended it.
+    pub code: i32,
+    /// What it printed.
+    pub stdout: String,
+    /// What it complained about.
+    pub stderr: String,
+}
+
+impl Output {
+    /// Its standard output as JSON.
+    ///
+    /// # Errors
+    ///
+    /// When it is none.
+    pub fn json(&self) -> Result<Value> {
+        serde_json::from_str(&self.stdout).with_context(|| format!("not JSON: {self:?}"))
+    }
+
+    /// Checks the exit code.
+    ///
+    /// # Errors
+    ///
+    /// When it is another one; the error carries all that was printed.
+    pub fn expect_code(self, code: i32) -> Result<Self> {
+        if self.code != code {
+            bail!("exit code {} instead of {code}: {self:#?}", self.code);
+        }
+        Ok(self)
+    }
+}
+
+/// A running process that ends when this value does. Its lines can be waited for.
+pub struct Running {
+    child: Child,
+    lines: Receiver<String>,
+    seen: Vec<String>,
+    stderr: Option<std::thread::JoinHandle<String>>,
+}
+
+impl Running {
+    /// Starts a command.
+    ///
+    /// # Errors
+    ///
+    /// When it can't be started.
+    pub fn start(mut command: Command) -> Result<Self> {
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command
+            .spawn()
+            .with_context(|| format!("starting {command:?}: is it built?"))?;
+        let (sender, lines) = channel();
+        let stdout = child.stdout.take().context("no standard output")?;
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        let mut stderr = child.stderr.take().context("no standard error")?;
+        let stderr = std::thread::spawn(move || {
+            let mut text = String::new();
+            // What is not text is not worth a scenario's end.
+            let _ = stderr.read_to_string(&mut text);
+            text
+        });
+        Ok(Self {
+            child,
+            lines,
+            seen: Vec::new(),
+            stderr: Some(stderr),
+        })
+    }
+
+    /// The process's id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits for a line that `wanted` likes, and returns it.
+    ///
+    /// # Errors
+    ///
+    /// When none comes.
+    pub fn line(&mut self, wanted: impl Fn(&str) -> bool) -> Result<String> {
+        let deadline = Instant::now() + COMMAND_TIME_MAX;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let Ok(line) = self.lines.recv_timeout(left) else {
+                let seen = self.seen.join("\n");
+                self.kill();
+                bail!(
+                    "the awaited line did not come; seen:\n{seen}\n{}",
+                    self.complaints()
+                );
+            };
+            self.seen.push(line.clone());
+            if wanted(&line) {
+                return Ok(line);
+            }
+        }
+    }
+
+    /// Waits for a JSON line whose `event` is this.
+    ///
+    /// # Errors
+    ///
+    /// When none comes.
+    pub fn event(&mut self, event: &str) -> Result<Value> {
+        let is = |line: &str| {
+            serde_json::from_str::<Value>(line).is_ok_and(|value| value["event"] == event)
+        };
+        Ok(serde_json::from_str(&self.line(is)?)?)
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: i32) {
+        signal_process(self.pid(), signal);
+    }
+
+    /// Ends it by `kill -9`.
+    pub fn kill(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().ok().flatten()
+    }
+
+    /// Waits until it ends.
+    ///
+    /// # Errors
+    ///
+    /// When it does not, within [`COMMAND_TIME_MAX`].
+    pub fn wait(mut self) -> Result<Output> {
+        let deadline = Instant::now() + COMMAND_TIME_MAX;
+        loop {
+            if let Some(status) = self.ended() {
+                self.seen.extend(self.lines.iter());
+                let stdout: String = self.seen.iter().map(|line| format!("{line}\n")).collect();
+                return Ok(Output {
+                    code: code(status),
+                    stdout,
+                    stderr: self.complaints(),
+                });
+            }
+            if Instant::now() >= deadline {
+                self.kill();
+                bail!(
+                    "did not end: {}\n{}",
+                    self.seen.join("\n"),
+                    self.complaints()
+                );
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn complaints(&mut self) -> String {
+        self.stderr
+            .take()
+            .and_then(|thread| thread.join().ok())
+            .unwrap_or_default()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Sends a signal to a process that the scenario started. One that is gone is left alone.
+pub fn signal_process(pid: u32, signal: i32) {
+    let Ok(pid) = i32::try_from(pid) else { return };
+    // SAFETY: kill(2) takes two integers and touches no memory.
+    unsafe { libc::kill(pid, signal) };
+}
+
+/// Whether a process is there (and not merely a zombie).
+pub fn is_alive(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')')
+        .is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
+}
+
+/// Waits until `done` says yes.
+///
+/// # Errors
+///
+/// When it does not, within a minute.
+pub fn eventually(what: &str, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !done()? {
+        if Instant::now() >= deadline {
+            bail!("waited a minute in vain: {what}");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+fn code(status: ExitStatus) -> i32 {
+    use std::os::unix::process::ExitStatusExt;
+    status
+        .code()
+        .unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
+}

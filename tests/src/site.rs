@@ -1,0 +1,262 @@
+//! A site: a host as far as Dunlin can tell, with a runtime directory, guests and a receiver.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::program::{Output, Running, dunlin, eventually, is_alive, signal_process};
+
+/// A site. What was started on it ends with it.
+pub struct Site {
+    directory: TempDir,
+    namespace: Option<String>,
+}
+
+/// A receiver at a site.
+pub struct Receiver {
+    /// Its process.
+    pub process: Running,
+    /// Where it listens.
+    pub endpoint: String,
+}
+
+impl Receiver {
+    /// The port that it listens at.
+    ///
+    /// # Errors
+    ///
+    /// When the endpoint has none.
+    pub fn port(&self) -> Result<u16> {
+        let (_, port) = self.endpoint.rsplit_once(':').context("no port")?;
+        Ok(port.parse()?)
+    }
+}
+
+impl Site {
+    /// A site on this machine.
+    ///
+    /// # Errors
+    ///
+    /// When its directory can't be made.
+    pub fn new() -> Result<Self> {
+        Self::at(None)
+    }
+
+    /// A site in a network namespace.
+    ///
+    /// # Errors
+    ///
+    /// When its directory can't be made.
+    pub fn in_namespace(namespace: &str) -> Result<Self> {
+        Self::at(Some(namespace.to_owned()))
+    }
+
+    fn at(namespace: Option<String>) -> Result<Self> {
+        let directory = tempfile::Builder::new().prefix("dunlin-site-").tempdir()?;
+        Ok(Self {
+            directory,
+            namespace,
+        })
+    }
+
+    /// Its runtime directory.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// `dunlin` with these arguments, at this site.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = match &self.namespace {
+            None => Command::new(dunlin()),
+            Some(namespace) => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", namespace]).arg(dunlin());
+                command
+            }
+        };
+        command
+            .args(arguments)
+            .env("DUNLIN_RUNTIME_DIR", self.directory());
+        command
+    }
+
+    /// Starts `dunlin` with these arguments.
+    ///
+    /// # Errors
+    ///
+    /// When it can't be started.
+    pub fn start(&self, arguments: &[&str]) -> Result<Running> {
+        Running::start(self.command(arguments))
+    }
+
+    /// Runs `dunlin` with these arguments to its end.
+    ///
+    /// # Errors
+    ///
+    /// When it can't be started or does not end.
+    pub fn run(&self, arguments: &[&str]) -> Result<Output> {
+        self.start(arguments)?.wait()
+    }
+
+    /// Starts a guest and waits until it runs.
+    ///
+    /// # Errors
+    ///
+    /// When it does not.
+    pub fn guest(&self, name: &str, arguments: &[&str]) -> Result<Running> {
+        let mut all = vec!["run", "--name", name];
+        all.extend(arguments);
+        let mut process = self.start(&all)?;
+        eventually("the guest runs", || {
+            if let Some(status) = process.ended() {
+                bail!("'dunlin run' ended: {status}");
+            }
+            Ok(self
+                .status(name)
+                .is_ok_and(|guest| guest["state"] == "running"))
+        })
+        .with_context(|| format!("{all:?}"))?;
+        Ok(process)
+    }
+
+    /// Starts a receiver on a free port of the loopback address.
+    ///
+    /// # Errors
+    ///
+    /// When it does not listen.
+    pub fn receiver(&self, arguments: &[&str]) -> Result<Receiver> {
+        self.receiver_at("tcp://127.0.0.1:0", arguments)
+    }
+
+    /// Starts a receiver.
+    ///
+    /// # Errors
+    ///
+    /// When it does not listen.
+    pub fn receiver_at(&self, listen: &str, arguments: &[&str]) -> Result<Receiver> {
+        let mut all = vec!["receive", "--json", "--listen", listen];
+        all.extend(arguments);
+        let mut process = self.start(&all)?;
+        let listening = process.event("listening")?;
+        let endpoint = listening["endpoint"]
+            .as_str()
+            .context("no endpoint")?
+            .to_owned();
+        Ok(Receiver { process, endpoint })
+    }
+
+    /// Moves a guest away and returns the report, whatever came of it.
+    ///
+    /// # Errors
+    ///
+    /// When `send` ends with another exit code than `code`, or prints no report.
+    pub fn send(&self, name: &str, to: &str, arguments: &[&str], code: i32) -> Result<Value> {
+        let mut all = vec!["send", name, "--to", to, "--json", "--quiet"];
+        all.extend(arguments);
+        self.run(&all)?.expect_code(code)?.json()
+    }
+
+    /// How a guest is.
+    ///
+    /// # Errors
+    ///
+    /// When there is none of that name.
+    pub fn status(&self, name: &str) -> Result<Value> {
+        self.run(&["status", name, "--json"])?
+            .expect_code(0)?
+            .json()
+    }
+
+    /// Pages that a guest's workload has written so far.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such guest.
+    pub fn pages_written(&self, name: &str) -> Result<u64> {
+        let status = self.status(name)?;
+        status["workload"]["pages_written"]
+            .as_u64()
+            .with_context(|| format!("{status}"))
+    }
+
+    /// Sees that a guest goes on working here.
+    ///
+    /// # Errors
+    ///
+    /// When it does not.
+    pub fn expect_goes_on(&self, name: &str) -> Result<()> {
+        let before = self.pages_written(name)?;
+        eventually("the guest goes on", || {
+            Ok(self.pages_written(name)? > before)
+        })
+    }
+
+    /// Waits until a move of the guest is under way and in this phase.
+    ///
+    /// # Errors
+    ///
+    /// When it does not get there.
+    pub fn await_phase(&self, name: &str, phase: &str) -> Result<()> {
+        eventually(phase, || {
+            let status = self.status(name)?;
+            Ok(status["move_under_way"]["progress"]["phase"] == phase)
+        })
+    }
+
+    /// The processes of the guests that are here.
+    fn guest_pids(&self) -> Vec<u32> {
+        let status = self
+            .run(&["status", "--json"])
+            .and_then(|output| output.json());
+        let Ok(status) = status else {
+            return Vec::new();
+        };
+        let guests = status["guests"].as_array().cloned().unwrap_or_default();
+        let pids = guests.iter().filter_map(|guest| guest["pid"].as_u64());
+        pids.filter_map(|pid| u32::try_from(pid).ok()).collect()
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        // Guests that arrived are processes of their own; what does not end when asked, is ended.
+        for pid in self.guest_pids() {
+            signal_process(pid, libc::SIGTERM);
+            for _ in 0..200 {
+                if !is_alive(pid) {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            if is_alive(pid) {
+                signal_process(pid, libc::SIGKILL);
+            }
+        }
+    }
+}
+
+/// Checks that a report tells of a move that went well and was verified.
+///
+/// # Errors
+///
+/// When it does not.
+pub fn expect_moved(report: &Value) -> Result<()> {
+    let moved = report["outcome"] == "moved" && report["verification"]["equal"] == true;
+    let parts = report["blackout"]["parts"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
+    let sum: u64 = parts
+        .iter()
+        .filter_map(|part| part["duration_ns"].as_u64())
+        .sum();
+    let adds_up = report["blackout"]["total_ns"].as_u64() == Some(sum) && !parts.is_empty();
+    if !moved || !adds_up {
+        bail!("not a good move: {report:#}");
+    }
+    Ok(())
+}

@@ -1,0 +1,279 @@
+//! Commands that make guests: `run`, `receive`, `demo`, and the hidden `incoming`.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, ValueEnum};
+use dunlin_vmm::size::parse_size;
+use dunlin_vmm::spec::VCPUS_MAX;
+use dunlin_vmm::workload::Workload;
+use uuid::Uuid;
+
+use super::Runtime;
+use super::endpoint::Endpoint;
+use super::values::{
+    BackingChoice, GuestKind, GuestName, Lanes, ReceiveBacking, TrackingChoice, some_duration,
+};
+use crate::exit::{Exit, help};
+
+const WORKLOAD_HELP: &str = "\
+What the guest does: pattern=sequential|random,hot=SIZE,rate=SIZE/s|max,zero=PERCENT. 'hot' is how \
+much memory it rewrites over and over, 'rate' how fast, 'zero' how many in a hundred of its other \
+pages are zero. What is left out keeps its default.";
+
+/// Run a guest in the foreground, ready to be moved
+#[derive(Clone, Debug, Args)]
+#[command(
+    long_about = "\
+Runs a guest in the foreground, until it is stopped or was moved away. It can be moved at any time \
+('dunlin send'), looked at ('dunlin status') and ended ('dunlin stop', Ctrl-C, SIGTERM).
+
+The guest runs a built-in workload that rewrites memory and keeps checks on every page, so that a \
+move can be proven right. Ctrl-C while it is being moved cancels the move first, if it is not past \
+its give-up.",
+    after_long_help = run_help()
+)]
+pub(crate) struct Run {
+    /// The guest's name, which names its control socket too
+    #[arg(long)]
+    pub(crate) name: GuestName,
+    /// Its memory
+    #[arg(long, value_name = "SIZE", value_parser = memory_size)]
+    pub(crate) memory: u64,
+    /// Its vCPUs
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=i64::from(VCPUS_MAX)))]
+    pub(crate) vcpus: u32,
+    /// What runs it
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) guest: GuestKind,
+    /// What backs its memory
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) memory_backing: BackingChoice,
+    /// How its writes are tracked (KVM guests)
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) dirty_tracking: TrackingChoice,
+    #[arg(long, value_name = "SPEC", default_value_t, help = WORKLOAD_HELP)]
+    pub(crate) workload: Workload,
+    /// Where its serial port writes: stdout, null, or file:PATH
+    #[arg(long, value_name = "TO", default_value = "null")]
+    pub(crate) serial: Serial,
+    /// Its UUID [default: a random one]
+    #[arg(long)]
+    pub(crate) uuid: Option<Uuid>,
+    #[command(flatten)]
+    pub(crate) runtime: Runtime,
+    /// End with the process that started this one (for 'dunlin demo')
+    #[arg(long, hide = true)]
+    pub(crate) with_parent: bool,
+}
+
+fn run_help() -> String {
+    format!(
+        "Examples:
+  dunlin run --name vm1 --memory 4GiB --vcpus 2
+  dunlin run --name vm1 --memory 1GiB --workload pattern=random,hot=256MiB,rate=max
+  dunlin run --name vm1 --memory 8GiB --memory-backing hugetlb --serial stdout
+
+{}",
+        help(&[Exit::Done, Exit::Usage, Exit::Local, Exit::Conflict])
+    )
+}
+
+/// Wait for guests and run them
+#[derive(Clone, Debug, Args)]
+#[command(
+    long_about = "\
+Waits for guests and runs them. Each guest becomes a process of its own, with a control socket as \
+under 'dunlin run': it can be looked at, sent on, and ended. Its output goes to NAME.log in the \
+runtime directory, its serial port to NAME.serial.
+
+Before a guest is let in, its memory is reserved: if there is too little, the source is told so \
+before the move begins. A move that fails, or a peer that misbehaves, ends that move alone.
+
+Ctrl-C or SIGTERM ends the waiting and the moves in flight. Guests that have arrived go on.
+
+There is no authentication yet: listen only where you trust the network.",
+    after_long_help = receive_help()
+)]
+pub(crate) struct Receive {
+    /// Where to listen; port 0 takes a free one, and says which
+    #[arg(long, value_name = "ENDPOINT", default_value = "tcp://0.0.0.0:7471")]
+    pub(crate) listen: Endpoint,
+    /// Exit with 0 once one guest has arrived; its process goes on
+    #[arg(long)]
+    pub(crate) once: bool,
+    /// The most memory for all guests together [default: what the host has free]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub(crate) memory_limit: Option<u64>,
+    /// What backs a guest's memory here
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) memory_backing: ReceiveBacking,
+    /// How a guest's writes are tracked here, for its next move (KVM guests)
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) dirty_tracking: TrackingChoice,
+    /// Where guests' serial ports write, NAME.serial each [default: the runtime directory]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) serial_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) runtime: Runtime,
+    /// Tell what happens as JSON, one object a line
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// End with the process that started this one (for 'dunlin demo')
+    #[arg(long, hide = true)]
+    pub(crate) with_parent: bool,
+}
+
+fn receive_help() -> String {
+    format!(
+        "Examples:
+  dunlin receive
+  dunlin receive --listen tcp://10.0.0.2:7471 --memory-limit 64GiB
+  dunlin receive --listen tcp://[::]:0 --once --json
+
+Ended by Ctrl-C or SIGTERM, it exits with 0 (with 9 under --once, if no guest had arrived).
+
+{}",
+        help(&[
+            Exit::Done,
+            Exit::Usage,
+            Exit::Cancelled,
+            Exit::Local,
+            Exit::Conflict
+        ])
+    )
+}
+
+/// The process of a guest that 'receive' lets in; speaks to it over standard input
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Incoming {
+    /// The guest's name
+    #[arg(long)]
+    pub(crate) name: GuestName,
+    /// What backs its memory here
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) memory_backing: ReceiveBacking,
+    /// How its writes are tracked here
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) dirty_tracking: TrackingChoice,
+    /// Where its serial port writes
+    #[arg(long)]
+    pub(crate) serial: PathBuf,
+    #[command(flatten)]
+    pub(crate) runtime: Runtime,
+}
+
+/// Move a guest between two processes of this machine, and tell about it
+#[derive(Clone, Debug, Args)]
+#[command(
+    long_about = "\
+Moves a guest between two processes of this machine, over a real connection on the loopback \
+interface, and tells about it: what ran, how the move went, and the receipt of the pause. Then it \
+sees that the guest goes on counting where it is now, ends everything, and cleans up.
+
+Both processes share this machine's cores and memory, so a move between two hosts is faster.",
+    after_long_help = demo_help()
+)]
+pub(crate) struct Demo {
+    /// The guest's memory
+    #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = memory_size)]
+    pub(crate) memory: u64,
+    /// Its vCPUs
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=i64::from(VCPUS_MAX)))]
+    pub(crate) vcpus: u32,
+    #[arg(long, value_name = "SPEC", default_value_t, help = WORKLOAD_HELP)]
+    pub(crate) workload: Workload,
+    /// The transport
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) transport: TransportChoice,
+    /// How many lanes: a number, or auto
+    #[arg(long, value_name = "N", default_value = "auto")]
+    pub(crate) lanes: Lanes,
+    /// What runs the guest
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) guest: GuestKind,
+    /// How its writes are tracked (KVM guests)
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) dirty_tracking: TrackingChoice,
+    /// What backs its memory
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) memory_backing: BackingChoice,
+    /// The budget for the pause
+    #[arg(long, value_name = "TIME", default_value = "50ms", value_parser = some_duration)]
+    pub(crate) max_blackout: std::time::Duration,
+    /// Write the report as JSON to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    /// Print nothing but errors
+    #[arg(long)]
+    pub(crate) quiet: bool,
+}
+
+fn demo_help() -> String {
+    format!(
+        "Examples:
+  dunlin demo
+  dunlin demo --memory 4GiB --vcpus 2 --workload pattern=random,hot=512MiB,rate=50MiB/s
+  dunlin demo --guest process --lanes 4 --json report.json
+
+It exits with 0 only if the guest was moved, runs on, and its memory was found equal.
+
+{}",
+        help(&[
+            Exit::Done,
+            Exit::Usage,
+            Exit::Refused,
+            Exit::PeerFailed,
+            Exit::NotConverging,
+            Exit::BlackoutCap,
+            Exit::Cancelled,
+            Exit::Unequal,
+            Exit::UnknownOwner,
+            Exit::Local,
+        ])
+    )
+}
+
+/// Which transport a demo uses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TransportChoice {
+    /// The best that there is
+    #[default]
+    Auto,
+    /// TCP
+    Tcp,
+}
+
+/// Where a serial port writes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Serial {
+    /// To standard output.
+    Stdout,
+    /// Nowhere.
+    Null,
+    /// To a file.
+    File(PathBuf),
+}
+
+impl FromStr for Serial {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "stdout" => Ok(Self::Stdout),
+            "null" => Ok(Self::Null),
+            _ => match text.strip_prefix("file:") {
+                Some(path) if !path.is_empty() => Ok(Self::File(path.into())),
+                _ => Err("a serial port writes to stdout, null or file:PATH".to_owned()),
+            },
+        }
+    }
+}
+
+/// A guest's memory: more than nothing.
+fn memory_size(text: &str) -> Result<u64, String> {
+    match parse_size(text) {
+        Ok(0) => Err("a guest has more memory than that".to_owned()),
+        size => size.map_err(|error| error.to_string()),
+    }
+}

@@ -1,0 +1,212 @@
+//! `dunlin incoming`: the process of a guest that `receive` lets in. Its standard input is the
+//! socket to the supervisor.
+
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::thread;
+
+use dunlin_engine::destination::{Hello, ReceiveSettings, receive, refuse};
+use dunlin_engine::guest::{GuestError, GuestFactory, GuestOffer};
+use dunlin_transports::control::ControlStopper;
+use dunlin_transports::lane::{DestinationEndpoint, DestinationEndpointFactory};
+use dunlin_transports::tcp::{
+    DestinationEndpoint as TcpEndpoint, IncomingLane, Options, Preamble, control_channel,
+};
+use dunlin_vmm::machine::{Machine, MachineFactory};
+
+use crate::cli::guest::Incoming;
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::guest::board::Facts;
+use crate::guest::{Desk, Stay};
+use crate::local::runtime_dir::NameClaim;
+use crate::supervisor::handoff::{Parcel, Word, say, take};
+
+/// Takes a guest in, and runs it until it ends or was moved on.
+pub(crate) fn run(arguments: &Incoming) -> Result<Exit, Failure> {
+    // A session of its own: a Ctrl-C meant for the supervisor does not reach the guest. Fails only
+    // for the leader of a process group, which is apart from the supervisor's already.
+    let _ = rustix::process::setsid();
+    let socket = io::stdin()
+        .as_fd()
+        .try_clone_to_owned()
+        .map(UnixStream::from)
+        .map_err(|error| Failure::system("the socket to the supervisor", error))?;
+    match arrive(arguments, &socket) {
+        Ok(arrived) => {
+            let word = Word::Arrived {
+                epoch: arrived.epoch,
+            };
+            // A supervisor that is gone by now is no reason to give the guest up.
+            let _ = say(&socket, &word);
+            println!("{} runs here", arguments.name.0);
+            match arrived.desk.keep(arrived.machine)? {
+                Stay::Ended => println!("{} ended", arguments.name.0),
+                Stay::Moved => {}
+            }
+            Ok(Exit::Done)
+        }
+        Err(failure) => {
+            let word = Word::Failed {
+                reason: failure.message.clone(),
+            };
+            let _ = say(&socket, &word);
+            Err(failure)
+        }
+    }
+}
+
+struct Arrived {
+    desk: Desk,
+    machine: Machine,
+    epoch: u64,
+    _claim: NameClaim,
+}
+
+fn arrive(arguments: &Incoming, socket: &UnixStream) -> Result<Arrived, Failure> {
+    let broken = |what: &str| Failure::local(format!("the supervisor {what}"));
+    let parcel = take(socket).map_err(|error| Failure::system("the supervisor", error))?;
+    let Some(Parcel::Control { stream, hello }) = parcel else {
+        return Err(broken("gave no control connection"));
+    };
+    let options = Options::default();
+    let mut control = control_channel(stream, &options)
+        .map_err(|error| Failure::new(Exit::PeerFailed, error.to_string()))?;
+    // The supervisor has checked the same bytes.
+    let hello = Hello::from_frame(&hello)
+        .map_err(|error| Failure::new(Exit::PeerFailed, error.to_string()))?;
+
+    let prepared = prepare(arguments, hello.offer());
+    let (claim, desk, serial) = match prepared {
+        Ok(prepared) => prepared,
+        Err(failure) => {
+            refuse(&mut control, &failure.message);
+            return Err(failure);
+        }
+    };
+    let arrived = Arc::new(AtomicBool::new(false));
+    let (sender, lanes) = channel();
+    pass_lanes_on(
+        socket,
+        sender,
+        Arc::clone(&control.stopper),
+        Arc::clone(&arrived),
+    )?;
+    let endpoint: DestinationEndpointFactory = Box::new(move |memory| {
+        Ok(Box::new(TcpEndpoint::new(memory, lanes, options)) as Box<dyn DestinationEndpoint>)
+    });
+    let mut factory = Announcing {
+        factory: MachineFactory::new(
+            arguments.memory_backing.backing(),
+            arguments.dirty_tracking.into(),
+            serial,
+        ),
+        socket,
+    };
+    let settings = ReceiveSettings::default();
+    let received = receive(control, hello, &mut factory, endpoint, &settings)
+        .map_err(|error| Failure::new(Exit::PeerFailed, error.to_string()))?;
+    arrived.store(true, Ordering::Release);
+    Ok(Arrived {
+        desk,
+        machine: received.guest,
+        epoch: received.epoch,
+        _claim: claim,
+    })
+}
+
+type Prepared = (NameClaim, Desk, Box<dyn Write + Send>);
+
+fn prepare(arguments: &Incoming, offer: &GuestOffer) -> Result<Prepared, Failure> {
+    let name = &arguments.name.0;
+    if offer.identity.name != *name {
+        return Err(Failure::local(format!(
+            "the guest's name is '{}', its process was made for '{name}'",
+            offer.identity.name
+        )));
+    }
+    let (claim, listener) = arguments.runtime.directory().claim(name)?;
+    let serial = serial(&arguments.serial)?;
+    let backing = arguments
+        .memory_backing
+        .backing()
+        .or_else(|| offer.layout.regions().first().map(|region| region.backing))
+        .map_or("", |backing| backing.name());
+    let desk = Desk::new(Facts::of(offer, backing));
+    desk.open(listener)?;
+    Ok((claim, desk, serial))
+}
+
+fn serial(path: &Path) -> Result<Box<dyn Write + Send>, Failure> {
+    let file = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(path)
+        .map_err(|error| {
+            Failure::system(format!("the serial port's file {}", path.display()), error)
+        })?;
+    Ok(Box::new(file))
+}
+
+/// Takes lanes from the supervisor on a thread of its own, for as long as there is one. When the
+/// supervisor goes before the guest is here, the move ends.
+fn pass_lanes_on(
+    socket: &UnixStream,
+    lanes: Sender<IncomingLane>,
+    control: Arc<dyn ControlStopper>,
+    arrived: Arc<AtomicBool>,
+) -> Result<(), Failure> {
+    let failed = |error| Failure::system("the thread that takes lanes", error);
+    let socket = socket.try_clone().map_err(failed)?;
+    thread::Builder::new()
+        .name("lanes".to_owned())
+        .spawn(move || {
+            while let Ok(Some(parcel)) = take(&socket) {
+                let Parcel::Lane { stream, preamble } = parcel else {
+                    continue;
+                };
+                let Ok(preamble) = preamble.as_slice().try_into() else {
+                    continue;
+                };
+                // The supervisor has read it; what it got wrong is dropped here.
+                let Ok(preamble) = Preamble::decode(preamble) else {
+                    continue;
+                };
+                if lanes.send(IncomingLane { stream, preamble }).is_err() {
+                    // The move is over: lanes that come now are nobody's.
+                    continue;
+                }
+            }
+            if !arrived.load(Ordering::Acquire) {
+                control.stop();
+            }
+        })
+        .map(|_| ())
+        .map_err(failed)
+}
+
+/// A factory that tells the supervisor once memory is allocated.
+struct Announcing<'a> {
+    factory: MachineFactory,
+    socket: &'a UnixStream,
+}
+
+impl GuestFactory for Announcing<'_> {
+    type Guest = Machine;
+
+    fn create(&mut self, offer: &GuestOffer) -> Result<Machine, GuestError> {
+        let machine = self.factory.create(offer)?;
+        say(self.socket, &Word::MemoryAllocated)
+            .map_err(|error| GuestError::new("the supervisor is gone", error))?;
+        Ok(machine)
+    }
+}

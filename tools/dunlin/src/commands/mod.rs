@@ -1,0 +1,89 @@
+//! What each command does.
+//!
+//! | room | what is in it |
+//! |---|---|
+//! | [`run`] | a guest in the foreground |
+//! | [`incoming`] | the process of a guest that is let in |
+//! | [`receive`] | waiting for guests |
+//! | [`send`] | asking a guest to move, and watching |
+//! | [`steer`] | `cancel`, `set`, `stop` |
+//! | [`status`] | showing guests |
+//! | [`demo`] | a move on this machine, told as a story |
+//! | [`doctor`] | what this host can do |
+
+mod demo;
+mod doctor;
+mod incoming;
+mod receive;
+mod run;
+mod send;
+mod status;
+mod steer;
+
+use std::io::{self, Write};
+
+use clap::CommandFactory;
+use serde::Serialize;
+
+use crate::cli::looks::Completions;
+use crate::cli::{Cli, Command};
+use crate::exit::Exit;
+use crate::failure::Failure;
+
+/// Does what the command line says.
+pub(crate) fn perform(command: &Command) -> Result<Exit, Failure> {
+    match command {
+        Command::Run(arguments) => run::run(arguments),
+        Command::Send(arguments) => send::run(arguments),
+        Command::Receive(arguments) => receive::run(arguments),
+        Command::Status(arguments) => status::run(arguments),
+        Command::Cancel(arguments) => steer::cancel(arguments),
+        Command::Set(arguments) => steer::set(arguments),
+        Command::Stop(arguments) => steer::stop(arguments),
+        Command::Demo(arguments) => demo::run(arguments),
+        Command::Doctor(arguments) => doctor::run(arguments),
+        Command::Completions(arguments) => completions(arguments),
+        Command::Incoming(arguments) => incoming::run(arguments),
+    }
+}
+
+fn completions(arguments: &Completions) -> Result<Exit, Failure> {
+    let mut script = Vec::new();
+    let mut command = Cli::command();
+    clap_complete::generate(arguments.shell, &mut command, "dunlin", &mut script);
+    print_bytes(&script)?;
+    Ok(Exit::Done)
+}
+
+/// Prints a result. A reader that went away (`| head`) is no failure.
+fn print(text: &str) -> Result<(), Failure> {
+    print_bytes(text.as_bytes())
+}
+
+fn print_bytes(bytes: &[u8]) -> Result<(), Failure> {
+    let mut output = io::stdout().lock();
+    match output.write_all(bytes).and_then(|()| output.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::system("standard output", error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Prints a result as JSON.
+fn print_json(value: &impl Serialize) -> Result<(), Failure> {
+    print(&json(value)?)
+}
+
+fn json(value: &impl Serialize) -> Result<String, Failure> {
+    let mut text = serde_json::to_string_pretty(value)
+        .map_err(|error| Failure::system("the result as JSON", error))?;
+    text.push('\n');
+    Ok(text)
+}
+
+/// Lets the system end this process when the one that started it ends.
+fn end_with_parent() -> Result<(), Failure> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))
+        .map_err(|error| Failure::system("the parent can't be watched", error))
+}

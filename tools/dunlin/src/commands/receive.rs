@@ -1,0 +1,60 @@
+//! `dunlin receive`: waits for guests.
+
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex};
+
+use dunlin_transports::tcp::{Options, listen};
+
+use crate::cli::endpoint::Endpoint;
+use crate::cli::guest::Receive;
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::supervisor::admission::Admission;
+use crate::supervisor::ledger::Ledger;
+use crate::supervisor::registry::Registry;
+use crate::supervisor::teller::{Happening, Teller};
+use crate::supervisor::{Ending, accept, end_on_signals};
+
+/// Waits for guests until a signal comes, or until one has arrived under `--once`.
+pub(crate) fn run(arguments: &Receive) -> Result<Exit, Failure> {
+    if arguments.with_parent {
+        super::end_with_parent()?;
+    }
+    let runtime = arguments.runtime.directory();
+    runtime.prepare()?;
+    let options = Options::default();
+    let listener = listen(&arguments.listen.authority(), &options).map_err(|error| {
+        Failure::system(
+            format!(
+                "can't listen at {} (another port: --listen tcp://HOST:PORT)",
+                arguments.listen
+            ),
+            error,
+        )
+    })?;
+    let address = listener
+        .local_addr()
+        .map_err(|error| Failure::system("the listening address", error))?;
+    let teller = Teller {
+        json: arguments.json,
+    };
+    let (endings_sender, endings) = channel();
+    end_on_signals(endings_sender.clone())?;
+    let admission = Arc::new(Admission {
+        runtime,
+        ledger: Ledger::new(arguments.memory_limit),
+        registry: Registry::default(),
+        teller,
+        endings: Mutex::new(endings_sender),
+        arguments: arguments.clone(),
+    });
+    accept(listener, options, admission)?;
+    teller.tell(&Happening::Listening {
+        endpoint: Endpoint::tcp(address).to_string(),
+    });
+    match endings.recv() {
+        Ok(Ending::Signal) if arguments.once => Ok(Exit::Cancelled),
+        Ok(Ending::Signal | Ending::Arrived) => Ok(Exit::Done),
+        Err(_) => Err(Failure::local("the supervisor lost its threads")),
+    }
+}

@@ -1,0 +1,82 @@
+//! `dunlin run`: a guest in the foreground.
+
+use std::fs::File;
+use std::io::{self, Write};
+
+use dunlin_vmm::machine::{Machine, MachineKind};
+use dunlin_vmm::size::format_size;
+use dunlin_vmm::spec::GuestSpec;
+use uuid::Uuid;
+
+use crate::cli::guest::{Run, Serial};
+use crate::cli::values::GuestKind;
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::guest::board::Facts;
+use crate::guest::{Desk, Stay};
+
+/// Runs a guest until it ends or was moved away.
+pub(crate) fn run(arguments: &Run) -> Result<Exit, Failure> {
+    if arguments.with_parent {
+        super::end_with_parent()?;
+    }
+    let runtime = arguments.runtime.directory();
+    runtime.prepare()?;
+    let name = &arguments.name.0;
+    let (_claim, listener) = runtime.claim(name)?;
+    let serial = serial(&arguments.serial)?;
+    let kind = kind(arguments.guest);
+    let spec = GuestSpec {
+        name: name.clone(),
+        uuid: arguments.uuid.unwrap_or_else(Uuid::new_v4),
+        memory_bytes: arguments.memory,
+        vcpus: arguments.vcpus,
+        backing: arguments.memory_backing.into(),
+        workload: arguments.workload.clone(),
+        tracking: arguments.dirty_tracking.into(),
+    };
+    let desk = Desk::new(Facts {
+        name: name.clone(),
+        uuid: spec.uuid.to_string(),
+        kind: kind.name().to_owned(),
+        memory_bytes: spec.memory_bytes,
+        backing: spec.backing.name().to_owned(),
+        vcpus: spec.vcpus,
+    });
+    let machine = Machine::start(kind, &spec, serial)
+        .map_err(|error| Failure::system(format!("guest '{name}' can't start"), error))?;
+    desk.open(listener)?;
+    println!(
+        "{name} runs: {} of {} memory, {} vcpus, {}; control socket {}",
+        format_size(spec.memory_bytes),
+        spec.backing.name(),
+        spec.vcpus,
+        kind.name(),
+        runtime.socket(name).display()
+    );
+    match desk.keep(machine)? {
+        Stay::Ended => println!("{name} ended"),
+        Stay::Moved => {}
+    }
+    Ok(Exit::Done)
+}
+
+/// What runs the guest, where the choice is left to this host.
+pub(super) fn kind(chosen: GuestKind) -> MachineKind {
+    match chosen {
+        GuestKind::Kvm => MachineKind::Kvm,
+        GuestKind::Process => MachineKind::Process,
+        GuestKind::Auto if MachineKind::kvm_is_usable() => MachineKind::Kvm,
+        GuestKind::Auto => MachineKind::Process,
+    }
+}
+
+fn serial(chosen: &Serial) -> Result<Box<dyn Write + Send>, Failure> {
+    Ok(match chosen {
+        Serial::Null => Box::new(io::sink()),
+        Serial::Stdout => Box::new(io::stdout()),
+        Serial::File(path) => Box::new(File::create(path).map_err(|error| {
+            Failure::system(format!("the serial port's file {}", path.display()), error)
+        })?),
+    })
+}

@@ -1,0 +1,122 @@
+//! `dunlin send`: asks a guest's process to move it, shows the move, prints the receipt.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use dunlin_engine::report::{Outcome, Report};
+
+use crate::cli::moves::Send;
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::local::client::Connection;
+use crate::local::protocol::{MoveOrder, Request, Response};
+use crate::local::runtime_dir::RuntimeDir;
+use crate::render::palette::Palette;
+use crate::render::progress::LiveLine;
+use crate::render::receipt::{headline, receipt};
+use crate::signals;
+
+/// How often it is looked whether Ctrl-C was pressed.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Moves a guest.
+pub(crate) fn run(arguments: &Send) -> Result<Exit, Failure> {
+    let runtime = arguments.runtime.directory();
+    let interrupts = Interrupts::watch()?;
+    let mut live = LiveLine::new(arguments.quiet);
+    let name = &arguments.name.0;
+    let ended = watch_move(&runtime, name, arguments.order(), &mut live, &interrupts)?;
+    live.clear();
+    let Some(report) = ended else {
+        return Err(Failure::new(
+            Exit::Detached,
+            format!("detached: the move of '{name}' goes on; 'dunlin status {name}' shows it"),
+        ));
+    };
+    if let Some(path) = &arguments.report {
+        write_report(&report, path)?;
+    }
+    if arguments.json {
+        super::print_json(&report)?;
+    } else if !arguments.quiet {
+        super::print(&receipt(&report, Palette::of(&io::stdout())))?;
+    } else if report.outcome != Outcome::Moved {
+        // Quiet is not silent: why there is nothing to be quiet about.
+        let headline = headline(&report, Palette::of(&io::stderr()));
+        eprintln!(
+            "dunlin: {headline}: {}",
+            report.reason.as_deref().unwrap_or_default()
+        );
+    }
+    Ok(Exit::of(report.outcome))
+}
+
+/// Writes a report to a file.
+pub(super) fn write_report(report: &Report, path: &Path) -> Result<(), Failure> {
+    std::fs::write(path, super::json(report)?)
+        .map_err(|error| Failure::system(format!("the report {}", path.display()), error))
+}
+
+/// Orders a move and watches it until it is over; `None` when a second interrupt detached.
+pub(super) fn watch_move(
+    runtime: &RuntimeDir,
+    name: &str,
+    order: MoveOrder,
+    live: &mut LiveLine,
+    interrupts: &Interrupts,
+) -> Result<Option<Report>, Failure> {
+    let mut connection = Connection::open(runtime, name)?;
+    match connection.ask(&Request::Send {
+        order: Box::new(order),
+    })? {
+        Response::Accepted => {}
+        _ => return Err(connection.unexpected()),
+    }
+    connection.answer_within(Some(LOOK_INTERVAL))?;
+    let mut cancel_asked = false;
+    loop {
+        match connection.receive()? {
+            Some(Response::Progress { progress }) => live.show(name, &progress),
+            Some(Response::Note { text }) => live.note(&format!("{name}: {text}")),
+            Some(Response::Report { report }) => return Ok(Some(*report)),
+            Some(_) => return Err(connection.unexpected()),
+            None => {}
+        }
+        match interrupts.count() {
+            0 => {}
+            1 if cancel_asked => {}
+            1 => {
+                cancel_asked = true;
+                live.note("cancelling; Ctrl-C again leaves the move to itself");
+                // On a connection of its own: this one belongs to the move's news. A move that is
+                // over by now can't be cancelled, and its report is on the way.
+                let _ = Connection::open(runtime, name)
+                    .and_then(|mut other| other.ask(&Request::Cancel {}));
+            }
+            _ => return Ok(None),
+        }
+    }
+}
+
+/// Counts how often this process was asked to end.
+pub(super) struct Interrupts(Arc<AtomicUsize>);
+
+impl Interrupts {
+    /// Counts from now on.
+    pub(super) fn watch() -> Result<Self, Failure> {
+        let count = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&count);
+        signals::on_each(move |_| {
+            counted.fetch_add(1, Ordering::Relaxed);
+        })?;
+        Ok(Self(count))
+    }
+
+    /// How often so far.
+    pub(super) fn count(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,553 @@
+//! The board: what a guest's process knows of its guest, for everyone who asks. Control
+//! connections read it, the thread that owns the guest writes it, a move's observer keeps it
+//! current.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use dunlin_engine::guest::GuestOffer;
+use dunlin_engine::report::{Outcome, Progress, Report};
+use dunlin_engine::settings::MoveHandle;
+use dunlin_engine::source::MoveObserver;
+use dunlin_vmm::machine::Gauge;
+
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::local::protocol::{
+    GuestState, GuestStatus, LastMove, MoveOrder, MoveStatus, WorkloadStatus, nanoseconds,
+};
+
+/// The most notes of one move that are kept for watchers who come late.
+const NOTES_MAX: usize = 64;
+
+/// What is known of a guest however it goes on.
+#[derive(Clone, Debug)]
+pub(crate) struct Facts {
+    /// Its name.
+    pub(crate) name: String,
+    /// Its UUID.
+    pub(crate) uuid: String,
+    /// What runs it.
+    pub(crate) kind: String,
+    /// Its memory.
+    pub(crate) memory_bytes: u64,
+    /// What backs its memory.
+    pub(crate) backing: String,
+    /// Its vCPUs.
+    pub(crate) vcpus: u32,
+}
+
+impl Facts {
+    /// What an offer says; `backing` is this side's.
+    pub(crate) fn of(offer: &GuestOffer, backing: &str) -> Self {
+        Self {
+            name: offer.identity.name.clone(),
+            uuid: offer.identity.uuid.to_string(),
+            kind: offer.kind.clone(),
+            memory_bytes: offer.layout.bytes(),
+            backing: backing.to_owned(),
+            vcpus: offer.vcpus,
+        }
+    }
+}
+
+/// A move under way.
+struct UnderWay {
+    number: u64,
+    to: String,
+    handle: Arc<MoveHandle>,
+    progress: Option<Progress>,
+    progress_count: u64,
+    notes: VecDeque<String>,
+    notes_count: u64,
+}
+
+struct Inner {
+    facts: Facts,
+    epoch: u64,
+    state: GuestState,
+    gauge: Option<Gauge>,
+    under_way: Option<UnderWay>,
+    finished: Option<(u64, Arc<Report>, String)>,
+    moves: u64,
+    attended: usize,
+}
+
+/// The board. Shared by reference count.
+pub(crate) struct Board {
+    inner: Mutex<Inner>,
+    changed: Condvar,
+}
+
+/// How far a watcher has read.
+#[derive(Debug, Default)]
+pub(crate) struct Place {
+    progress: u64,
+    notes: u64,
+}
+
+/// What a watcher is told next.
+#[derive(Debug)]
+pub(crate) enum News {
+    /// A note of the move.
+    Note(String),
+    /// Where the move stands.
+    Progress(Progress),
+    /// The move is over.
+    Over(Arc<Report>),
+    /// Nothing new in the time that was asked for.
+    Nothing,
+}
+
+/// What comes of asking for the guest's end.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum EndAnswer {
+    /// The guest ends now.
+    Now,
+    /// It ends when the move under way, which was cancelled, is over.
+    AfterMove,
+}
+
+impl Board {
+    /// The board of a guest that does not run yet.
+    pub(crate) fn new(facts: Facts) -> Self {
+        Self {
+            inner: Mutex::new(Inner {
+                facts,
+                epoch: 0,
+                state: GuestState::Incoming,
+                gauge: None,
+                under_way: None,
+                finished: None,
+                moves: 0,
+                attended: 0,
+            }),
+            changed: Condvar::new(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // A thread that panicked with the lock left plain values behind, each valid by itself.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The guest runs here.
+    pub(crate) fn runs(&self, facts: Facts, epoch: u64, gauge: Gauge) {
+        let mut inner = self.lock();
+        inner.facts = facts;
+        inner.epoch = epoch;
+        inner.gauge = Some(gauge);
+        if inner.state == GuestState::Incoming {
+            inner.state = GuestState::Running;
+        }
+        self.changed.notify_all();
+    }
+
+    /// How the guest is.
+    pub(crate) fn status(&self) -> GuestStatus {
+        let inner = self.lock();
+        let workload = inner.gauge.as_ref().map(|gauge| {
+            let counted = gauge.read();
+            WorkloadStatus {
+                pages_written: counted.pages_written,
+                loops: counted.loops,
+                longest_gap_ns: nanoseconds(counted.longest_gap),
+            }
+        });
+        GuestStatus {
+            name: inner.facts.name.clone(),
+            uuid: inner.facts.uuid.clone(),
+            epoch: inner.epoch,
+            state: inner.state,
+            kind: inner.facts.kind.clone(),
+            pid: std::process::id(),
+            memory_bytes: inner.facts.memory_bytes,
+            backing: inner.facts.backing.clone(),
+            vcpus: inner.facts.vcpus,
+            workload,
+            move_under_way: inner.under_way.as_ref().map(|under_way| MoveStatus {
+                to: under_way.to.clone(),
+                progress: under_way.progress.clone(),
+            }),
+            last_move: inner.finished.as_ref().map(|(_, report, to)| LastMove {
+                to: to.clone(),
+                outcome: report.outcome,
+                reason: report.reason.clone(),
+            }),
+        }
+    }
+
+    /// Begins a move, if the guest is one that can be moved now.
+    ///
+    /// # Errors
+    ///
+    /// When it is not, with the reason.
+    pub(crate) fn begin_move(&self, order: &MoveOrder) -> Result<Arc<MoveHandle>, Failure> {
+        let mut inner = self.lock();
+        let name = inner.facts.name.clone();
+        let reason = match inner.state {
+            GuestState::Running => None,
+            GuestState::Incoming => Some("is still on its way here".to_owned()),
+            GuestState::Moving => {
+                let to = inner.under_way.as_ref().map(|move_| move_.to.clone());
+                Some(format!(
+                    "is already on its way to {}; 'dunlin cancel {name}' ends that",
+                    to.unwrap_or_default()
+                ))
+            }
+            GuestState::Moved => Some("was moved away just now".to_owned()),
+            GuestState::UnknownOwner => {
+                Some("is paused: it is not known which side owns it".to_owned())
+            }
+            GuestState::Ending => Some("is about to end".to_owned()),
+        };
+        if let Some(reason) = reason {
+            return Err(Failure::new(
+                Exit::Conflict,
+                format!("guest '{name}' {reason}"),
+            ));
+        }
+        inner.moves += 1;
+        let handle = Arc::new(MoveHandle::new(&order.settings()));
+        inner.state = GuestState::Moving;
+        inner.under_way = Some(UnderWay {
+            number: inner.moves,
+            to: order.to.clone(),
+            handle: Arc::clone(&handle),
+            progress: None,
+            progress_count: 0,
+            notes: VecDeque::new(),
+            notes_count: 0,
+        });
+        Ok(handle)
+    }
+
+    /// Ends the move under way: says what became of the guest.
+    pub(crate) fn end_move(&self, report: Report) {
+        let mut inner = self.lock();
+        let Some(under_way) = inner.under_way.take() else {
+            return;
+        };
+        let state = match report.outcome {
+            outcome if outcome.moved() => GuestState::Moved,
+            Outcome::Unknown => GuestState::UnknownOwner,
+            _ => GuestState::Running,
+        };
+        if inner.state == GuestState::Moving || state != GuestState::Running {
+            inner.state = state;
+        }
+        if state == GuestState::Moved {
+            // It holds the guest's memory.
+            inner.gauge = None;
+        }
+        inner.finished = Some((under_way.number, Arc::new(report), under_way.to));
+        self.changed.notify_all();
+    }
+
+    /// The handle of the move under way.
+    ///
+    /// # Errors
+    ///
+    /// When there is none.
+    pub(crate) fn handle(&self) -> Result<Arc<MoveHandle>, Failure> {
+        let inner = self.lock();
+        match &inner.under_way {
+            Some(under_way) => Ok(Arc::clone(&under_way.handle)),
+            None => Err(Failure::new(
+                Exit::Conflict,
+                format!("guest '{}' is not being moved", inner.facts.name),
+            )),
+        }
+    }
+
+    /// Asks for the guest's end. A move under way is cancelled first.
+    ///
+    /// # Errors
+    ///
+    /// When it is not known who owns the guest, unless `force` says that it does not matter.
+    pub(crate) fn request_end(&self, force: bool) -> Result<EndAnswer, Failure> {
+        let mut inner = self.lock();
+        let name = inner.facts.name.clone();
+        match inner.state {
+            GuestState::UnknownOwner if !force => {
+                return Err(Failure::new(
+                    Exit::UnknownOwner,
+                    format!(
+                        "it is not known which side owns guest '{name}': once you have seen that the destination runs it, 'dunlin stop {name} --force' ends it here"
+                    ),
+                ));
+            }
+            // Ending it here could end it after it was handed over; only the source can say.
+            GuestState::Incoming => {
+                return Err(Failure::new(
+                    Exit::Conflict,
+                    format!(
+                        "guest '{name}' is still on its way here: cancel the move at its source"
+                    ),
+                ));
+            }
+            GuestState::Moved => {
+                return Err(Failure::new(
+                    Exit::Conflict,
+                    format!("guest '{name}' was moved away just now"),
+                ));
+            }
+            _ => {}
+        }
+        inner.state = GuestState::Ending;
+        self.changed.notify_all();
+        match &inner.under_way {
+            Some(under_way) => {
+                under_way.handle.cancel();
+                Ok(EndAnswer::AfterMove)
+            }
+            None => Ok(EndAnswer::Now),
+        }
+    }
+
+    /// The guest's state.
+    pub(crate) fn state(&self) -> GuestState {
+        self.lock().state
+    }
+
+    /// Starts to watch the newest move, under way or over.
+    ///
+    /// # Errors
+    ///
+    /// When there was none.
+    pub(crate) fn watch(self: &Arc<Self>) -> Result<Watch, Failure> {
+        let inner = self.lock();
+        if inner.moves == 0 {
+            return Err(Failure::new(
+                Exit::Conflict,
+                format!("guest '{}' is not being moved", inner.facts.name),
+            ));
+        }
+        Ok(Watch {
+            board: Arc::clone(self),
+            number: inner.moves,
+            place: Place::default(),
+        })
+    }
+
+    /// Counts someone who is being answered.
+    pub(crate) fn attend(self: &Arc<Self>) -> Attendance {
+        self.lock().attended += 1;
+        Attendance(Arc::clone(self))
+    }
+
+    /// Waits until nobody is being answered any more, so that everyone has their answer and the
+    /// report before the process ends; at most `limit`.
+    pub(crate) fn see_all_off(&self, limit: Duration) {
+        let end = Instant::now() + limit;
+        let mut inner = self.lock();
+        while inner.attended > 0 {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            inner = self
+                .changed
+                .wait_timeout(inner, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+}
+
+impl MoveObserver for Board {
+    fn progress(&self, progress: &Progress) {
+        let mut inner = self.lock();
+        if let Some(under_way) = &mut inner.under_way {
+            under_way.progress = Some(progress.clone());
+            under_way.progress_count += 1;
+            self.changed.notify_all();
+        }
+    }
+
+    fn note(&self, note: &str) {
+        let mut inner = self.lock();
+        if let Some(under_way) = &mut inner.under_way {
+            if under_way.notes.len() == NOTES_MAX {
+                under_way.notes.pop_front();
+            }
+            under_way.notes.push_back(note.to_owned());
+            under_way.notes_count += 1;
+            self.changed.notify_all();
+        }
+    }
+}
+
+/// Someone who watches a move.
+pub(crate) struct Watch {
+    board: Arc<Board>,
+    number: u64,
+    place: Place,
+}
+
+impl Watch {
+    /// What is new, or [`News::Nothing`] after `limit`.
+    pub(crate) fn next(&mut self, limit: Duration) -> News {
+        let end = Instant::now() + limit;
+        let board = Arc::clone(&self.board);
+        let mut inner = board.lock();
+        loop {
+            if let Some(news) = self.news(&inner) {
+                return news;
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return News::Nothing;
+            }
+            inner = board
+                .changed
+                .wait_timeout(inner, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    fn news(&mut self, inner: &Inner) -> Option<News> {
+        if let Some((number, report, _)) = &inner.finished
+            && *number >= self.number
+        {
+            return Some(News::Over(Arc::clone(report)));
+        }
+        let under_way = inner
+            .under_way
+            .as_ref()
+            .filter(|move_| move_.number == self.number)?;
+        let first = under_way.notes_count - under_way.notes.len() as u64;
+        let next = self.place.notes.max(first);
+        if let Some(note) = under_way.notes.get((next - first) as usize) {
+            self.place.notes = next + 1;
+            return Some(News::Note(note.clone()));
+        }
+        let progress = under_way.progress.as_ref()?;
+        (self.place.progress < under_way.progress_count).then(|| {
+            self.place.progress = under_way.progress_count;
+            News::Progress(progress.clone())
+        })
+    }
+}
+
+/// Someone who is being answered.
+pub(crate) struct Attendance(Arc<Board>);
+
+impl Drop for Attendance {
+    fn drop(&mut self) {
+        self.0.lock().attended -= 1;
+        self.0.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dunlin_engine::report::Phase;
+
+    use super::*;
+    use crate::render::example;
+
+    fn board() -> Arc<Board> {
+        let board = Board::new(Facts {
+            name: "vm1".to_owned(),
+            uuid: String::new(),
+            kind: "kvm".to_owned(),
+            memory_bytes: 0,
+            backing: String::new(),
+            vcpus: 1,
+        });
+        board.lock().state = GuestState::Running;
+        Arc::new(board)
+    }
+
+    fn order() -> MoveOrder {
+        MoveOrder::to("tcp://h:1")
+    }
+
+    fn progress(round: u32) -> Progress {
+        Progress {
+            phase: Phase::Copying,
+            round,
+            dirty_pages: 0,
+            remaining_pages: 0,
+            sent_bytes: 0,
+            rate_bytes_per_s: 0,
+            eta_ns: None,
+            predicted_blackout_ns: None,
+            elapsed_ns: 0,
+        }
+    }
+
+    #[test]
+    fn one_move_at_a_time() {
+        let board = board();
+        assert!(board.watch().is_err());
+        assert!(board.handle().is_err());
+        board.begin_move(&order()).unwrap();
+        assert_eq!(board.begin_move(&order()).unwrap_err().exit, Exit::Conflict);
+        board.end_move(example::failed(Outcome::Refused, "no"));
+        assert_eq!(board.state(), GuestState::Running);
+        board.begin_move(&order()).unwrap();
+        board.end_move(example::moved());
+        assert_eq!(board.state(), GuestState::Moved);
+        assert!(board.begin_move(&order()).is_err());
+    }
+
+    #[test]
+    fn a_watcher_gets_every_note_the_newest_progress_and_the_report() {
+        let board = board();
+        board.begin_move(&order()).unwrap();
+        let mut watch = board.watch().unwrap();
+        board.note("a");
+        board.note("b");
+        board.progress(&progress(1));
+        board.progress(&progress(2));
+        let now = Duration::ZERO;
+        assert!(matches!(watch.next(now), News::Note(note) if note == "a"));
+        assert!(matches!(watch.next(now), News::Note(note) if note == "b"));
+        assert!(matches!(watch.next(now), News::Progress(p) if p.round == 2));
+        assert!(matches!(watch.next(now), News::Nothing));
+        board.end_move(example::moved());
+        assert!(matches!(watch.next(now), News::Over(_)));
+        let attendance = board.attend();
+        board.see_all_off(Duration::ZERO);
+        drop(attendance);
+        board.see_all_off(Duration::from_secs(60));
+    }
+
+    #[test]
+    fn notes_are_bounded() {
+        let board = board();
+        board.begin_move(&order()).unwrap();
+        let mut watch = board.watch().unwrap();
+        for number in 0..NOTES_MAX + 10 {
+            board.note(&number.to_string());
+        }
+        assert!(matches!(watch.next(Duration::ZERO), News::Note(note) if note == "10"));
+    }
+
+    #[test]
+    fn an_end_cancels_the_move_and_waits_for_it() {
+        let board = board();
+        let handle = board.begin_move(&order()).unwrap();
+        assert_eq!(board.request_end(false), Ok(EndAnswer::AfterMove));
+        assert!(handle.cancelled());
+        board.end_move(example::failed(Outcome::Cancelled, "cancelled"));
+        assert_eq!(board.state(), GuestState::Ending);
+    }
+
+    #[test]
+    fn a_guest_of_unknown_owner_ends_only_by_force() {
+        let board = board();
+        board.begin_move(&order()).unwrap();
+        board.end_move(example::failed(Outcome::Unknown, "lost"));
+        assert_eq!(
+            board.request_end(false).unwrap_err().exit,
+            Exit::UnknownOwner
+        );
+        assert_eq!(board.state(), GuestState::UnknownOwner);
+        assert_eq!(board.request_end(true), Ok(EndAnswer::Now));
+    }
+}

@@ -1,0 +1,154 @@
+//! The process of one guest: owns the machine, answers over the control socket, moves the guest.
+//!
+//! | room | what is in it |
+//! |---|---|
+//! | here | the loop of the thread that owns the machine |
+//! | [`board`] | what is known of the guest, for everyone who asks |
+//! | [`answer`] | answers to requests |
+//! | [`departure`] | the guest leaves |
+
+pub(crate) mod answer;
+pub(crate) mod board;
+pub(crate) mod departure;
+
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::time::Duration;
+
+use dunlin_engine::guest::{Guest, GuestOffer};
+use dunlin_engine::report::Report;
+use dunlin_vmm::machine::Machine;
+
+use self::answer::{Answers, Event};
+use self::board::{Board, Facts};
+use crate::failure::Failure;
+use crate::local::protocol::{GuestState, MoveOrder};
+use crate::local::server::serve;
+use crate::render::palette::Palette;
+use crate::render::receipt::headline;
+use crate::signals;
+
+/// How often the machine is looked after.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How long a process stays after its guest, so that everyone gets their answer and the report.
+const FAREWELL_MAX: Duration = Duration::from_secs(5);
+
+/// The desk of a guest's process: the board, and the queue of what its owner has to do.
+pub(crate) struct Desk {
+    board: Arc<Board>,
+    answers: Arc<Answers>,
+    events: Receiver<Event>,
+}
+
+/// How a guest's stay ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Stay {
+    /// It was ended here.
+    Ended,
+    /// It runs elsewhere.
+    Moved,
+}
+
+impl Desk {
+    /// A desk for a guest that does not run yet.
+    pub(crate) fn new(facts: Facts) -> Self {
+        let board = Arc::new(Board::new(facts));
+        let (owner, events) = mpsc::channel();
+        let answers = Arc::new(Answers {
+            board: Arc::clone(&board),
+            owner,
+        });
+        Self {
+            board,
+            answers,
+            events,
+        }
+    }
+
+    /// Opens the control socket to everyone, and lets signals end the guest.
+    ///
+    /// # Errors
+    ///
+    /// When a thread can't be made.
+    pub(crate) fn open(&self, listener: UnixListener) -> Result<(), Failure> {
+        serve(listener, Arc::clone(&self.answers) as _)?;
+        let answers = Arc::clone(&self.answers);
+        signals::on_each(move |_| match answers.end(false) {
+            Ok(()) if answers.board.status().move_under_way.is_some() => {
+                eprintln!("dunlin: the move is being cancelled; then the guest ends");
+            }
+            Ok(()) => {}
+            Err(failure) => eprintln!("dunlin: {failure}"),
+        })
+    }
+
+    /// Runs the guest until it is ended or was moved away.
+    ///
+    /// # Errors
+    ///
+    /// When the guest stops by itself.
+    pub(crate) fn keep(&self, mut machine: Machine) -> Result<Stay, Failure> {
+        let offer = machine
+            .offer()
+            .map_err(|error| Failure::system("the guest can't be described", error))?;
+        let backing = machine
+            .guest_memory()
+            .layout()
+            .regions()
+            .first()
+            .map_or("", |region| region.backing.name());
+        let facts = Facts::of(&offer, backing);
+        self.board
+            .runs(facts, offer.identity.epoch, machine.gauge());
+        let stay = self.look_after(&mut machine, &offer);
+        // The memory is given back before anyone is waited for.
+        drop(machine);
+        self.board.see_all_off(FAREWELL_MAX);
+        stay
+    }
+
+    fn look_after(&self, machine: &mut Machine, offer: &GuestOffer) -> Result<Stay, Failure> {
+        loop {
+            match self.events.recv_timeout(LOOK_INTERVAL) {
+                Ok(Event::Move(order)) => self.depart(machine, offer, &order),
+                Ok(Event::End) | Err(RecvTimeoutError::Disconnected) => return Ok(Stay::Ended),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            match self.board.state() {
+                GuestState::Moved => return Ok(Stay::Moved),
+                GuestState::Ending => return Ok(Stay::Ended),
+                GuestState::Running if !machine.running() => {
+                    let reason = machine.crashed();
+                    return Err(Failure::local(format!(
+                        "guest '{}' stopped by itself: {}",
+                        offer.identity.name,
+                        reason.unwrap_or_else(|| "its threads ended".to_owned())
+                    )));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn depart(&self, machine: &mut Machine, offer: &GuestOffer, order: &MoveOrder) {
+        // The board let the move begin, so there is a handle.
+        let Ok(handle) = self.board.handle() else {
+            return;
+        };
+        let report = departure::depart(machine, offer, order, &handle, self.board.as_ref());
+        announce(&report, &order.to);
+        self.board.end_move(report);
+    }
+}
+
+fn announce(report: &Report, to: &str) {
+    let headline = headline(report, Palette::of(&std::io::stdout()));
+    let reason = report.reason.as_deref().unwrap_or_default();
+    if report.outcome.moved() {
+        println!("{headline}; it runs at {to}");
+    } else {
+        println!("{headline}: {reason}");
+    }
+}

@@ -1,0 +1,141 @@
+//! What `dunlin status` shows: a table of guests, or one guest in full.
+
+use super::amounts::{bytes, count, counted, nanoseconds};
+use super::palette::Palette;
+use super::progress;
+use crate::local::protocol::{GuestState, GuestStatus};
+
+/// All guests, a line each.
+pub(crate) fn table(guests: &[GuestStatus], palette: Palette) -> String {
+    let width = guests.iter().map(|guest| guest.name.len()).max();
+    let width = width.unwrap_or(0).max("name".len());
+    let mut text = palette.faint(&format!(
+        "{:<width$}  {:<13}  {:>9}  {:>5}  {:>5}  {:<7}  {:>15}",
+        "name", "state", "memory", "vcpus", "epoch", "kind", "pages written"
+    ));
+    text.push('\n');
+    for guest in guests {
+        let written = guest
+            .workload
+            .map_or("-".to_owned(), |workload| count(workload.pages_written));
+        let state = format!("{:<13}", state(guest.state));
+        text.push_str(&format!(
+            "{:<width$}  {}  {:>9}  {:>5}  {:>5}  {:<7}  {written:>15}\n",
+            guest.name,
+            coloured(guest.state, &state, palette),
+            bytes(guest.memory_bytes),
+            guest.vcpus,
+            guest.epoch,
+            guest.kind,
+        ));
+        if let Some(under_way) = &guest.move_under_way {
+            let stands = match &under_way.progress {
+                Some(progress) => progress::line(&guest.name, progress),
+                None => format!("{}: begins", guest.name),
+            };
+            text.push_str(&format!("  to {}, {stands}\n", under_way.to));
+        }
+    }
+    text
+}
+
+/// One guest, a fact a line.
+pub(crate) fn full(guest: &GuestStatus, palette: Palette) -> String {
+    let mut text = format!(
+        "{}  {}\n",
+        palette.strong(&guest.name),
+        coloured(guest.state, state(guest.state), palette)
+    );
+    let mut fact = |name: &str, value: String| {
+        let name = palette.faint(&format!("{name:<9}"));
+        text.push_str(&format!("  {name} {value}\n"));
+    };
+    fact(
+        "guest",
+        format!(
+            "{}, {} of {} memory, {}",
+            guest.kind,
+            bytes(guest.memory_bytes),
+            guest.backing,
+            counted(u64::from(guest.vcpus), "vCPU")
+        ),
+    );
+    fact("uuid", guest.uuid.clone());
+    fact("epoch", guest.epoch.to_string());
+    fact("process", guest.pid.to_string());
+    if let Some(workload) = &guest.workload {
+        fact(
+            "workload",
+            format!(
+                "{} written, longest gap {}",
+                counted(workload.pages_written, "page"),
+                nanoseconds(workload.longest_gap_ns)
+            ),
+        );
+    }
+    if let Some(under_way) = &guest.move_under_way {
+        fact("moving to", under_way.to.clone());
+        if let Some(progress) = &under_way.progress {
+            fact("", progress::line(&guest.name, progress));
+        }
+    }
+    if let Some(last) = &guest.last_move {
+        let reason = last.reason.as_deref().unwrap_or("well");
+        fact(
+            "last move",
+            format!("to {}: {:?}: {reason}", last.to, last.outcome),
+        );
+    }
+    text
+}
+
+fn state(state: GuestState) -> &'static str {
+    match state {
+        GuestState::Incoming => "incoming",
+        GuestState::Running => "running",
+        GuestState::Moving => "moving",
+        GuestState::Moved => "moved",
+        GuestState::UnknownOwner => "UNKNOWN OWNER",
+        GuestState::Ending => "ending",
+    }
+}
+
+fn coloured(state: GuestState, text: &str, palette: Palette) -> String {
+    match state {
+        GuestState::Running => palette.good(text),
+        GuestState::UnknownOwner => palette.bad(text),
+        _ => palette.careful(text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::local::protocol::WorkloadStatus;
+
+    #[test]
+    fn a_guest_is_one_line() {
+        let guest = GuestStatus {
+            name: "vm1".to_owned(),
+            uuid: String::new(),
+            epoch: 1,
+            state: GuestState::Running,
+            kind: "kvm".to_owned(),
+            pid: 7,
+            memory_bytes: 4 << 30,
+            backing: "memfd".to_owned(),
+            vcpus: 2,
+            workload: Some(WorkloadStatus {
+                pages_written: 12_345,
+                loops: 1,
+                longest_gap_ns: 5,
+            }),
+            move_under_way: None,
+            last_move: None,
+        };
+        let text = table(&[guest], Palette::PLAIN);
+        assert_eq!(text.lines().count(), 2);
+        assert!(text.contains("vm1   running            4 GiB"), "{text}");
+        assert!(text.contains("12,345"), "{text}");
+    }
+}

@@ -1,0 +1,19 @@
+//! How things look on a terminal.
+//!
+//! | room | what is in it |
+//! |---|---|
+//! | [`amounts`] | bytes, rates, durations, counts |
+//! | [`palette`] | colour, where it is wanted |
+//! | [`progress`] | the live line of a move |
+//! | [`receipt`] | what a move came to |
+//! | [`guests`] | what `dunlin status` shows |
+//! | [`text`] | text that fits a line and does not steer the terminal |
+
+pub(crate) mod amounts;
+#[cfg(test)]
+pub(crate) mod example;
+pub(crate) mod guests;
+pub(crate) mod palette;
+pub(crate) mod progress;
+pub(crate) mod receipt;
+pub(crate) mod text;

@@ -1,0 +1,167 @@
+//! The live line: where a move stands, in one line that is drawn over itself on a terminal, and
+//! in a plain line every few seconds elsewhere.
+
+use std::io::{IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+use dunlin_engine::report::{Phase, Progress};
+
+use super::amounts::{bytes, nanoseconds, rate};
+use super::text::printable;
+
+/// How often a plain line is written where there is no terminal.
+const PLAIN_INTERVAL: Duration = Duration::from_secs(5);
+
+/// The width of a terminal that does not tell.
+const COLUMNS_DEFAULT: usize = 80;
+
+/// Draws the live line on standard error, so that standard output stays the receipt's.
+pub(crate) struct LiveLine {
+    mode: Mode,
+    drawn: bool,
+}
+
+enum Mode {
+    Quiet,
+    Terminal,
+    Plain { last: Option<(Instant, Phase)> },
+}
+
+impl LiveLine {
+    /// A line that suits standard error; nothing at all when `quiet`.
+    pub(crate) fn new(quiet: bool) -> Self {
+        let mode = if quiet {
+            Mode::Quiet
+        } else if std::io::stderr().is_terminal() {
+            Mode::Terminal
+        } else {
+            Mode::Plain { last: None }
+        };
+        Self { mode, drawn: false }
+    }
+
+    /// Shows where the move stands.
+    pub(crate) fn show(&mut self, name: &str, progress: &Progress) {
+        match &mut self.mode {
+            Mode::Quiet => {}
+            Mode::Terminal => {
+                let columns = rustix::termios::tcgetwinsize(std::io::stderr())
+                    .map(|size| usize::from(size.ws_col))
+                    .ok()
+                    .filter(|columns| *columns > 0)
+                    .unwrap_or(COLUMNS_DEFAULT);
+                let line: String = line(name, progress)
+                    .chars()
+                    .take(columns.saturating_sub(1))
+                    .collect();
+                // Back to the line's begin, the new text, the rest cleared.
+                write(&format!("\r{line}\u{1b}[K"));
+                self.drawn = true;
+            }
+            Mode::Plain { last } => {
+                let due = last.is_none_or(|(at, phase)| {
+                    at.elapsed() >= PLAIN_INTERVAL || phase != progress.phase
+                });
+                if due {
+                    *last = Some((Instant::now(), progress.phase));
+                    write(&format!("{}\n", line(name, progress)));
+                }
+            }
+        }
+    }
+
+    /// Writes a sentence on a line of its own.
+    pub(crate) fn note(&mut self, text: &str) {
+        if !matches!(self.mode, Mode::Quiet) {
+            self.clear();
+            write(&format!("{}\n", printable(text)));
+        }
+    }
+
+    /// Takes the live line away.
+    pub(crate) fn clear(&mut self) {
+        if std::mem::take(&mut self.drawn) {
+            write("\r\u{1b}[K");
+        }
+    }
+}
+
+impl Drop for LiveLine {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+fn write(text: &str) {
+    let mut stream = std::io::stderr().lock();
+    // Nobody is harmed by a progress line that can't be written.
+    let _ = stream.write_all(text.as_bytes());
+    let _ = stream.flush();
+}
+
+/// Where a move stands, in one line.
+pub(crate) fn line(name: &str, progress: &Progress) -> String {
+    let elapsed = nanoseconds(progress.elapsed_ns);
+    match progress.phase {
+        Phase::Connecting => format!("{name}: reaching the destination · {elapsed}"),
+        Phase::Preparing => format!("{name}: preparing · {elapsed}"),
+        Phase::Switchover => format!("{name}: paused, handing over · {elapsed}"),
+        Phase::Verifying => format!("{name}: runs there, comparing memory · {elapsed}"),
+        Phase::Done => format!("{name}: over · {elapsed}"),
+        Phase::Copying => {
+            let mut line = format!(
+                "{name}: round {} · {}% of {} dirty · {}",
+                progress.round,
+                done_percent(progress),
+                bytes(progress.dirty_pages.saturating_mul(4096)),
+                rate(progress.rate_bytes_per_s),
+            );
+            if let Some(eta) = progress.eta_ns {
+                line.push_str(&format!(" · {} left", nanoseconds(eta)));
+            }
+            if let Some(blackout) = progress.predicted_blackout_ns {
+                line.push_str(&format!(" · blackout ≈ {}", nanoseconds(blackout)));
+            }
+            line
+        }
+    }
+}
+
+fn done_percent(progress: &Progress) -> u64 {
+    let done = progress
+        .dirty_pages
+        .saturating_sub(progress.remaining_pages);
+    done.saturating_mul(100)
+        .checked_div(progress.dirty_pages)
+        .unwrap_or(100)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copying_line_tells_round_rate_and_prediction() {
+        let progress = Progress {
+            phase: Phase::Copying,
+            round: 2,
+            dirty_pages: 1000,
+            remaining_pages: 250,
+            sent_bytes: 1 << 30,
+            rate_bytes_per_s: 1 << 30,
+            eta_ns: Some(2_000_000_000),
+            predicted_blackout_ns: Some(9_000_000),
+            elapsed_ns: 1,
+        };
+        assert_eq!(
+            line("vm1", &progress),
+            "vm1: round 2 · 75% of 3.91 MiB dirty · 1 GiB/s · 2 s left · blackout ≈ 9 ms"
+        );
+        let none = Progress {
+            dirty_pages: 0,
+            remaining_pages: 0,
+            ..progress
+        };
+        assert!(line("vm1", &none).contains("100%"));
+    }
+}

@@ -1,0 +1,350 @@
+//! Whether a guest may come, and the process that it gets.
+
+use std::fs::OpenOptions;
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use clap::ValueEnum;
+use dunlin_engine::destination::{Hello, read_hello, refuse};
+use dunlin_engine::guest::{GuestIdentity, GuestOffer};
+use dunlin_engine::layout::Backing;
+use dunlin_transports::control::Frame;
+use dunlin_transports::deadline::Deadline;
+use dunlin_transports::lane::SessionId;
+use dunlin_transports::tcp::{Options, control_channel};
+use uuid::Uuid;
+
+use super::Ending;
+use super::handoff::{Parcel, Word, hear};
+use super::ledger::{self, Ledger};
+use super::registry::{self, Registry, Route};
+use super::teller::{Happening, Teller};
+use crate::cli::guest::Receive;
+use crate::local::client::Connection;
+use crate::local::runtime_dir::RuntimeDir;
+
+/// How long another guest of this host may take to say its UUID.
+const NEIGHBOUR_MAX: Duration = Duration::from_secs(1);
+
+/// How long a process may take to end whose move has failed: whoever sends a guest again at once
+/// waits for it, and is not refused.
+const LEAVING_MAX: Duration = Duration::from_secs(3);
+
+/// How often it is looked whether it has ended.
+const LEAVING_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Decides who may come.
+pub(crate) struct Admission {
+    /// What the operator said.
+    pub(crate) arguments: Receive,
+    /// Where the guests' control sockets are.
+    pub(crate) runtime: RuntimeDir,
+    /// The memory that guests were promised.
+    pub(crate) ledger: Ledger,
+    /// The guests that are here or on their way.
+    pub(crate) registry: Registry,
+    /// Tells the operator.
+    pub(crate) teller: Teller,
+    /// Ends the supervisor. Under a lock, so that a guest's thread may use it.
+    pub(crate) endings: Mutex<Sender<Ending>>,
+}
+
+/// A guest that was let in: its places, given back when dropped.
+struct Admitted {
+    name: String,
+    promise: ledger::Entry,
+    entry: registry::Entry,
+}
+
+impl Admission {
+    /// Takes a control connection whose preamble was read: hears its HELLO, and lets the guest in
+    /// or refuses it.
+    pub(crate) fn control(
+        self: &Arc<Self>,
+        stream: TcpStream,
+        session: SessionId,
+        peer: SocketAddr,
+        options: &Options,
+        deadline: Deadline,
+    ) {
+        let turned_away = |reason: String| {
+            self.teller.tell(&Happening::TurnedAway { peer, reason });
+        };
+        // The channel borrows the connection for the HELLO; this handle is what is given on.
+        let kept = match stream.try_clone() {
+            Ok(kept) => kept,
+            Err(error) => return turned_away(error.to_string()),
+        };
+        let mut control = match control_channel(stream, options) {
+            Ok(control) => control,
+            Err(error) => return turned_away(error.to_string()),
+        };
+        let (hello, frame) = match read_hello(&mut control, deadline) {
+            Ok(heard) => heard,
+            Err(error) => return turned_away(error.to_string()),
+        };
+        let let_in = self.admit(&hello, session).and_then(|admitted| {
+            let guest = self.spawn(&admitted, hello.offer(), peer)?;
+            Ok((admitted, guest))
+        });
+        match let_in {
+            Ok((admitted, guest)) => {
+                drop(control);
+                self.hand_over(admitted, guest, kept, frame);
+            }
+            Err(reason) => {
+                refuse(&mut control, &reason);
+                self.teller.tell(&Happening::Refused {
+                    name: hello.offer().identity.name.clone(),
+                    peer,
+                    reason,
+                });
+            }
+        }
+    }
+
+    fn admit(&self, hello: &Hello, session: SessionId) -> Result<Admitted, String> {
+        if hello.session() != session {
+            return Err("the session is another than the connection began with".to_owned());
+        }
+        let offer = hello.offer();
+        let name = &offer.identity.name;
+        let entry = self.place(session, &offer.identity)?;
+        if self.runtime.is_taken(name) {
+            return Err(format!("a guest named '{name}' is already here"));
+        }
+        self.neighbours_differ(offer.identity.uuid)?;
+        let promise = self
+            .ledger
+            .promise(offer.layout.bytes(), self.uses_huge_pages(offer))
+            .map_err(|shortage| shortage.to_string())?;
+        Ok(Admitted {
+            name: name.clone(),
+            promise,
+            entry,
+        })
+    }
+
+    /// A place for the guest. One that is taken by a move that just failed is waited for.
+    fn place(&self, session: SessionId, guest: &GuestIdentity) -> Result<registry::Entry, String> {
+        let end = Deadline::after(LEAVING_MAX);
+        loop {
+            let alone = self.arguments.once;
+            match self.registry.enter(session, &guest.name, guest.uuid, alone) {
+                Err(taken) if taken.may_pass && !end.passed() => thread::sleep(LEAVING_INTERVAL),
+                entry => return entry.map_err(|taken| taken.reason),
+            }
+        }
+    }
+
+    fn uses_huge_pages(&self, offer: &GuestOffer) -> bool {
+        match self.arguments.memory_backing.backing() {
+            Some(backing) => backing == Backing::Hugetlb,
+            None => offer
+                .layout
+                .regions()
+                .iter()
+                .any(|region| region.backing == Backing::Hugetlb),
+        }
+    }
+
+    /// Asks the other guests of the runtime directory for their UUIDs. One that does not answer
+    /// holds its name, and that is known.
+    fn neighbours_differ(&self, uuid: Uuid) -> Result<(), String> {
+        let uuid = uuid.to_string();
+        for name in self.runtime.names().map_err(|failure| failure.message)? {
+            let status = Connection::open(&self.runtime, &name).and_then(|mut neighbour| {
+                neighbour.answer_within(Some(NEIGHBOUR_MAX))?;
+                neighbour.status()
+            });
+            if status.is_ok_and(|status| status.uuid == uuid) {
+                return Err(format!(
+                    "a guest with UUID {uuid} is already here, named '{name}'"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn spawn(
+        &self,
+        admitted: &Admitted,
+        offer: &GuestOffer,
+        peer: SocketAddr,
+    ) -> Result<GuestProcess, String> {
+        let failed = |error: std::io::Error| format!("no process for the guest: {error}");
+        let name = &admitted.name;
+        let (near, far) = UnixStream::pair().map_err(failed)?;
+        let log_path = self.runtime.log(name);
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(&log_path)
+            .map_err(|error| format!("the log {}: {error}", log_path.display()))?;
+        let errors = log.try_clone().map_err(failed)?;
+        let mut command = Command::new(own_program());
+        command
+            .arg0("dunlin")
+            .arg("incoming")
+            .args(["--name", name])
+            .arg("--memory-backing")
+            .arg(value_name(&self.arguments.memory_backing))
+            .arg("--dirty-tracking")
+            .arg(value_name(&self.arguments.dirty_tracking))
+            .arg("--serial")
+            .arg(self.serial(name))
+            .arg("--runtime-dir")
+            .arg(self.runtime.path())
+            .stdin(Stdio::from(OwnedFd::from(far)))
+            .stdout(log)
+            .stderr(errors);
+        let child = command.spawn().map_err(failed)?;
+        let pid = child.id();
+        admitted.promise.belongs_to(pid);
+        self.teller.tell(&Happening::Incoming {
+            name: name.clone(),
+            uuid: offer.identity.uuid.to_string(),
+            peer,
+            memory_bytes: offer.layout.bytes(),
+            pid,
+        });
+        Ok(GuestProcess {
+            child,
+            socket: near,
+        })
+    }
+
+    fn serial(&self, name: &str) -> PathBuf {
+        let directory = self.arguments.serial_dir.as_deref();
+        directory
+            .unwrap_or_else(|| self.runtime.path())
+            .join(format!("{name}.serial"))
+    }
+
+    /// Gives the control connection to the guest's process, and looks after the process on a
+    /// thread of its own.
+    fn hand_over(
+        self: &Arc<Self>,
+        admitted: Admitted,
+        mut guest: GuestProcess,
+        stream: TcpStream,
+        hello: Frame,
+    ) {
+        let given = guest
+            .socket
+            .try_clone()
+            .and_then(Route::new)
+            .and_then(|route| {
+                // Lanes may come as soon as the source has its welcome.
+                admitted.entry.opens(route.clone());
+                route.give(&Parcel::Control { stream, hello })
+            });
+        if let Err(error) = given {
+            self.teller.tell(&Happening::Failed {
+                name: admitted.name,
+                reason: format!("its process takes nothing: {error}"),
+            });
+            guest.discard();
+            return;
+        }
+        let admission = Arc::clone(self);
+        let pid = guest.child.id();
+        let spawned = thread::Builder::new()
+            .name("guest".to_owned())
+            .spawn(move || admission.look_after(admitted, guest));
+        if let Err(error) = spawned {
+            // The closure is gone, and with it the socket: the process ends the move by itself.
+            self.teller.tell(&Happening::Failed {
+                name: format!("process {pid}"),
+                reason: format!("no thread to look after it: {error}"),
+            });
+        }
+    }
+
+    /// Hears what a guest's process says until it is gone, and buries it.
+    fn look_after(&self, admitted: Admitted, mut guest: GuestProcess) {
+        let pid = guest.child.id();
+        let name = admitted.name.clone();
+        let mut arrived = false;
+        let mut told = false;
+        while let Ok(Some(word)) = hear(&guest.socket) {
+            match word {
+                Word::MemoryAllocated => admitted.promise.is_allocated(),
+                Word::Arrived { epoch } => {
+                    arrived = true;
+                    admitted.entry.has_arrived();
+                    self.teller.tell(&Happening::Arrived {
+                        name: name.clone(),
+                        epoch,
+                        pid,
+                    });
+                    if self.arguments.once {
+                        let endings = self.endings.lock().unwrap_or_else(PoisonError::into_inner);
+                        let _ = endings.send(Ending::Arrived);
+                    }
+                }
+                Word::Failed { reason } => {
+                    told = true;
+                    self.teller.tell(&Happening::Failed {
+                        name: name.clone(),
+                        reason,
+                    });
+                }
+            }
+        }
+        let status = match guest.child.wait() {
+            Ok(status) => status.to_string(),
+            Err(error) => error.to_string(),
+        };
+        if arrived {
+            self.teller.tell(&Happening::Gone { name, status });
+        } else if !told {
+            let log = self.runtime.log(&name);
+            self.teller.tell(&Happening::Failed {
+                name,
+                reason: format!("its process ended, {status}; see {}", log.display()),
+            });
+        }
+        // The places are given back only now that the process is gone.
+        drop(admitted);
+    }
+}
+
+/// A guest's process, and the socket to it.
+struct GuestProcess {
+    child: Child,
+    socket: UnixStream,
+}
+
+impl GuestProcess {
+    /// Ends a process that has no guest yet.
+    fn discard(&mut self) {
+        // It may be gone already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// This very program, even when its file was replaced since (proc(5), `/proc/pid/exe`).
+pub(crate) fn own_program() -> &'static Path {
+    Path::new("/proc/self/exe")
+}
+
+/// How a value is written on the command line.
+pub(crate) fn value_name(value: &impl ValueEnum) -> String {
+    value
+        .to_possible_value()
+        .map(|value| value.get_name().to_owned())
+        .unwrap_or_default()
+}

@@ -1,0 +1,346 @@
+//! The ledger of memory: what guests were promised, so that a shortage is a refusal before the
+//! move and never a SIGBUS in it.
+//!
+//! A guest's memory is promised when it is let in, and taken page by page as it arrives. So the
+//! kernel's own number (`MemAvailable`) is too large by what was promised and is not yet taken:
+//!
+//! ```text
+//! free = min(MemAvailable, what the control group leaves) − Σ (promised − taken)
+//! ```
+//!
+//! Huge pages are different: the kernel sets them aside when the memory is allocated. Until then
+//! they are promised here.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use thiserror::Error;
+
+use crate::render::amounts::bytes;
+
+/// What a guest costs besides its memory: the process, its threads' stacks and rings.
+const OVERHEAD_BYTES: u64 = 64 << 20;
+
+/// Page tables: 8 bytes for each 4 KiB page, for each of up to two mappings and once more for
+/// KVM's own.
+const PAGE_TABLE_SHARE: u64 = 4096 / (3 * 8);
+
+/// Why there is no room.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub(crate) enum Shortage {
+    /// The host has too little memory.
+    #[error("this host has {} of memory free for guests, the guest needs {}", bytes(*free), bytes(*needed))]
+    Memory {
+        /// What is free.
+        free: u64,
+        /// What is needed.
+        needed: u64,
+    },
+    /// The host has too few huge pages.
+    #[error("this host has {} in free huge pages, the guest needs {}", bytes(*free), bytes(*needed))]
+    HugePages {
+        /// What is free.
+        free: u64,
+        /// What is needed.
+        needed: u64,
+    },
+    /// The operator's limit is reached.
+    #[error("--memory-limit leaves {} for guests here, the guest needs {}", bytes(*free), bytes(*needed))]
+    Limit {
+        /// What is left of it.
+        free: u64,
+        /// What is needed.
+        needed: u64,
+    },
+}
+
+/// What the host has, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct HostMemory {
+    /// What could be given out without swapping.
+    pub(crate) available: u64,
+    /// What is in huge pages that nobody reserved.
+    pub(crate) huge_free: u64,
+}
+
+/// Reads what the host has: `/proc/meminfo` and, within a control group, its limit.
+pub(crate) fn host_memory() -> HostMemory {
+    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let mut memory = parse_meminfo(&meminfo);
+    if let Some(left) = control_group_left() {
+        memory.available = memory.available.min(left);
+    }
+    memory
+}
+
+fn parse_meminfo(meminfo: &str) -> HostMemory {
+    let value = |name: &str| {
+        meminfo
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+            .and_then(|rest| rest.split_whitespace().next())
+            .and_then(|number| number.parse::<u64>().ok())
+            .unwrap_or(0)
+    };
+    let huge_pages = value("HugePages_Free").saturating_sub(value("HugePages_Rsvd"));
+    HostMemory {
+        available: value("MemAvailable").saturating_mul(1024),
+        huge_free: huge_pages.saturating_mul(value("Hugepagesize").saturating_mul(1024)),
+    }
+}
+
+/// What this process's control group (version 2) leaves, over all its levels; `None`: no limit.
+fn control_group_left() -> Option<u64> {
+    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let path = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
+    let mut level = std::path::Path::new("/sys/fs/cgroup").join(path.trim_start_matches('/'));
+    let mut left: Option<u64> = None;
+    while level.starts_with("/sys/fs/cgroup") {
+        let number = |file: &str| {
+            fs::read_to_string(level.join(file))
+                .ok()
+                .and_then(|text| text.trim().parse::<u64>().ok())
+        };
+        // "max" is no number: no limit on this level.
+        if let (Some(limit), Some(used)) = (number("memory.max"), number("memory.current")) {
+            let here = limit.saturating_sub(used);
+            left = Some(left.map_or(here, |left| left.min(here)));
+        }
+        if !level.pop() {
+            break;
+        }
+    }
+    left
+}
+
+/// How much of its memory a process has taken, in bytes: the proportional share, which counts a
+/// page once however often the process maps it. 0 where the kernel does not tell.
+fn taken_by(process: u32) -> u64 {
+    let rollup = fs::read_to_string(format!("/proc/{process}/smaps_rollup")).unwrap_or_default();
+    rollup
+        .lines()
+        .find_map(|line| line.strip_prefix("Pss:"))
+        .and_then(|rest| rest.split_whitespace().next())
+        .and_then(|number| number.parse::<u64>().ok())
+        .unwrap_or(0)
+        .saturating_mul(1024)
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Promise {
+    bytes: u64,
+    huge: bool,
+    huge_set_aside: bool,
+    process: Option<u32>,
+}
+
+impl Promise {
+    /// What was promised and is not yet taken, of small pages and of huge ones.
+    fn outstanding(&self) -> (u64, u64) {
+        if self.huge {
+            let huge = if self.huge_set_aside { 0 } else { self.bytes };
+            return (OVERHEAD_BYTES, huge);
+        }
+        let taken = self.process.map_or(0, taken_by);
+        (need(self.bytes).saturating_sub(taken), 0)
+    }
+}
+
+/// What a guest of this size takes in all.
+fn need(bytes: u64) -> u64 {
+    bytes
+        .saturating_add(bytes / PAGE_TABLE_SHARE)
+        .saturating_add(OVERHEAD_BYTES)
+}
+
+#[derive(Debug, Default)]
+struct Book {
+    next: u64,
+    promises: BTreeMap<u64, Promise>,
+}
+
+/// The ledger. Clones share it.
+#[derive(Clone, Debug)]
+pub(crate) struct Ledger {
+    limit: Option<u64>,
+    book: Arc<Mutex<Book>>,
+}
+
+impl Ledger {
+    /// An empty ledger, with the operator's limit on all guests' memory together.
+    pub(crate) fn new(limit: Option<u64>) -> Self {
+        Self {
+            limit,
+            book: Arc::default(),
+        }
+    }
+
+    /// Promises a guest its memory, for as long as the entry lives.
+    ///
+    /// # Errors
+    ///
+    /// When there is too little, with both numbers.
+    pub(crate) fn promise(&self, memory: u64, huge: bool) -> Result<Entry, Shortage> {
+        self.promise_of(memory, huge, host_memory())
+    }
+
+    fn promise_of(&self, memory: u64, huge: bool, host: HostMemory) -> Result<Entry, Shortage> {
+        let mut book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(limit) = self.limit {
+            let free = book
+                .promises
+                .values()
+                .fold(limit, |left, promise| left.saturating_sub(promise.bytes));
+            if memory > free {
+                return Err(Shortage::Limit {
+                    free,
+                    needed: memory,
+                });
+            }
+        }
+        let (small, large) = book.promises.values().map(Promise::outstanding).fold(
+            (0_u64, 0_u64),
+            |sum, promise| {
+                (
+                    sum.0.saturating_add(promise.0),
+                    sum.1.saturating_add(promise.1),
+                )
+            },
+        );
+        let small_needed = if huge { OVERHEAD_BYTES } else { need(memory) };
+        let small_free = host.available.saturating_sub(small);
+        if small_needed > small_free {
+            return Err(Shortage::Memory {
+                free: small_free,
+                needed: small_needed,
+            });
+        }
+        let large_free = host.huge_free.saturating_sub(large);
+        if huge && memory > large_free {
+            return Err(Shortage::HugePages {
+                free: large_free,
+                needed: memory,
+            });
+        }
+        let number = book.next;
+        book.next += 1;
+        book.promises.insert(
+            number,
+            Promise {
+                bytes: memory,
+                huge,
+                huge_set_aside: false,
+                process: None,
+            },
+        );
+        Ok(Entry {
+            number,
+            book: Arc::clone(&self.book),
+        })
+    }
+}
+
+/// A promise. Dropped, it is given back.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    number: u64,
+    book: Arc<Mutex<Book>>,
+}
+
+impl Entry {
+    /// The process that takes the memory.
+    pub(crate) fn belongs_to(&self, process: u32) {
+        self.change(|promise| promise.process = Some(process));
+    }
+
+    /// The memory is allocated: huge pages are set aside by the kernel from now on.
+    pub(crate) fn is_allocated(&self) {
+        self.change(|promise| promise.huge_set_aside = true);
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Promise)) {
+        let mut book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(promise) = book.promises.get_mut(&self.number) {
+            change(promise);
+        }
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let mut book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
+        book.promises.remove(&self.number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    fn host(available: u64, huge_free: u64) -> HostMemory {
+        HostMemory {
+            available,
+            huge_free,
+        }
+    }
+
+    #[test]
+    fn two_promises_do_not_share_the_same_memory() {
+        let ledger = Ledger::new(None);
+        let first = ledger.promise_of(2 * GIB, false, host(4 * GIB, 0)).unwrap();
+        let shortage = ledger
+            .promise_of(2 * GIB, false, host(4 * GIB, 0))
+            .unwrap_err();
+        assert!(matches!(shortage, Shortage::Memory { .. }), "{shortage}");
+        drop(first);
+        ledger.promise_of(2 * GIB, false, host(4 * GIB, 0)).unwrap();
+    }
+
+    #[test]
+    fn the_limit_counts_all_guests() {
+        let ledger = Ledger::new(Some(3 * GIB));
+        let _first = ledger
+            .promise_of(2 * GIB, false, host(99 * GIB, 0))
+            .unwrap();
+        assert_eq!(
+            ledger
+                .promise_of(2 * GIB, false, host(99 * GIB, 0))
+                .unwrap_err()
+                .to_string(),
+            "--memory-limit leaves 1 GiB for guests here, the guest needs 2 GiB"
+        );
+    }
+
+    #[test]
+    fn huge_pages_are_promised_until_the_kernel_sets_them_aside() {
+        let ledger = Ledger::new(None);
+        let all = host(GIB, 3 * GIB);
+        let first = ledger.promise_of(2 * GIB, true, all).unwrap();
+        assert!(matches!(
+            ledger.promise_of(2 * GIB, true, all),
+            Err(Shortage::HugePages { free: GIB, .. })
+        ));
+        first.is_allocated();
+        // The kernel's own number now lacks what the first guest has.
+        assert!(ledger.promise_of(GIB, true, host(GIB, GIB)).is_ok());
+    }
+
+    #[test]
+    fn a_size_beyond_all_measure_is_a_shortage_and_no_overflow() {
+        let ledger = Ledger::new(None);
+        let all = host(u64::MAX - 1, 0);
+        assert!(ledger.promise_of(u64::MAX, false, all).is_err());
+    }
+
+    #[test]
+    fn meminfo_is_read() {
+        let text = "MemTotal: 9 kB\nMemAvailable:    2048 kB\nHugePages_Free:  5\nHugePages_Rsvd: 2\nHugepagesize: 2048 kB\n";
+        assert_eq!(parse_meminfo(text), host(2 << 20, 6 << 20));
+        assert_eq!(parse_meminfo("nonsense"), host(0, 0));
+        assert!(host_memory().available > 0);
+        assert!(taken_by(std::process::id()) > 0);
+    }
+}

@@ -1,0 +1,397 @@
+//! The program as a user runs it: real processes, real sockets, guests of threads. Each test has a
+//! runtime directory of its own.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{Shutdown, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// How long anything may take here before it counts as stuck.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn dunlin(directory: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dunlin"));
+    command
+        .args(arguments)
+        .env("DUNLIN_RUNTIME_DIR", directory)
+        .env("TMPDIR", "/tmp")
+        .stdin(Stdio::null());
+    command
+}
+
+fn run(directory: &Path, arguments: &[&str]) -> Output {
+    dunlin(directory, arguments).output().unwrap()
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().unwrap_or(-1)
+}
+
+fn said(output: &Output) -> String {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    text(&output.stdout) + &text(&output.stderr)
+}
+
+fn json(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+}
+
+/// A process that is ended when the test is over.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A place for a test: directories, and the processes in them.
+struct Place {
+    root: tempfile::TempDir,
+    running: Vec<Running>,
+}
+
+impl Place {
+    fn new() -> Self {
+        Self {
+            root: tempfile::tempdir().unwrap(),
+            running: Vec::new(),
+        }
+    }
+
+    fn directory(&self, name: &str) -> PathBuf {
+        self.root.path().join(name)
+    }
+
+    /// A guest of threads that runs in `directory`.
+    fn guest(&mut self, directory: &str, name: &str, memory: &str, workload: &str) {
+        let path = self.directory(directory);
+        let child = dunlin(&path, &["run", "--guest", "process"])
+            .args(["--name", name, "--memory", memory, "--workload", workload])
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        self.running.push(Running(child));
+        wait_until(|| code(&run(&path, &["status", name])) == 0);
+    }
+
+    /// A destination; says where it listens, and what it tells from then on.
+    fn destination(&mut self, directory: &str, arguments: &[&str]) -> (String, Told) {
+        let mut child = dunlin(&self.directory(directory), &["receive", "--json"])
+            .args(["--listen", "tcp://127.0.0.1:0"])
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut told = Told(BufReader::new(child.stdout.take().unwrap()));
+        self.running.push(Running(child));
+        let listening = told.next("listening");
+        (listening["endpoint"].as_str().unwrap().to_owned(), told)
+    }
+
+    fn stop(&self, directory: &str, name: &str) {
+        let stopped = run(&self.directory(directory), &["stop", name]);
+        assert_eq!(code(&stopped), 0, "{}", said(&stopped));
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        // Guests that arrived are nobody's children: a test that fails must not leave them behind.
+        self.running.clear();
+        for directory in ["a", "b", "c"] {
+            let path = self.directory(directory);
+            let status = run(&path, &["status", "--json"]);
+            let Ok(Value::Object(status)) = serde_json::from_slice(&status.stdout) else {
+                continue;
+            };
+            for guest in status["guests"].as_array().into_iter().flatten() {
+                let name = guest["name"].as_str().unwrap_or_default();
+                run(&path, &["stop", name, "--force"]);
+            }
+        }
+    }
+}
+
+/// What a destination tells.
+struct Told(BufReader<std::process::ChildStdout>);
+
+impl Told {
+    fn next(&mut self, event: &str) -> Value {
+        loop {
+            let mut line = String::new();
+            assert!(
+                self.0.read_line(&mut line).unwrap() > 0,
+                "no '{event}' was told"
+            );
+            let told: Value = serde_json::from_str(&line).unwrap();
+            if told["event"] == event {
+                return told;
+            }
+        }
+    }
+}
+
+fn wait_until(mut so: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !so() {
+        assert!(Instant::now() < end, "it does not come to pass");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_guest_goes_there_and_comes_back() {
+    let mut place = Place::new();
+    place.guest("a", "vm1", "32MiB", "hot=4MiB,rate=10MiB/s");
+    let (there, mut told) = place.destination("b", &["--memory-backing", "anon"]);
+    let (back, _) = place.destination("a", &[]);
+
+    let sent = run(
+        &place.directory("a"),
+        &["send", "vm1", "--to", &there, "--json"],
+    );
+    assert_eq!(code(&sent), 0, "{}", said(&sent));
+    assert_eq!(json(&sent)["verification"]["equal"], true);
+    told.next("arrived");
+    assert_eq!(code(&run(&place.directory("a"), &["status", "vm1"])), 3);
+
+    let sent = run(
+        &place.directory("b"),
+        &["send", "vm1", "--to", &back, "--json"],
+    );
+    assert_eq!(code(&sent), 0, "{}", said(&sent));
+    wait_until(|| code(&run(&place.directory("b"), &["status", "vm1"])) == 3);
+    let status = json(&run(&place.directory("a"), &["status", "vm1", "--json"]));
+    assert_eq!(status["state"], "running");
+    assert_eq!(status["epoch"], 3);
+    assert_eq!(
+        status["backing"], "anon",
+        "as at the source that it came from"
+    );
+    place.stop("a", "vm1");
+}
+
+#[test]
+fn refusals_name_both_numbers_and_the_guest_stays() {
+    let mut place = Place::new();
+    place.guest("a", "vm1", "32MiB", "hot=0");
+    place.guest("b", "vm1", "32MiB", "hot=0");
+    let (small, _) = place.destination("c", &["--memory-limit", "16MiB"]);
+    let (taken, _) = place.destination("b", &[]);
+    for (endpoint, named) in [
+        (
+            &small,
+            "leaves 16 MiB for guests here, the guest needs 32 MiB",
+        ),
+        (&taken, "a guest named 'vm1' is already here"),
+    ] {
+        let sent = run(
+            &place.directory("a"),
+            &["send", "vm1", "--to", endpoint, "--json"],
+        );
+        assert_eq!(code(&sent), 4, "{}", said(&sent));
+        let reason = json(&sent)["reason"].as_str().unwrap().to_owned();
+        assert!(reason.contains(named), "{reason}");
+    }
+    let status = json(&run(&place.directory("a"), &["status", "vm1", "--json"]));
+    assert_eq!(status["state"], "running");
+}
+
+#[test]
+fn a_move_can_be_cancelled_and_the_guest_sent_again() {
+    let mut place = Place::new();
+    place.guest("a", "vm1", "32MiB", "hot=0,zero=0");
+    let (there, _) = place.destination("b", &[]);
+    let a = place.directory("a");
+    let slow = dunlin(&a, &["send", "vm1", "--to", &there, "--quiet"])
+        .args(["--max-bandwidth", "1MiB/s"])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_until(|| {
+        json(&run(&a, &["status", "vm1", "--json"]))["move_under_way"]["progress"]["phase"]
+            == "copying"
+    });
+    // Another order meanwhile is in the way.
+    assert_eq!(
+        code(&run(&a, &["send", "vm1", "--to", &there, "--quiet"])),
+        14
+    );
+    assert_eq!(
+        code(&run(&a, &["set", "vm1", "--max-bandwidth", "2MiB/s"])),
+        0
+    );
+    assert_eq!(code(&run(&a, &["cancel", "vm1"])), 0);
+    assert_eq!(slow.wait_with_output().unwrap().status.code(), Some(9));
+    assert_eq!(code(&run(&a, &["cancel", "vm1"])), 14);
+
+    let sent = run(&a, &["send", "vm1", "--to", &there, "--quiet"]);
+    assert_eq!(code(&sent), 0, "{}", said(&sent));
+    wait_until(|| code(&run(&place.directory("b"), &["status", "vm1"])) == 0);
+    place.stop("b", "vm1");
+}
+
+#[test]
+fn a_sender_that_is_killed_does_not_end_the_move() {
+    let mut place = Place::new();
+    place.guest("a", "vm1", "32MiB", "hot=0,zero=0");
+    let (there, mut told) = place.destination("b", &[]);
+    let a = place.directory("a");
+    let mut sender = dunlin(&a, &["send", "vm1", "--to", &there, "--quiet"])
+        .args(["--max-bandwidth", "4MiB/s"])
+        .spawn()
+        .unwrap();
+    wait_until(|| json(&run(&a, &["status", "vm1", "--json"]))["state"] == "moving");
+    sender.kill().unwrap();
+    sender.wait().unwrap();
+    run(&a, &["set", "vm1", "--max-bandwidth", "none"]);
+    told.next("arrived");
+    place.stop("b", "vm1");
+}
+
+#[test]
+fn a_supervisor_that_ends_leaves_arrived_guests_and_ends_moves() {
+    let mut place = Place::new();
+    place.guest("a", "here", "16MiB", "hot=0");
+    place.guest("a", "coming", "32MiB", "hot=0,zero=0");
+    let (there, mut told) = place.destination("b", &[]);
+    let a = place.directory("a");
+    let sent = run(&a, &["send", "here", "--to", &there, "--quiet"]);
+    assert_eq!(code(&sent), 0, "{}", said(&sent));
+    told.next("arrived");
+    let slow = dunlin(&a, &["send", "coming", "--to", &there, "--quiet"])
+        .args(["--max-bandwidth", "1MiB/s"])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    told.next("incoming");
+    drop(place.running.pop());
+    assert_eq!(slow.wait_with_output().unwrap().status.code(), Some(5));
+    let stayed = json(&run(&a, &["status", "coming", "--json"]));
+    assert_eq!(stayed["state"], "running");
+    let arrived = json(&run(&place.directory("b"), &["status", "here", "--json"]));
+    assert_eq!(arrived["state"], "running");
+    place.stop("b", "here");
+}
+
+#[test]
+fn strangers_do_not_harm_the_supervisor() {
+    let mut place = Place::new();
+    let (endpoint, mut told) = place.destination("b", &[]);
+    let address = endpoint.strip_prefix("tcp://").unwrap();
+    let mut hello = b"DUNLIN\r\n".to_vec();
+    hello.extend([1, 0, 1, 0]);
+    hello.resize(64, 0);
+    let mut long = hello.clone();
+    // A frame of HELLO's kind that claims 4 GiB.
+    long.extend([0xff, 0xff, 0xff, 0xff, 1, 0, 0, 0]);
+    let mut junk = hello.clone();
+    junk.extend([16, 0, 0, 0, 1, 0, 0, 0]);
+    junk.extend([0xa5; 16]);
+    for bytes in [
+        b"GET / HTTP/1.0\r\n\r\n".to_vec(),
+        vec![0xff; 500],
+        long,
+        junk,
+        hello,
+    ] {
+        let mut stranger = TcpStream::connect(address).unwrap();
+        // It may be let go before all is written.
+        let _ = stranger.write_all(&bytes);
+        let _ = stranger.shutdown(Shutdown::Write);
+        told.next("turned-away");
+    }
+    place.guest("a", "vm1", "16MiB", "hot=0");
+    let sent = run(
+        &place.directory("a"),
+        &["send", "vm1", "--to", &endpoint, "--quiet"],
+    );
+    assert_eq!(code(&sent), 0, "{}", said(&sent));
+    place.stop("b", "vm1");
+}
+
+#[test]
+fn once_ends_with_the_first_guest_which_goes_on() {
+    let mut place = Place::new();
+    place.guest("a", "vm1", "16MiB", "hot=0");
+    let (there, _) = place.destination("b", &["--once"]);
+    let sent = run(
+        &place.directory("a"),
+        &["send", "vm1", "--to", &there, "--quiet"],
+    );
+    assert_eq!(code(&sent), 0, "{}", said(&sent));
+    let mut supervisor = place.running.pop().unwrap();
+    assert_eq!(supervisor.0.wait().unwrap().code(), Some(0));
+    place.stop("b", "vm1");
+}
+
+#[test]
+fn names_are_taken_once_and_the_dead_leave_none() {
+    let mut place = Place::new();
+    place.guest("a", "vm1", "16MiB", "hot=0");
+    let a = place.directory("a");
+    let again = [
+        "run", "--guest", "process", "--name", "vm1", "--memory", "16MiB",
+    ];
+    assert_eq!(code(&run(&a, &again)), 14);
+    // Killed, so that its socket stays behind.
+    drop(place.running.pop());
+    assert_eq!(code(&run(&a, &["status", "vm1"])), 3);
+    assert!(said(&run(&a, &["status"])).starts_with("no guests in"));
+    place.guest("a", "vm1", "16MiB", "hot=0");
+    place.stop("a", "vm1");
+}
+
+#[test]
+fn errors_are_json_where_json_is_asked_for() {
+    let place = Place::new();
+    let a = place.directory("a");
+    for (arguments, exit, kind) in [
+        (&["status", "nobody", "--json"][..], 3, "no-guest"),
+        (&["send", "--json"], 2, "usage"),
+        (&["send", "x", "--to", "rdma://h", "--json"], 2, "usage"),
+        (
+            &["receive", "--json", "--listen", "tcp://192.0.2.1:1"],
+            12,
+            "local",
+        ),
+    ] {
+        let output = run(&a, arguments);
+        assert_eq!(code(&output), exit, "{}", said(&output));
+        let error = &json(&output)["error"];
+        assert_eq!(error["kind"], kind);
+        assert_eq!(error["exit_code"], exit);
+    }
+}
+
+#[test]
+fn the_demo_moves_a_guest_and_leaves_nothing_behind() {
+    let place = Place::new();
+    let report = place.directory("report.json");
+    let output = dunlin(place.root.path(), &["demo", "--guest", "process"])
+        .args([
+            "--memory",
+            "32MiB",
+            "--workload",
+            "hot=4MiB,rate=10MiB/s",
+            "--json",
+        ])
+        .arg(&report)
+        .env("TMPDIR", place.root.path())
+        .output()
+        .unwrap();
+    assert_eq!(code(&output), 0, "{}", said(&output));
+    assert!(said(&output).contains("verified equal"));
+    let report: Value = serde_json::from_slice(&std::fs::read(report).unwrap()).unwrap();
+    assert_eq!(report["outcome"], "moved");
+    let left: Vec<_> = std::fs::read_dir(place.root.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert_eq!(left, ["report.json"]);
+}

@@ -1,0 +1,343 @@
+//! The serial port, and where its output goes.
+//!
+//! Section `serial`, version 1: a 16550's registers, one byte each.
+//!
+//! | field | what |
+//! |---|---|
+//! | 1, 2 | baud rate divisor, low and high |
+//! | 3 | interrupt enable |
+//! | 4 | interrupt identification |
+//! | 5 | line control |
+//! | 6 | line status |
+//! | 7 | modem control |
+//! | 8 | modem status |
+//! | 9 | scratch |
+//! | 10 | bytes received and not yet read, at most 64 |
+//!
+//! A vCPU never waits for whoever reads the output: bytes go into a bounded queue, which a thread
+//! of its own empties. When the queue is full, bytes are dropped, and a line says how many.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::io::{self, Write};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use dunlin_engine::state::{Section, StateError};
+use dunlin_transports::deadline::Deadline;
+use vm_superio::serial::{NoEvents, SerialState};
+use vm_superio::{Serial, Trigger};
+
+use super::program::SERIAL_PORT;
+
+/// How many I/O ports a serial port has.
+const PORTS: u16 = 8;
+
+/// How many bytes may wait to be written: minutes of heartbeats, and little enough to be nothing.
+const QUEUE_BYTES_MAX: usize = 64 << 10;
+
+const SECTION: &str = "serial";
+const VERSION: u16 = 1;
+const FIELD_RECEIVED: u16 = 10;
+
+/// What is behind the I/O ports. Called by several vCPUs at once.
+pub(super) trait Ports: Send + Sync {
+    /// The guest reads from a port.
+    fn read(&self, port: u16, data: &mut [u8]);
+    /// The guest writes to a port.
+    fn write(&self, port: u16, data: &[u8]);
+}
+
+/// The guest has no interrupt handlers, so the port's interrupts go nowhere.
+struct NoInterrupt;
+
+impl Trigger for NoInterrupt {
+    type E = Infallible;
+
+    fn trigger(&self) -> Result<(), Infallible> {
+        Ok(())
+    }
+}
+
+/// The serial port; at all other ports is what a test puts there, or nothing.
+pub(super) struct SerialPort {
+    device: Mutex<Serial<NoInterrupt, NoEvents, Output>>,
+    output: Output,
+    writer: Mutex<Option<JoinHandle<()>>>,
+    others: Option<Arc<dyn Ports>>,
+}
+
+impl SerialPort {
+    pub(super) fn new(
+        sink: Box<dyn Write + Send>,
+        others: Option<Arc<dyn Ports>>,
+    ) -> io::Result<Self> {
+        let output = Output(Arc::new(Queue::default()));
+        let queue = Arc::clone(&output.0);
+        let writer = std::thread::Builder::new()
+            .name("serial".to_owned())
+            .spawn(move || queue.write_out(sink))?;
+        Ok(Self {
+            device: Mutex::new(Serial::new(NoInterrupt, output.clone())),
+            output,
+            writer: Mutex::new(Some(writer)),
+            others,
+        })
+    }
+
+    /// The port's state. Output that waits to be written is not part of it: it belongs to the place
+    /// where the guest printed it.
+    pub(super) fn save(&self) -> Section {
+        let state = self.device().state();
+        let mut section = Section::new(SECTION, VERSION);
+        for (field, register) in (1..).zip(registers(&state)) {
+            section.put(field, [register]);
+        }
+        section.put(FIELD_RECEIVED, state.in_buffer);
+        section
+    }
+
+    /// Sets the port's state, taken out of a guest's.
+    pub(super) fn load(
+        &self,
+        state: &mut dunlin_engine::state::DeviceState,
+    ) -> Result<(), StateError> {
+        let mut section = state.require(SECTION, VERSION)?;
+        let mut values = [0; 9];
+        for (field, value) in (1..).zip(&mut values) {
+            let bytes = section.require(field)?;
+            let [byte] = bytes.as_slice() else {
+                return Err(section.bad(field, format!("{} bytes instead of 1", bytes.len())));
+            };
+            *value = *byte;
+        }
+        let in_buffer = section.require(FIELD_RECEIVED)?;
+        let received = in_buffer.len();
+        let [low, high, ier, iir, lcr, lsr, mcr, msr, scratch] = values;
+        let state = SerialState {
+            baud_divisor_low: low,
+            baud_divisor_high: high,
+            interrupt_enable: ier,
+            interrupt_identification: iir,
+            line_control: lcr,
+            line_status: lsr,
+            modem_control: mcr,
+            modem_status: msr,
+            scratch,
+            in_buffer,
+        };
+        let device = Serial::from_state(&state, NoInterrupt, NoEvents, self.output.clone())
+            .map_err(|_| section.bad(FIELD_RECEIVED, format!("{received} bytes, at most 64")))?;
+        section.finish()?;
+        *self.device() = device;
+        Ok(())
+    }
+
+    /// Writes out what waits and ends the thread, if that is done by the deadline.
+    pub(super) fn close(&self, deadline: Deadline) {
+        self.output.0.end();
+        let writer = self
+            .writer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let Some(writer) = writer else {
+            return;
+        };
+        while !writer.is_finished() && !deadline.passed() {
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        if writer.is_finished() {
+            let _ = writer.join();
+        }
+    }
+
+    fn device(&self) -> MutexGuard<'_, Serial<NoInterrupt, NoEvents, Output>> {
+        self.device.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn registers(state: &SerialState) -> [u8; 9] {
+    [
+        state.baud_divisor_low,
+        state.baud_divisor_high,
+        state.interrupt_enable,
+        state.interrupt_identification,
+        state.line_control,
+        state.line_status,
+        state.modem_control,
+        state.modem_status,
+        state.scratch,
+    ]
+}
+
+impl Ports for SerialPort {
+    fn read(&self, port: u16, data: &mut [u8]) {
+        match (port.checked_sub(SERIAL_PORT), &self.others) {
+            (Some(register @ 0..PORTS), _) => {
+                let mut device = self.device();
+                data.iter_mut()
+                    .for_each(|byte| *byte = device.read(register as u8));
+            }
+            (_, Some(others)) => others.read(port, data),
+            // An empty bus.
+            (_, None) => data.fill(0xff),
+        }
+    }
+
+    fn write(&self, port: u16, data: &[u8]) {
+        match (port.checked_sub(SERIAL_PORT), &self.others) {
+            (Some(register @ 0..PORTS), _) => {
+                let mut device = self.device();
+                for byte in data {
+                    // Neither the queue nor the interrupt ever fails.
+                    let _ = device.write(register as u8, *byte);
+                }
+            }
+            (_, Some(others)) => others.write(port, data),
+            (_, None) => {}
+        }
+    }
+}
+
+/// The guest's end of the queue.
+#[derive(Clone)]
+struct Output(Arc<Queue>);
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut waiting = self.0.lock();
+        let room = QUEUE_BYTES_MAX.saturating_sub(waiting.bytes.len());
+        let taken = bytes.len().min(room);
+        waiting.bytes.extend(bytes.iter().take(taken));
+        waiting.dropped += (bytes.len() - taken) as u64;
+        self.0.changed.notify_one();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: Mutex<Waiting>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Waiting {
+    bytes: VecDeque<u8>,
+    dropped: u64,
+    ended: bool,
+}
+
+impl Queue {
+    /// Writes to `sink` what comes, until the end. A sink that fails is written to no more.
+    fn write_out(&self, mut sink: Box<dyn Write + Send>) {
+        let mut broken = false;
+        loop {
+            let (bytes, dropped) = {
+                let mut waiting = self.lock();
+                while waiting.bytes.is_empty() && !waiting.ended {
+                    waiting = self
+                        .changed
+                        .wait(waiting)
+                        .unwrap_or_else(PoisonError::into_inner);
+                }
+                if waiting.bytes.is_empty() {
+                    return;
+                }
+                let bytes: Vec<u8> = waiting.bytes.drain(..).collect();
+                (bytes, std::mem::take(&mut waiting.dropped))
+            };
+            if broken {
+                continue;
+            }
+            let mut write = || -> io::Result<()> {
+                sink.write_all(&bytes)?;
+                if dropped > 0 {
+                    writeln!(sink, "\n[{dropped} bytes of output were dropped]")?;
+                }
+                sink.flush()
+            };
+            broken = write().is_err();
+        }
+    }
+
+    fn end(&self) {
+        self.lock().ended = true;
+        self.changed.notify_one();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use dunlin_engine::state::DeviceState;
+
+    use super::*;
+
+    #[test]
+    fn state_comes_back_and_what_is_unknown_is_refused() {
+        let port = SerialPort::new(Box::new(io::sink()), None).unwrap();
+        port.write(SERIAL_PORT + 7, &[0x5a]);
+        let section = port.save();
+        let mut state = DeviceState::new();
+        state.push(section.clone());
+        let other = SerialPort::new(Box::new(io::sink()), None).unwrap();
+        other.load(&mut state).unwrap();
+        assert_eq!(other.save(), section);
+
+        let mut unknown = section;
+        unknown.put(11, [0]);
+        let mut state = DeviceState::new();
+        state.push(unknown);
+        assert_eq!(
+            other.load(&mut state).unwrap_err().to_string(),
+            "section 'serial' has field 11, which is not known to this build"
+        );
+    }
+
+    /// The bytes of version 1 stay readable for ever.
+    #[test]
+    fn golden_bytes() {
+        let port = SerialPort::new(Box::new(io::sink()), None).unwrap();
+        let mut state = DeviceState::new();
+        state.push(port.save());
+        assert_eq!(
+            state.encode().unwrap(),
+            b"\x81\x83\x66serial\x01\xaa\x01\x41\x0c\x02\x41\0\x03\x41\0\x04\x41\x01\x05\x41\x03\
+              \x06\x41\x60\x07\x41\x08\x08\x41\xb0\x09\x41\0\x0a\x40"
+        );
+    }
+
+    #[test]
+    fn a_reader_that_is_stuck_keeps_no_vcpu_waiting() {
+        struct Stuck(mpsc::Receiver<()>);
+        impl Write for Stuck {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                let _ = self.0.recv();
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let (release, stuck) = mpsc::channel();
+        let port = SerialPort::new(Box::new(Stuck(stuck)), None).unwrap();
+        for _ in 0..3 * QUEUE_BYTES_MAX {
+            port.write(SERIAL_PORT, b"x");
+        }
+        assert!(port.output.0.lock().dropped > 0);
+        drop(release);
+        port.close(Deadline::after(Duration::from_secs(10)));
+    }
+}

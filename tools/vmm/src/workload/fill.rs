@@ -1,0 +1,189 @@
+//! The first contents of a fresh guest's memory.
+//!
+//! Hot pages get generation 1, control pages their settings, fixed pages random bytes that nobody
+//! writes again; some fixed pages are zero. The system area's other pages belong to whoever runs
+//! the guest.
+
+use dunlin_engine::layout::GuestMemory;
+use dunlin_transports::memory::{MemoryError, MemoryMap, PAGE_BYTES, PageNumber, Run};
+use rayon::prelude::*;
+
+use super::Workload;
+use super::control_page::{ControlPage, ControlSettings, GuestClock};
+use super::page::{self, FIRST_GENERATION};
+use super::plan::{PageClass, Plan};
+use super::words::PageWords;
+
+/// Zero pages come in blocks of so many, and so does other content, as memory of real guests has
+/// them: an extent at a time, not page by page.
+const BLOCK_PAGES: u64 = 16;
+
+/// How many pages one task fills: 8 MiB, enough for its start to cost nothing.
+const TASK_PAGES: u64 = 2048;
+
+/// Fills fresh memory, on all processors, through the guest's mapping.
+///
+/// `seed` decides the fixed pages' bytes. Of the zero pages every other one is written with zeros,
+/// the others are never touched.
+///
+/// # Errors
+///
+/// When the plan is not one for this memory.
+pub fn fill(
+    memory: &GuestMemory,
+    plan: &Plan,
+    workload: &Workload,
+    clock: GuestClock,
+    seed: u64,
+) -> Result<(), MemoryError> {
+    let map = memory.guest_map();
+    for vcpu in 0..plan.vcpus() {
+        let page = plan
+            .control_page(vcpu)
+            .and_then(|address| plan.layout().page_of(address));
+        let settings = ControlSettings::new(plan, vcpu, workload, clock);
+        if let (Some(page), Some(settings)) = (page, settings) {
+            ControlPage::new(map, page)?.initialise(&settings);
+        }
+    }
+    let span = plan.layout().page_span();
+    (0..span.div_ceil(TASK_PAGES))
+        .into_par_iter()
+        .try_for_each(|task| {
+            let first = task * TASK_PAGES;
+            (first..span.min(first + TASK_PAGES)).try_for_each(|number| {
+                fill_page(map, plan, workload.zero_percent, seed, PageNumber(number))
+            })
+        })
+}
+
+fn fill_page(
+    map: &MemoryMap,
+    plan: &Plan,
+    zero_percent: u8,
+    seed: u64,
+    number: PageNumber,
+) -> Result<(), MemoryError> {
+    let run = Run {
+        first: number,
+        pages: 1,
+    };
+    let Some(address) = plan.address_of(number) else {
+        return Ok(());
+    };
+    match plan.class_at(address) {
+        PageClass::System | PageClass::Control(_) => Ok(()),
+        PageClass::Hot(_) => {
+            page::write(PageWords::new(map, number)?, address, FIRST_GENERATION);
+            Ok(())
+        }
+        PageClass::Fixed if is_zero(number, zero_percent) => {
+            if number.0.is_multiple_of(2) {
+                map.fill_zero(run)
+            } else {
+                Ok(())
+            }
+        }
+        PageClass::Fixed => map.copy_in(run, &random_page(seed, number)),
+    }
+}
+
+/// Whether a fixed page is zero: `zero_percent` in a hundred blocks are, evenly spread.
+fn is_zero(number: PageNumber, zero_percent: u8) -> bool {
+    let percent = u64::from(zero_percent);
+    let block = number.0 / BLOCK_PAGES % 100;
+    (block + 1) * percent / 100 > block * percent / 100
+}
+
+/// The bytes of a fixed page: a stream of a multiply-and-fold generator, seeded for each page, that
+/// no compressor gets smaller.
+fn random_page(seed: u64, number: PageNumber) -> [u8; PAGE_BYTES as usize] {
+    const STEP: u64 = 0xA076_1D64_78BD_642F;
+    const MIX: u64 = 0xE703_7ED1_A0B4_28DB;
+    let mut state = fold(seed ^ MIX, number.0 ^ STEP);
+    let mut bytes = [0; PAGE_BYTES as usize];
+    for word in bytes.chunks_exact_mut(8) {
+        state = state.wrapping_add(STEP);
+        word.copy_from_slice(&fold(state, state ^ MIX).to_le_bytes());
+    }
+    bytes
+}
+
+fn fold(left: u64, right: u64) -> u64 {
+    let product = u128::from(left) * u128::from(right);
+    (product >> 64) as u64 ^ product as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use dunlin_engine::layout::Backing;
+
+    use super::*;
+    use crate::memory::{allocate, pc_layout};
+
+    const CLOCK: GuestClock = GuestClock {
+        ticks_per_second: 1_000_000_000,
+        heartbeat_ticks: 0,
+    };
+
+    #[test]
+    fn pages_are_what_the_plan_says() {
+        let memory = allocate(pc_layout(40 << 20, Backing::Memfd).unwrap()).unwrap();
+        let workload: Workload = "hot=1MiB,zero=25".parse().unwrap();
+        let plan = Plan::new(memory.layout(), 2, &workload).unwrap();
+        fill(&memory, &plan, &workload, CLOCK, 7).unwrap();
+        let (mut fixed, mut zero) = (0, 0);
+        let mut contents = HashSet::new();
+        for number in 0..plan.layout().page_span() {
+            let number = PageNumber(number);
+            let mut bytes = [0; PAGE_BYTES as usize];
+            let run = Run {
+                first: number,
+                pages: 1,
+            };
+            memory.lane_map().copy_out(run, &mut bytes).unwrap();
+            let is_zero = bytes.iter().all(|byte| *byte == 0);
+            match plan.class_of(number).unwrap() {
+                PageClass::Fixed => {
+                    fixed += 1;
+                    zero += u32::from(is_zero);
+                    assert!(
+                        is_zero || contents.insert(bytes),
+                        "{number} is another's copy"
+                    );
+                }
+                PageClass::System => assert!(is_zero),
+                PageClass::Control(_) => assert_eq!(bytes[..8], *b"DUNLINCP"),
+                PageClass::Hot(_) => assert_eq!(
+                    bytes[..16],
+                    [2, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]
+                ),
+            }
+        }
+        assert_eq!((fixed, zero), (7936, 1984));
+    }
+
+    #[test]
+    fn half_of_the_zero_pages_are_never_touched() {
+        let memory = allocate(pc_layout(16 << 20, Backing::Memfd).unwrap()).unwrap();
+        let workload: Workload = "hot=0,zero=100%".parse().unwrap();
+        let plan = Plan::new(memory.layout(), 1, &workload).unwrap();
+        fill(&memory, &plan, &workload, CLOCK, 7).unwrap();
+        let file = memory.regions()[0].file.as_ref().unwrap();
+        let blocks = rustix::fs::fstat(file).unwrap().st_blocks;
+        // The control page, and every other one of 2048 fixed pages; in units of 512 bytes.
+        assert_eq!(blocks, 8 * (1 + 1024));
+    }
+
+    #[test]
+    fn percentages_are_exact() {
+        for percent in [0, 1, 25, 50, 99, 100] {
+            let zero = (0..100 * BLOCK_PAGES)
+                .filter(|page| is_zero(PageNumber(*page), percent))
+                .count();
+            assert_eq!(zero as u64, u64::from(percent) * BLOCK_PAGES);
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! The source's endpoint and lanes in memory.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use super::network::{
+    Ends, NEXT_ID, NO_LANE, Network, Request, Verdict, lane_error, memory_error, pieces,
+};
+use super::wire::{self, Message, WireError};
+use crate::deadline::Deadline;
+use crate::lane::{
+    self, FenceNumber, Grant, LaneCounters, LaneError, LaneNumber, LaneTicket, SourceLane,
+};
+use crate::memory::{MemoryMap, Run};
+use crate::prepared::SourceRanges;
+
+/// The source's side of a session's lanes.
+pub struct SourceEndpoint {
+    network: Network,
+    memory: MemoryMap,
+    stopped: Arc<AtomicBool>,
+    /// The queues of its lanes.
+    queues: Mutex<Vec<u64>>,
+    ranges: Arc<SourceRanges>,
+}
+
+impl SourceEndpoint {
+    pub(super) fn new(network: Network, memory: MemoryMap) -> Self {
+        Self {
+            network,
+            memory,
+            stopped: Arc::default(),
+            queues: Mutex::default(),
+            ranges: Arc::default(),
+        }
+    }
+}
+
+impl lane::SourceEndpoint for SourceEndpoint {
+    fn transport(&self) -> &'static str {
+        "in-memory"
+    }
+
+    fn mechanism(&self) -> String {
+        "queues".to_owned()
+    }
+
+    fn prepare(&self, range: Run) -> Result<(), LaneError> {
+        self.memory.check(range).map_err(memory_error)?;
+        self.ranges.prepare(range);
+        Ok(())
+    }
+
+    fn retire(&self, range: Run) -> Result<(), LaneError> {
+        if self.ranges.retire(range) {
+            return Ok(());
+        }
+        Err(LaneError::NotPrepared {
+            lane: NO_LANE,
+            run: range,
+        })
+    }
+
+    fn accept_grants(&self, grants: &[Grant]) -> Result<(), LaneError> {
+        for grant in grants {
+            self.memory.check(grant.range).map_err(memory_error)?;
+            self.ranges.grant(grant.range);
+        }
+        Ok(())
+    }
+
+    fn open_lane(
+        &self,
+        ticket: &LaneTicket,
+        deadline: Deadline,
+    ) -> Result<Box<dyn SourceLane>, LaneError> {
+        let begun = Instant::now();
+        let faults = &self.network.faults;
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        let mut state = faults.state();
+        state.wires.requests.push(Request {
+            id,
+            network: self.network.id,
+            ticket: ticket.clone(),
+            verdict: None,
+        });
+        faults.changed.notify_all();
+        let verdict = loop {
+            let requests = &mut state.wires.requests;
+            let mine = requests.iter().position(|request| request.id == id);
+            if let Some(mine) = mine
+                && let Some(verdict) = requests.get_mut(mine).and_then(|mine| mine.verdict.take())
+            {
+                requests.swap_remove(mine);
+                break Ok(verdict);
+            }
+            let ended = if self.stopped.load(Ordering::SeqCst) {
+                Some(WireError::Stopped)
+            } else {
+                deadline.passed().then_some(WireError::TimedOut)
+            };
+            if let Some(ended) = ended {
+                if let Some(mine) = mine {
+                    requests.swap_remove(mine);
+                }
+                break Err(ended);
+            }
+            state = wire::wait(faults, state, deadline.remaining());
+        };
+        drop(state);
+        let lane = ticket.number;
+        match verdict.map_err(|error| lane_error(lane, error, "opening", begun))? {
+            Verdict::Refused(reason) => Err(LaneError::Refused {
+                lane,
+                reason: reason.to_owned(),
+            }),
+            Verdict::Accepted(ends) => {
+                ends.note(&self.queues);
+                Ok(Box::new(Source {
+                    number: lane,
+                    ends,
+                    memory: self.memory.clone(),
+                    stopped: Arc::clone(&self.stopped),
+                    ranges: Arc::clone(&self.ranges),
+                    counters: LaneCounters::default(),
+                    fences: 0,
+                    confirmed: 0,
+                }))
+            }
+        }
+    }
+
+    fn stop(&self) {
+        wire::stop(&self.network.faults, &self.stopped, &self.queues);
+    }
+}
+
+struct Source {
+    number: LaneNumber,
+    ends: Ends,
+    memory: MemoryMap,
+    stopped: Arc<AtomicBool>,
+    ranges: Arc<SourceRanges>,
+    counters: LaneCounters,
+    fences: u64,
+    confirmed: u64,
+}
+
+impl Source {
+    fn check(&self, runs: &[Run]) -> Result<(), LaneError> {
+        let lane = self.number;
+        for run in runs {
+            self.memory
+                .check(*run)
+                .map_err(|source| LaneError::Memory { lane, source })?;
+        }
+        match self.ranges.first_unready(runs) {
+            Some(run) => Err(LaneError::NotPrepared { lane, run }),
+            None => Ok(()),
+        }
+    }
+
+    fn send(&mut self, message: Message) -> Result<(), LaneError> {
+        let begun = Instant::now();
+        self.counters.submissions += 1;
+        self.ends
+            .outgoing
+            .send(message, None, &self.stopped)
+            .map_err(|error| lane_error(self.number, error, "sending", begun))
+    }
+}
+
+impl SourceLane for Source {
+    fn number(&self) -> LaneNumber {
+        self.number
+    }
+
+    fn put(&mut self, runs: &[Run]) -> Result<(), LaneError> {
+        self.check(runs)?;
+        let lane = self.number;
+        for run in runs {
+            self.counters.runs += 1;
+            for piece in pieces(*run) {
+                let mut bytes = vec![0; piece.bytes() as usize];
+                self.memory
+                    .copy_out(piece, &mut bytes)
+                    .map_err(|source| LaneError::Memory { lane, source })?;
+                self.send(Message::Put { run: piece, bytes })?;
+                self.counters.payload_bytes += piece.bytes();
+                self.counters.wire_bytes += piece.bytes();
+            }
+        }
+        Ok(())
+    }
+
+    fn put_zero(&mut self, runs: &[Run]) -> Result<(), LaneError> {
+        self.check(runs)?;
+        for run in runs {
+            self.send(Message::Zero { run: *run })?;
+            self.counters.zero_pages += u64::from(run.pages);
+        }
+        Ok(())
+    }
+
+    fn fence(&mut self) -> Result<FenceNumber, LaneError> {
+        let number = self.fences + 1;
+        self.send(Message::Fence { number })?;
+        self.fences = number;
+        Ok(FenceNumber(number))
+    }
+
+    fn wait_fence(&mut self, number: FenceNumber, deadline: Deadline) -> Result<(), LaneError> {
+        let begun = Instant::now();
+        let lane = self.number;
+        if number.0 > self.fences {
+            return Err(LaneError::Protocol {
+                lane,
+                violation: format!("{number} was never sent, so nobody can confirm it"),
+            });
+        }
+        while self.confirmed < number.0 {
+            let message = self.ends.incoming.receive(deadline, &self.stopped);
+            let message =
+                message.map_err(|error| lane_error(lane, error, "waiting for a fence", begun))?;
+            if let Message::Fence { number } = message {
+                self.confirmed = number;
+            }
+        }
+        Ok(())
+    }
+
+    fn counters(&self) -> LaneCounters {
+        self.counters
+    }
+}

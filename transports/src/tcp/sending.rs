@@ -1,0 +1,254 @@
+//! The source's end of a lane: gathers runs into batches, sends them, and waits for the
+//! destination's word.
+//!
+//! One batch is on its way while the next is filled. What it sends from is guest memory, which
+//! `memory` keeps mapped, and its own two heads; all of it outlives the stream.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::batch::Batch;
+use super::sockets::LaneSockets;
+use super::stream::{ByteStream, Segments, StreamError, Want};
+use super::wire::{FRAME_BYTES_MAX, HEADER_BYTES, Header};
+use crate::deadline::Deadline;
+use crate::lane::{FenceNumber, LaneCounters, LaneError, LaneNumber, SourceLane};
+use crate::memory::{MemoryMap, PAGE_BYTES, Run};
+use crate::prepared::SourceRanges;
+
+/// The smallest batch that an option may ask for.
+const BATCH_BYTES_MIN: u64 = 64 << 10;
+
+/// The source's end of a lane.
+pub(super) struct SendingLane {
+    /// Dropped before the batches and the memory that it sends from.
+    stream: Box<dyn ByteStream>,
+    filling: Batch,
+    leaving: Batch,
+    number: LaneNumber,
+    memory: MemoryMap,
+    ranges: Arc<SourceRanges>,
+    sockets: Arc<LaneSockets>,
+    batch_pages: u64,
+    counters: LaneCounters,
+    fences: u64,
+    confirmed: u64,
+    /// The destination's next word, as far as it has come.
+    word: [u8; HEADER_BYTES],
+    word_filled: usize,
+    failed: bool,
+}
+
+impl SendingLane {
+    pub(super) fn new(
+        number: LaneNumber,
+        stream: Box<dyn ByteStream>,
+        memory: MemoryMap,
+        ranges: Arc<SourceRanges>,
+        sockets: Arc<LaneSockets>,
+        batch_bytes: u32,
+    ) -> Self {
+        let batch_bytes = u64::from(batch_bytes).clamp(BATCH_BYTES_MIN, FRAME_BYTES_MAX);
+        Self {
+            stream,
+            filling: Batch::new(),
+            leaving: Batch::new(),
+            number,
+            memory,
+            ranges,
+            sockets,
+            batch_pages: batch_bytes / PAGE_BYTES,
+            counters: LaneCounters::default(),
+            fences: 0,
+            confirmed: 0,
+            word: [0; HEADER_BYTES],
+            word_filled: 0,
+            failed: false,
+        }
+    }
+
+    fn error(&mut self, error: StreamError, doing: &'static str, begun: Instant) -> LaneError {
+        let lane = self.number;
+        // Part of a frame may have left: what would follow could not be understood. Only a wait
+        // for the destination's word has a deadline, and can be taken up again.
+        self.failed |= !matches!(error, StreamError::TimedOut);
+        if self.sockets.is_stopped() {
+            return LaneError::Stopped(lane);
+        }
+        match error {
+            StreamError::Closed => LaneError::Closed(lane),
+            StreamError::TimedOut | StreamError::Stalled => LaneError::Stalled {
+                lane,
+                doing,
+                waited: begun.elapsed(),
+            },
+            StreamError::System(source) => LaneError::System {
+                lane,
+                doing,
+                source,
+            },
+        }
+    }
+
+    fn check(&self, runs: &[Run]) -> Result<(), LaneError> {
+        let lane = self.number;
+        if self.sockets.is_stopped() {
+            return Err(LaneError::Stopped(lane));
+        }
+        if self.failed {
+            return Err(LaneError::Closed(lane));
+        }
+        for run in runs {
+            self.memory
+                .check(*run)
+                .map_err(|source| LaneError::Memory { lane, source })?;
+        }
+        match self.ranges.first_unready(runs) {
+            Some(run) => Err(LaneError::NotPrepared { lane, run }),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits for the batch that is leaving, then sends the one that was filled.
+    fn flush(&mut self, fence: Option<u64>) -> Result<(), LaneError> {
+        self.settle()?;
+        let begun = Instant::now();
+        let segments = self.filling.close(fence);
+        self.counters.wire_bytes += segments.bytes() as u64;
+        std::mem::swap(&mut self.filling, &mut self.leaving);
+        self.filling.clear();
+        // SAFETY: the head is in `leaving`, which nobody touches until the next `settle`; the data
+        // is mapped as long as `memory` is held. Both are dropped behind `stream`.
+        unsafe { self.stream.start_send(segments) }
+            .map_err(|error| self.error(error, "sending", begun))
+    }
+
+    fn settle(&mut self) -> Result<(), LaneError> {
+        let begun = Instant::now();
+        match self.stream.settle_send() {
+            Ok(used) => {
+                // Keeps the vector's memory for a later batch.
+                self.leaving.reuse(used);
+                Ok(())
+            }
+            Err(error) => Err(self.error(error, "sending", begun)),
+        }
+    }
+
+    fn add(&mut self, run: Run, data: Option<*mut u8>) -> Result<(), LaneError> {
+        if self.filling.is_full(self.batch_pages) || self.filling.overlaps(run) {
+            self.flush(None)?;
+        }
+        self.filling.add(run, data);
+        Ok(())
+    }
+
+    fn receive_word(&mut self, deadline: Deadline) -> Result<u64, LaneError> {
+        let begun = Instant::now();
+        let doing = "waiting for a fence";
+        while self.word_filled < HEADER_BYTES {
+            let mut segments = Segments::default();
+            let rest = self.word.get_mut(self.word_filled..).unwrap_or_default();
+            segments.push(rest.as_mut_ptr(), rest.len());
+            // SAFETY: the segment is the rest of `self.word`, borrowed by nobody until this returns.
+            let received = unsafe { self.stream.receive(&mut segments, Want::Some, deadline) };
+            self.word_filled += received.map_err(|error| self.error(error, doing, begun))?;
+        }
+        self.word_filled = 0;
+        self.counters.wire_bytes += HEADER_BYTES as u64;
+        match Header::decode(&self.word) {
+            Ok(Header::FenceSeen { number })
+                if number == self.confirmed + 1 && number <= self.fences =>
+            {
+                Ok(number)
+            }
+            Ok(other) => Err(LaneError::Protocol {
+                lane: self.number,
+                violation: format!(
+                    "{other:?} where the word for fence {} of {} was due",
+                    self.confirmed + 1,
+                    self.fences
+                ),
+            }),
+            Err(violation) => Err(LaneError::Protocol {
+                lane: self.number,
+                violation,
+            }),
+        }
+    }
+}
+
+impl SourceLane for SendingLane {
+    fn number(&self) -> LaneNumber {
+        self.number
+    }
+
+    fn put(&mut self, runs: &[Run]) -> Result<(), LaneError> {
+        let lane = self.number;
+        self.check(runs)?;
+        for run in runs {
+            self.counters.runs += 1;
+            self.counters.payload_bytes += run.bytes();
+            let mut rest = *run;
+            while rest.pages > 0 {
+                // A run that does not fit into what is left of the batch is split there.
+                if self.filling.is_full(self.batch_pages) {
+                    self.flush(None)?;
+                }
+                let room = self.batch_pages - self.filling.data_pages();
+                let piece = Run {
+                    first: rest.first,
+                    pages: rest.pages.min(u32::try_from(room).unwrap_or(u32::MAX)),
+                };
+                let base = self
+                    .memory
+                    .host_address(piece)
+                    .map_err(|source| LaneError::Memory { lane, source })?;
+                self.add(piece, Some(base))?;
+                rest.first = piece.end();
+                rest.pages -= piece.pages;
+            }
+        }
+        Ok(())
+    }
+
+    fn put_zero(&mut self, runs: &[Run]) -> Result<(), LaneError> {
+        self.check(runs)?;
+        for run in runs {
+            self.counters.zero_pages += u64::from(run.pages);
+            self.add(*run, None)?;
+        }
+        Ok(())
+    }
+
+    fn fence(&mut self) -> Result<FenceNumber, LaneError> {
+        self.check(&[])?;
+        let number = self.fences + 1;
+        self.flush(Some(number))?;
+        // The rest of a batch moves only while somebody waits for it.
+        self.settle()?;
+        self.fences = number;
+        Ok(FenceNumber(number))
+    }
+
+    fn wait_fence(&mut self, number: FenceNumber, deadline: Deadline) -> Result<(), LaneError> {
+        if number.0 > self.fences {
+            return Err(LaneError::Protocol {
+                lane: self.number,
+                violation: format!("{number} was never sent, so nobody can confirm it"),
+            });
+        }
+        while self.confirmed < number.0 {
+            self.check(&[])?;
+            self.confirmed = self.receive_word(deadline)?;
+        }
+        Ok(())
+    }
+
+    fn counters(&self) -> LaneCounters {
+        LaneCounters {
+            submissions: self.stream.submissions(),
+            ..self.counters
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! TCP on loopback: each mechanism, and both versions of IP.
+
+use std::net::{TcpListener, TcpStream};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use dunlin_transports::conformance::{Harness, Pair};
+use dunlin_transports::deadline::Deadline;
+use dunlin_transports::memory::MemoryMap;
+use dunlin_transports::tcp::{
+    ConnectionKind, DestinationEndpoint, IncomingLane, Mechanism, Options, SourceEndpoint, listen,
+    read_preamble,
+};
+
+/// Accepts lanes until dropped, as a supervisor does.
+struct Acceptor {
+    listener: TcpListener,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Acceptor {
+    fn new(listener: TcpListener) -> (Self, mpsc::Receiver<IncomingLane>) {
+        let (lanes, incoming) = mpsc::channel();
+        let accepting = listener.try_clone().unwrap();
+        let thread = std::thread::spawn(move || {
+            while let Ok((stream, _)) = accepting.accept() {
+                let deadline = Deadline::after(Duration::from_secs(10));
+                let Ok(preamble) = read_preamble(&stream, deadline) else {
+                    break;
+                };
+                if preamble.kind != ConnectionKind::Lane
+                    || lanes.send(IncomingLane { stream, preamble }).is_err()
+                {
+                    break;
+                }
+            }
+        });
+        let thread = Some(thread);
+        (Self { listener, thread }, incoming)
+    }
+}
+
+impl Drop for Acceptor {
+    fn drop(&mut self) {
+        // A connection without a preamble ends the thread.
+        drop(TcpStream::connect(self.listener.local_addr().unwrap()));
+        self.thread.take().map(JoinHandle::join);
+    }
+}
+
+struct Tcp {
+    mechanism: Mechanism,
+    listen: &'static str,
+}
+
+impl Tcp {
+    fn endpoint_mechanism(&self) -> String {
+        let memory = MemoryMap::new(Vec::new()).unwrap();
+        let options = Options {
+            mechanism: self.mechanism,
+            ..Options::default()
+        };
+        let endpoint = SourceEndpoint::new(([127, 0, 0, 1], 1).into(), memory, options);
+        dunlin_transports::lane::SourceEndpoint::mechanism(&endpoint)
+    }
+}
+
+impl Harness for Tcp {
+    fn name(&self) -> String {
+        format!("tcp, {:?}, {}", self.mechanism, self.listen)
+    }
+
+    fn unavailable(&self) -> Option<String> {
+        if let Err(error) = TcpListener::bind(self.listen) {
+            return Some(format!("can't listen on {}: {error}", self.listen));
+        }
+        // What `Auto` would do says whether io_uring is to be had.
+        let automatic = Self {
+            mechanism: Mechanism::Auto,
+            ..*self
+        };
+        let mechanism = automatic.endpoint_mechanism();
+        (self.mechanism == Mechanism::IoUring && mechanism != "io_uring").then_some(mechanism)
+    }
+
+    fn pair(&self, source: MemoryMap, destination: MemoryMap) -> Pair {
+        let options = Options {
+            mechanism: self.mechanism,
+            ..Options::default()
+        };
+        let listener = listen(self.listen, &options).unwrap();
+        let peer = listener.local_addr().unwrap();
+        let (acceptor, incoming) = Acceptor::new(listener);
+        Pair {
+            source: Box::new(SourceEndpoint::new(peer, source, options.clone())),
+            destination: Box::new(DestinationEndpoint::new(destination, incoming, options)),
+            keep: Box::new(acceptor),
+        }
+    }
+}
+
+mod uring {
+    use super::*;
+
+    dunlin_transports::conformance_tests!(Tcp {
+        mechanism: Mechanism::IoUring,
+        listen: "127.0.0.1:0",
+    });
+}
+
+mod plain {
+    use super::*;
+
+    dunlin_transports::conformance_tests!(Tcp {
+        mechanism: Mechanism::Plain,
+        listen: "127.0.0.1:0",
+    });
+
+    #[test]
+    fn the_mechanism_is_named() {
+        let plain = Tcp {
+            mechanism: Mechanism::Plain,
+            listen: "127.0.0.1:0",
+        };
+        assert_eq!(plain.endpoint_mechanism(), "writev");
+    }
+}
+
+mod ipv6 {
+    use super::*;
+
+    dunlin_transports::conformance_tests!(Tcp {
+        mechanism: Mechanism::Auto,
+        listen: "[::1]:0",
+    });
+}
