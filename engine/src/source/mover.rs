@@ -12,7 +12,7 @@ use dunlin_transports::lane::{LANES_MAX, LaneCounters, SourceEndpoint, SourceLan
 use dunlin_transports::memory::PAGE_BYTES;
 
 use super::blackout::Timeline;
-use super::convergence::{Circumstances, Convergence, Limits, Prediction, Verdict};
+use super::convergence::{Circumstances, Convergence, Limits, Prediction, RoundSample, Verdict};
 use super::lanes::{self, LaneContext, LaneDone, LaneTally, Order, Round, Sharing};
 use super::{MoveObserver, Peer};
 use crate::affinity::{lane_cpus, pin_current_thread};
@@ -147,6 +147,8 @@ pub(super) fn migrate(
             pending: DirtyBitmap::new(0),
             collect_took: Duration::ZERO,
             round_begin: Timestamp::now(),
+            spare: Vec::new(),
+            shared_round: None,
             round: None,
             tallies: Vec::new(),
             counters: Vec::new(),
@@ -158,10 +160,11 @@ pub(super) fn migrate(
             parked: Vec::new(),
             state: Vec::new(),
             welcome: None,
+            same_clock: false,
             ready: None,
             running: None,
             verified: None,
-            digest_ns: 0,
+            not_resumed: false,
             commit_sent: None,
             verify_begin: None,
         };
@@ -196,6 +199,10 @@ struct Mover<'scope, 'env> {
     pending: DirtyBitmap,
     collect_took: Duration,
     round_begin: Timestamp,
+    /// Cleared bitmaps, so that none has to be made while the guest is paused.
+    spare: Vec<DirtyBitmap>,
+    /// What the lanes work on.
+    shared_round: Option<Arc<Round>>,
     /// The round that is under way.
     round: Option<RoundReport>,
     /// What lanes have said of it so far.
@@ -213,10 +220,13 @@ struct Mover<'scope, 'env> {
     parked: Vec<Timestamp>,
     state: Vec<u8>,
     welcome: Option<Welcome>,
+    /// Whether the destination runs on this very boot of this host, and so shares its clock.
+    same_clock: bool,
     ready: Option<Ready>,
     running: Option<Running>,
     verified: Option<Verified>,
-    digest_ns: u64,
+    /// The guest could be run neither there nor here.
+    not_resumed: bool,
     commit_sent: Option<Timestamp>,
     verify_begin: Option<Timestamp>,
     report: Report,
@@ -322,6 +332,8 @@ impl Mover<'_, '_> {
                     let version = welcome.version;
                     return self.lost(&format!("the destination chose version {version}"));
                 }
+                let here = boot_id();
+                self.same_clock = !here.is_empty() && welcome.host.boot_id == here;
                 self.welcome = Some(welcome);
                 Event::Welcome
             }
@@ -330,13 +342,13 @@ impl Mover<'_, '_> {
                 Event::Refused
             }
             Message::Ready(ready) => {
+                // The give-up comes next: the last moment for a cancel, and for the cap.
+                if let Some(event) = self.overdue() {
+                    return event;
+                }
+                let offset = self.clock_offset_ns();
                 if let Some(timeline) = &mut self.timeline {
                     let received = Timestamp::now();
-                    let offset = if self.welcome.as_ref().is_some_and(same_boot) {
-                        0
-                    } else {
-                        self.link.quality().clock_offset_ns
-                    };
                     let [prepare, fences, digests, loaded, revoked] = ready
                         .moments()
                         .map(|moment| moment.shifted(offset.saturating_neg()));
@@ -417,6 +429,12 @@ impl Mover<'_, '_> {
 
     /// Performs an action. An event that follows from it at once is returned.
     fn perform(&mut self, action: Action) -> Option<Event> {
+        if action.is_inside_blackout() {
+            // These follow each other without a wait in which the cap would be looked at.
+            if let Some(event) = self.overdue() {
+                return Some(event);
+            }
+        }
         match action {
             Action::SendHello => self.send_hello(),
             Action::Open => Some(self.open()),
@@ -458,6 +476,7 @@ impl Mover<'_, '_> {
                 None
             }
             Action::Hold => {
+                self.mark("held");
                 self.observer.note(
                     "the connection was lost behind the give-up: the guest is kept paused here, \
                      since it may run on the destination",
@@ -468,10 +487,17 @@ impl Mover<'_, '_> {
     }
 
     fn send(&mut self, message: &Message) -> Option<Event> {
-        match self.link.send(message) {
-            Ok(()) => None,
-            Err(error) => Some(self.lost(&error.to_string())),
-        }
+        // While the guest is paused, the cap holds for a send as for everything else.
+        let sent = match self
+            .pause_deadline
+            .filter(|_| self.session.is_before_give_up())
+        {
+            Some(deadline) => self.link.send_by(message, deadline),
+            None => self.link.send(message),
+        };
+        let error = sent.err()?;
+        self.overdue()
+            .or_else(|| Some(self.lost(&error.to_string())))
     }
 
     fn send_hello(&mut self) -> Option<Event> {
@@ -494,7 +520,6 @@ impl Mover<'_, '_> {
             lanes: self.lanes_wanted(),
             transport: self.endpoint.transport().to_owned(),
             host: WireHost::new(&this_host(), &boot_id()),
-            blackout_cap_ns: nanoseconds(self.blackout_cap()),
             peer_timeout_ms: u64::try_from(self.settings.peer_timeout.as_millis())
                 .unwrap_or(u64::MAX),
         };
@@ -513,7 +538,10 @@ impl Mover<'_, '_> {
     fn open(&mut self) -> Event {
         let lanes = match self.open_lanes() {
             Ok(lanes) => lanes,
-            Err(reason) => return self.stop(StayReason::PeerFailed, &reason),
+            Err(reason) => {
+                let overdue = self.overdue();
+                return overdue.unwrap_or_else(|| self.stop(StayReason::PeerFailed, &reason));
+            }
         };
         self.fences = vec![0; lanes.len()];
         self.counters = vec![LaneCounters::default(); lanes.len()];
@@ -559,8 +587,12 @@ impl Mover<'_, '_> {
                 .map_err(|error| error.to_string())?;
         }
         let mut lanes = Vec::with_capacity(tickets.len());
+        // One limit for all: a destination that lets each in at the last moment gains nothing.
+        let deadline = Deadline::after(self.settings.peer_timeout);
         for ticket in &tickets {
-            let deadline = Deadline::after(self.settings.peer_timeout);
+            if self.handle.cancelled() {
+                return Err("cancelled by the operator".to_owned());
+            }
             let lane = self.endpoint.open_lane(ticket, deadline);
             lanes.push(lane.map_err(|error| error.to_string())?);
         }
@@ -601,7 +633,8 @@ impl Mover<'_, '_> {
 
     /// Hands the pending pages to the lanes.
     fn begin_round(&mut self, sharing: Sharing, is_first: bool, is_final: bool) {
-        let empty = DirtyBitmap::new(self.offer.layout.page_span());
+        let empty = self.spare.pop();
+        let empty = empty.unwrap_or_else(|| DirtyBitmap::new(self.offer.layout.page_span()));
         let dirty = std::mem::replace(&mut self.pending, empty);
         let dirty_pages = dirty.count();
         self.round = Some(RoundReport {
@@ -620,7 +653,8 @@ impl Mover<'_, '_> {
             sharing,
             is_first,
         });
-        self.order(&Order::Round(round));
+        self.order(&Order::Round(Arc::clone(&round)));
+        self.shared_round = Some(round);
     }
 
     fn order(&self, order: &Order) {
@@ -632,6 +666,12 @@ impl Mover<'_, '_> {
 
     /// All lanes are done with what they were told.
     fn close_round(&mut self) {
+        // Lanes let go of a round before they say that it is done.
+        let shared = self.shared_round.take().and_then(Arc::into_inner);
+        if let Some(mut round) = shared.filter(|_| self.timeline.is_none()) {
+            round.dirty.clear();
+            self.spare.push(round.dirty);
+        }
         let tallies = std::mem::take(&mut self.tallies);
         let Some(mut round) = self.round.take() else {
             return;
@@ -643,10 +683,15 @@ impl Mover<'_, '_> {
             round.skipped_pages += tally.skipped_pages;
             round.sent_bytes += tally.sent_bytes;
         }
-        // The slowest lane's time, less what it was held back, is what the bytes took.
-        let busy = tallies.iter().map(|tally| tally.busy).max().unwrap_or(took);
         if !round.is_final {
-            self.convergence.sample(round.sent_bytes, busy);
+            let slowest =
+                |time: fn(&LaneTally) -> Duration| tallies.iter().map(time).max().unwrap_or(took);
+            self.convergence.sample(RoundSample {
+                bytes: round.sent_bytes,
+                sending: slowest(|tally| tally.sending),
+                pages: round.dirty_pages,
+                scanning: slowest(|tally| tally.scanning),
+            });
         }
         self.report.sent_bytes += round.sent_bytes;
         if let Some(timeline) = &mut self.timeline {
@@ -785,13 +830,18 @@ impl Mover<'_, '_> {
     fn send_prepare(&mut self) -> Option<Event> {
         let mut all_digests = Vec::new();
         if self.full_digests() {
-            let begin = Timestamp::now();
             let threads = usize::from(self.report.lanes);
-            match digests(self.guest.memory().lane_map(), threads) {
+            let deadline = self
+                .pause_deadline
+                .unwrap_or_else(|| Deadline::after(Duration::ZERO));
+            match digests(self.guest.memory(), threads, deadline) {
                 Ok(digests) => all_digests = digests,
-                Err(error) => return Some(self.stop(StayReason::Failed, &error.to_string())),
+                Err(error) => {
+                    // Past the cap, that is the reason.
+                    let cap = self.overdue();
+                    return cap.or_else(|| Some(self.stop(StayReason::Failed, &error.to_string())));
+                }
             }
-            self.digest_ns += nanoseconds(Timestamp::now().since(begin));
             self.mark("digests");
         }
         let prepare = Prepare {
@@ -802,6 +852,7 @@ impl Mover<'_, '_> {
             },
             digests: all_digests,
             state: std::mem::take(&mut self.state).into(),
+            blackout_cap_ns: nanoseconds(self.blackout_cap()),
         };
         let event = self.send(&Message::Prepare(prepare));
         self.mark("send-prepare");
@@ -846,7 +897,10 @@ impl Mover<'_, '_> {
     }
 
     fn resume(&mut self) {
-        if let Err(error) = self.guest.resume() {
+        // Once more: what failed may have been a thread that was slow to answer.
+        let resumed = self.guest.resume().or_else(|_| self.guest.resume());
+        if let Err(error) = resumed {
+            self.not_resumed = true;
             let words = format!("the guest could not be resumed: {error}");
             self.observer.note(&words);
             self.reason = Some(match self.reason.take() {
@@ -880,6 +934,15 @@ impl Mover<'_, '_> {
     }
 
     // ---- what is told ----
+
+    /// The destination's clock minus this side's.
+    fn clock_offset_ns(&self) -> i64 {
+        if self.same_clock {
+            0
+        } else {
+            self.link.quality().clock_offset_ns
+        }
+    }
 
     fn blackout_cap(&self) -> Duration {
         let budget = self.handle.max_blackout();
@@ -944,13 +1007,9 @@ impl Mover<'_, '_> {
 
     /// Adds the destination's last parts, placed on the source's clock.
     fn close_timeline(&mut self) {
+        let offset = self.clock_offset_ns();
         let (Some(timeline), Some(running)) = (&mut self.timeline, &self.running) else {
             return;
-        };
-        let offset = if self.welcome.as_ref().is_some_and(same_boot) {
-            0
-        } else {
-            self.link.quality().clock_offset_ns
         };
         let here = |nanoseconds: u64| Timestamp(nanoseconds).shifted(offset.saturating_neg());
         // RUNNING is here: nothing of it can have happened later than now.
@@ -983,7 +1042,6 @@ impl Mover<'_, '_> {
         end: Timestamp,
         vcpus_ns: Vec<u64>,
     ) -> BlackoutReport {
-        let same_boot = self.welcome.as_ref().is_some_and(same_boot);
         let round_trip = self.link.quality().round_trip.unwrap_or_default();
         BlackoutReport {
             total_ns: nanoseconds(end.since(begin)),
@@ -998,7 +1056,7 @@ impl Mover<'_, '_> {
             vcpus_ns,
             budget_ns: nanoseconds(self.handle.max_blackout()),
             cap_ns: nanoseconds(self.blackout_cap()),
-            clock_error_ns: if same_boot {
+            clock_error_ns: if self.same_clock {
                 0
             } else {
                 nanoseconds(round_trip / 2)
@@ -1033,6 +1091,7 @@ impl Mover<'_, '_> {
         report.outcome = match self.session.state() {
             State::Moved => Outcome::Moved,
             State::Unknown => Outcome::Unknown,
+            State::Stayed(_) if self.not_resumed => Outcome::NotResumed,
             State::Stayed(StayReason::Cancelled) => Outcome::Cancelled,
             State::Stayed(StayReason::NotConverging) => Outcome::NotConverging,
             State::Stayed(StayReason::BlackoutCap) => Outcome::BlackoutCap,
@@ -1108,12 +1167,6 @@ impl Mover<'_, '_> {
             }
         }
     }
-}
-
-/// Whether the destination runs on this very boot of this host, and so shares its clock.
-fn same_boot(welcome: &Welcome) -> bool {
-    let here = boot_id();
-    !here.is_empty() && welcome.host.boot_id == here
 }
 
 fn nanoseconds(duration: Duration) -> u64 {

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
-use super::board::{Board, EndAnswer, News, Watch};
+use super::board::{Board, EndAnswer};
+use super::watch::{News, Watch};
 use crate::failure::Failure;
 use crate::local::protocol::{MoveOrder, Request, Response};
 use crate::local::server::{Client, Handler};
