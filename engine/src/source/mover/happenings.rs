@@ -77,6 +77,11 @@ impl Mover<'_, '_> {
                     let version = welcome.version;
                     return self.lost(&format!("the destination chose version {version}"));
                 }
+                let can_digest = welcome.capabilities & capability::FULL_DIGESTS != 0;
+                if self.settings.verify == Verify::Full && !can_digest {
+                    let reason = "--verify full was asked for, the destination can't digest memory";
+                    return self.stop(StayReason::Refused, reason);
+                }
                 let here = boot_id();
                 self.same_clock = !here.is_empty() && welcome.host.boot_id == here;
                 self.welcome = Some(welcome);

@@ -342,6 +342,8 @@ mod tests {
             assert!(text.contains("the cable was cut"), "{text}");
             let place = if outcome == Outcome::Unknown {
                 "The source keeps the guest PAUSED"
+            } else if outcome == Outcome::NotResumed {
+                "The guest is PAUSED on the source"
             } else if outcome.moved() {
                 "moved"
             } else {
