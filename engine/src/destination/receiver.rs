@@ -155,6 +155,7 @@ pub(super) fn receive<F: GuestFactory>(
             began,
             prepare: None,
             prepare_received: began,
+            handover_limit: settings.peer_timeout,
             ready: Ready::default(),
             running: Running::default(),
             claims: None,
@@ -306,6 +307,8 @@ struct Destination<'a, G> {
     counters: Vec<LaneCounters>,
     prepare: Option<Prepare>,
     prepare_received: Timestamp,
+    /// How long after PREPARE the source's word is waited for.
+    handover_limit: Duration,
     ready: Ready,
     running: Running,
     claims: Option<VerifyPages>,
@@ -381,8 +384,7 @@ impl<G: IncomingGuest> Destination<'_, G> {
                     .then(|| self.failed(&format!("not done within {} s", limit.as_secs())))
             }
             State::Loading | State::Ready => {
-                let cap = Duration::from_nanos(self.hello.message.blackout_cap_ns);
-                let limit = cap.min(BLACKOUT_CAP_MAX) + self.settings.peer_timeout;
+                let limit = self.handover_limit;
                 let waited = now.since(self.prepare_received);
                 (waited >= limit).then(|| {
                     self.failed(&format!(
@@ -406,6 +408,8 @@ impl<G: IncomingGuest> Destination<'_, G> {
         match message {
             Message::Prepare(prepare) => {
                 self.prepare_received = Timestamp::now();
+                let cap = Duration::from_nanos(prepare.blackout_cap_ns).min(BLACKOUT_CAP_MAX);
+                self.handover_limit = cap + self.settings.peer_timeout;
                 self.prepare = Some(prepare);
                 Event::Prepare
             }
@@ -557,7 +561,9 @@ impl<G: IncomingGuest> Destination<'_, G> {
             if prepare.digests.len() != digest_count(memory) {
                 return Err(format!("{} digests came", prepare.digests.len()));
             }
-            let own = digests(memory, self.seen.len()).map_err(|error| error.to_string())?;
+            let deadline = Deadline::after(self.handover_limit);
+            let own = digests(guest.memory(), self.seen.len(), deadline)
+                .map_err(|error| error.to_string())?;
             if let Some(block) = own.iter().zip(&prepare.digests).position(|(a, b)| a != b) {
                 return Err(format!("memory differs in digest block {block}"));
             }

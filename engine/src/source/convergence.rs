@@ -12,6 +12,9 @@ use crate::settings::OnStall;
 /// wake-ups.
 const GOODPUT_SAMPLE_BYTES_MIN: u64 = 1 << 20;
 
+/// A round of fewer pages says nothing about the time that scanning one takes.
+const SCAN_SAMPLE_PAGES_MIN: u64 = 256;
+
 /// The weight of a new goodput sample: the last three rounds decide.
 const GOODPUT_SAMPLE_WEIGHT: f64 = 0.5;
 
@@ -96,25 +99,56 @@ pub(super) struct Limits {
     pub(super) on_stall: OnStall,
 }
 
+/// What a round tells of the speed of things. Times are the slowest lane's.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct RoundSample {
+    /// Guest bytes that all lanes sent.
+    pub(super) bytes: u64,
+    /// The time in the lane's own verbs: putting, and waiting for the fence.
+    pub(super) sending: Duration,
+    /// Dirty pages that all lanes dealt with.
+    pub(super) pages: u64,
+    /// The other time: re-arming, probing and scanning, but not what was held back on purpose.
+    pub(super) scanning: Duration,
+}
+
 /// Judges a move by its rounds.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Convergence {
     goodput: Option<f64>,
+    /// How long all lanes together take to re-arm and scan a page.
+    scan_seconds_per_page: Option<f64>,
     best: Option<Duration>,
     rounds_without_progress: u32,
 }
 
 impl Convergence {
-    /// Takes in a round: `bytes` sent in `busy`, the time that lanes were not held back on purpose.
-    pub(super) fn sample(&mut self, bytes: u64, busy: Duration) {
-        if bytes < GOODPUT_SAMPLE_BYTES_MIN || busy.is_zero() {
-            return;
+    /// Takes in a round.
+    pub(super) fn sample(&mut self, round: RoundSample) {
+        let RoundSample {
+            bytes,
+            sending,
+            pages,
+            scanning,
+        } = round;
+        if !sending.is_zero() {
+            let sample = bytes as f64 / sending.as_secs_f64();
+            let is_large = bytes >= GOODPUT_SAMPLE_BYTES_MIN;
+            self.goodput = match self.goodput {
+                None => is_large.then_some(sample),
+                // A small round is slowed by round trips: it may only show that more is possible.
+                Some(old) if is_large || sample > old => {
+                    Some(old + (sample - old) * GOODPUT_SAMPLE_WEIGHT)
+                }
+                Some(old) => Some(old),
+            };
         }
-        let sample = bytes as f64 / busy.as_secs_f64();
-        self.goodput = Some(match self.goodput {
-            None => sample,
-            Some(old) => old + (sample - old) * GOODPUT_SAMPLE_WEIGHT,
-        });
+        if pages >= SCAN_SAMPLE_PAGES_MIN {
+            let sample = scanning.as_secs_f64() / pages as f64;
+            let old = self.scan_seconds_per_page;
+            self.scan_seconds_per_page =
+                Some(old.map_or(sample, |old| old + (sample - old) * GOODPUT_SAMPLE_WEIGHT));
+        }
     }
 
     /// Guest bytes a second that all lanes together move, smoothed.
@@ -137,9 +171,10 @@ impl Convergence {
         term("park", PARK_ASSUMED * vcpus);
         // Once for what was written last, once for what saving wrote.
         term("collect", now.collect * 2);
+        let scan = now.dirty_pages as f64 * self.scan_seconds_per_page.unwrap_or(0.0);
         term(
             "final-round",
-            seconds(bytes / self.goodput()) + round_trip / 2,
+            seconds(bytes / self.goodput() + scan) + round_trip / 2,
         );
         term("save-state", VCPU_STATE_ASSUMED * vcpus);
         if now.digest_bytes > 0 {
@@ -260,8 +295,13 @@ mod tests {
     #[test]
     fn the_prediction_has_a_term_for_what_is_left_at_the_measured_goodput() {
         let mut convergence = Convergence::default();
-        convergence.sample(100 << 20, MS(100));
-        convergence.sample(1000, Duration::from_secs(1));
+        let sent = |bytes, sending| RoundSample {
+            bytes,
+            sending,
+            ..RoundSample::default()
+        };
+        convergence.sample(sent(100 << 20, MS(100)));
+        convergence.sample(sent(1000, Duration::from_secs(1)));
         let part = |pages| {
             let now = Circumstances {
                 dirty_pages: pages,
@@ -278,6 +318,24 @@ mod tests {
         };
         assert_eq!(part(0), Duration::ZERO);
         assert_eq!(part(256 * 10), MS(10));
+    }
+
+    /// A guest of little data and many zero pages: the lanes scan most of the time, and the link is
+    /// no slower for it.
+    #[test]
+    fn time_spent_scanning_zero_pages_is_not_the_links() {
+        let mut convergence = Convergence::default();
+        convergence.sample(RoundSample {
+            bytes: 100 << 20,
+            sending: MS(100),
+            pages: 16 << 20,
+            scanning: Duration::from_secs(6),
+        });
+        let now = Circumstances {
+            dirty_pages: 256,
+            ..Circumstances::default()
+        };
+        assert!(convergence.predict(now).total() < MS(10));
     }
 
     #[test]

@@ -5,11 +5,13 @@
 //! | here | the loop of the thread that owns the machine |
 //! | [`board`] | what is known of the guest, for everyone who asks |
 //! | [`answer`] | answers to requests |
+//! | [`watch`] | those who look at the board |
 //! | [`departure`] | the guest leaves |
 
 pub(crate) mod answer;
 pub(crate) mod board;
 pub(crate) mod departure;
+pub(crate) mod watch;
 
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
