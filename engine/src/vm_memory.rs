@@ -3,7 +3,7 @@
 //!
 //! # Laws of this room
 //!
-//! 1. A [`Mapping`] keeps vm-memory's own region alive, which owns the address range; so the
+//! 1. A `Mapping` keeps vm-memory's own region alive, which owns the address range; so the
 //!    range stays mapped for as long as anything of the engine's points into it.
 //! 2. Nothing here reads or writes through it. vm-memory itself makes no Rust reference to guest
 //!    memory either, it goes by volatile slices.
