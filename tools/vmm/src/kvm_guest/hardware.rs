@@ -14,7 +14,7 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 use super::KvmGuestError;
 use super::serial_port::SerialPort;
-use super::vcpu_thread::VcpuThread;
+use super::vcpu_thread::{Crew, VcpuThread};
 use crate::spec::DirtyTracking;
 
 /// Bytes of a vCPU's dirty ring: 65,536 entries, 256 MiB of pages between two collections.
@@ -154,14 +154,16 @@ impl Hardware {
     pub(super) fn start_threads(
         &mut self,
         ports: &Arc<SerialPort>,
-    ) -> Result<Vec<VcpuThread>, KvmGuestError> {
+    ) -> Result<(Arc<Crew>, Vec<VcpuThread>), KvmGuestError> {
         let ring = match &self.tracker {
             Tracker::Ring(ring) => Some(ring),
             Tracker::Bitmap(_) => None,
         };
         let mut threads = Vec::new();
-        for (number, vcpu) in (0..).zip(std::mem::take(&mut self.vcpus)) {
+        let crew = Crew::new(self.vcpus.len());
+        for (number, vcpu) in std::mem::take(&mut self.vcpus).into_iter().enumerate() {
             let thread = VcpuThread::start(
+                &crew,
                 number,
                 vcpu,
                 Arc::clone(ports) as _,
@@ -171,7 +173,7 @@ impl Hardware {
             .map_err(KvmGuestError::io("starting a vCPU's thread"))?;
             threads.push(thread);
         }
-        Ok(threads)
+        Ok((crew, threads))
     }
 
     /// What knows which pages the vCPUs wrote.

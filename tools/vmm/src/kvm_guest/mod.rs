@@ -36,7 +36,7 @@ use dunlin_transports::memory::PageNumber;
 pub use self::error::KvmGuestError;
 use self::hardware::{CpuidSource, Hardware};
 use self::serial_port::{Ports, SerialPort};
-use self::vcpu_thread::VcpuThread;
+use self::vcpu_thread::{Crew, VcpuThread};
 use crate::memory::{allocate, pc_layout, rebacked};
 use crate::spec::{DirtyTracking, GuestSpec, VCPUS_MAX};
 use crate::workload::Workload;
@@ -65,6 +65,7 @@ pub struct KvmGuest {
     memory: GuestMemory,
     control_pages: Vec<PageNumber>,
     hardware: Hardware,
+    crew: Arc<Crew>,
     vcpus: Vec<VcpuThread>,
     serial: Arc<SerialPort>,
     marked: Arc<MarkedPages>,
@@ -207,7 +208,7 @@ impl KvmGuest {
             .map_err(KvmGuestError::io("starting the serial port's thread"))?;
         let serial = Arc::new(serial);
         let marked = Arc::new(MarkedPages::new(plan.layout().page_span()));
-        let vcpus = hardware.start_threads(&serial)?;
+        let (crew, vcpus) = hardware.start_threads(&serial)?;
         Ok(Self {
             identity,
             workload,
@@ -217,6 +218,7 @@ impl KvmGuest {
             hardware,
             loops_at_run: vec![0; vcpus.len()],
             warning: None,
+            crew,
             vcpus,
             serial,
             marked,

@@ -43,7 +43,7 @@ impl KvmGuest {
                 self.warning = Some(format!("{error}; the guest's watchdogs may see the pause"));
             }
         }
-        self.vcpus.iter().for_each(|vcpu| vcpu.order_run());
+        self.crew.order_run();
         let deadline = Deadline::after(ENTER_MAX);
         let running = self
             .vcpus

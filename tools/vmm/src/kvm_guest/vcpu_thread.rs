@@ -9,9 +9,13 @@
 //! The thread holds the vCPU's lock while it is not at rest; at rest, anybody may read and set the
 //! vCPU's state.
 //!
-//! Nobody is woken by a thread that holds the lock on the progress: whoever wakes may take over the
-//! waker's processor at once, would then wait for that lock, and where the next in line is a vCPU
-//! in its guest, the waker gets the processor back milliseconds later.
+//! # So that the last vCPU runs soon after the first
+//!
+//! A vCPU in its guest keeps its processor for milliseconds, and a thread that is woken may take
+//! over the waker's at once. So whoever wakes does it without holding the lock that the woken one
+//! wants; all vCPUs are woken by one call; one that was woken wakes the others once more before it
+//! enters, for the case that the first waker had to stop half way; and whoever waits for all of
+//! them to be entered is woken by the last one.
 
 use std::io;
 use std::sync::mpsc::sync_channel;
@@ -55,7 +59,7 @@ enum Phase {
     Crashed(String),
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Progress {
     order: Order,
     phase: Phase,
@@ -63,12 +67,63 @@ struct Progress {
     entered: bool,
 }
 
+impl Progress {
+    fn waits(&self) -> bool {
+        match self.order {
+            Order::Rest => true,
+            Order::Run => matches!(self.phase, Phase::Crashed(_)),
+            Order::End => false,
+        }
+    }
+
+    fn is_to_enter(&self) -> bool {
+        self.order == Order::Run && matches!(self.phase, Phase::AtRest(_))
+    }
+}
+
+/// The vCPUs' progress, by their numbers; all threads of a guest share it. It is made for as many as
+/// there will be, so that each number is in it.
+pub(super) struct Crew {
+    progress: Mutex<Vec<Progress>>,
+    /// For the vCPUs' threads: there is an order to run or to end.
+    ordered: Condvar,
+    /// For those who wait for them.
+    changed: Condvar,
+}
+
+impl Crew {
+    /// For so many vCPUs, which are at rest.
+    pub(super) fn new(vcpus: usize) -> Arc<Self> {
+        let at_rest = Progress {
+            order: Order::Rest,
+            phase: Phase::AtRest(Timestamp::now()),
+            entered: false,
+        };
+        Arc::new(Self {
+            progress: Mutex::new(vec![at_rest; vcpus]),
+            ordered: Condvar::new(),
+            changed: Condvar::new(),
+        })
+    }
+
+    /// Lets every vCPU go on.
+    pub(super) fn order_run(&self) {
+        let mut crew = self.lock();
+        crew.iter_mut().for_each(|vcpu| vcpu.order = Order::Run);
+        drop(crew);
+        self.ordered.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Progress>> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 struct Shared {
-    number: u32,
+    number: usize,
     vcpu: Mutex<VcpuFd>,
     kick: Kick,
-    progress: Mutex<Progress>,
-    changed: Condvar,
+    crew: Arc<Crew>,
     ports: Arc<dyn Ports>,
     ring: Option<Arc<KvmRing>>,
     /// Keeps guest memory mapped for as long as this thread may enter the guest.
@@ -82,9 +137,10 @@ pub(super) struct VcpuThread {
 }
 
 impl VcpuThread {
-    /// Starts the thread; the vCPU is at rest.
+    /// Starts the thread of one of the crew's vCPUs; it is at rest.
     pub(super) fn start(
-        number: u32,
+        crew: &Arc<Crew>,
+        number: usize,
         vcpu: VcpuFd,
         ports: Arc<dyn Ports>,
         ring: Option<Arc<KvmRing>>,
@@ -95,12 +151,7 @@ impl VcpuThread {
             number,
             kick: Kick::new(&vcpu)?,
             vcpu: Mutex::new(vcpu),
-            progress: Mutex::new(Progress {
-                order: Order::Rest,
-                phase: Phase::AtRest(Timestamp::now()),
-                entered: false,
-            }),
-            changed: Condvar::new(),
+            crew: Arc::clone(crew),
             ports,
             ring,
             _memory: memory,
@@ -131,18 +182,13 @@ impl VcpuThread {
         match self.shared.vcpu.try_lock() {
             Ok(vcpu) => Ok(vcpu),
             Err(TryLockError::Poisoned(poisoned)) => Ok(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => Err(KvmGuestError::Running(self.shared.number)),
+            Err(TryLockError::WouldBlock) => Err(KvmGuestError::Running(self.number())),
         }
-    }
-
-    /// Lets the vCPU go on.
-    pub(super) fn order_run(&self) {
-        self.shared.order(Order::Run);
     }
 
     /// Orders the vCPU out of the guest; [`VcpuThread::wait_at_rest`] awaits it.
     pub(super) fn order_rest(&self) {
-        self.shared.order(Order::Rest);
+        self.shared.order_out(Order::Rest);
         self.signal();
     }
 
@@ -151,12 +197,12 @@ impl VcpuThread {
     pub(super) fn withdraw(&self) -> bool {
         self.order_rest();
         // The thread looks at the order and enters under one lock, so nothing comes between.
-        self.shared.lock().entered
+        self.shared.look(|progress| progress.entered)
     }
 
     /// Orders the thread to end; [`VcpuThread::join`] awaits it.
     pub(super) fn order_end(&self) {
-        self.shared.order(Order::End);
+        self.shared.order_out(Order::End);
         self.signal();
     }
 
@@ -171,7 +217,7 @@ impl VcpuThread {
             Phase::InGuest(_) => None,
         })
         .unwrap_or(Err(KvmGuestError::NotParked {
-            vcpu: self.shared.number,
+            vcpu: self.number(),
             waited: allowed.saturating_sub(deadline.remaining()),
         }))
     }
@@ -185,22 +231,23 @@ impl VcpuThread {
             Phase::AtRest(_) => None,
         })
         .unwrap_or(Err(KvmGuestError::NotEntered {
-            vcpu: self.shared.number,
+            vcpu: self.number(),
             waited: allowed.saturating_sub(deadline.remaining()),
         }))
     }
 
     /// Whether it runs.
     pub(super) fn running(&self) -> bool {
-        matches!(self.shared.lock().phase, Phase::InGuest(_))
+        self.shared
+            .look(|progress| matches!(progress.phase, Phase::InGuest(_)))
     }
 
     /// Why it can't run any more.
     pub(super) fn crashed(&self) -> Option<KvmGuestError> {
-        match &self.shared.lock().phase {
+        self.shared.look(|progress| match &progress.phase {
             Phase::Crashed(reason) => Some(self.crash(reason)),
             _ => None,
-        }
+        })
     }
 
     /// Joins the thread if it ends by the deadline.
@@ -216,9 +263,14 @@ impl VcpuThread {
         }
     }
 
+    fn number(&self) -> u32 {
+        // A crew has at most as many as a u32 told.
+        self.shared.number as u32
+    }
+
     fn crash(&self, reason: &str) -> KvmGuestError {
         KvmGuestError::Crashed {
-            vcpu: self.shared.number,
+            vcpu: self.number(),
             reason: reason.to_owned(),
         }
     }
@@ -231,9 +283,10 @@ impl VcpuThread {
     }
 
     fn wait<T>(&self, deadline: Deadline, reached: impl Fn(&Phase) -> Option<T>) -> Option<T> {
-        let mut progress = self.shared.lock();
+        let Shared { number, crew, .. } = self.shared.as_ref();
+        let mut progress = crew.lock();
         loop {
-            if let Some(value) = reached(&progress.phase) {
+            if let Some(value) = reached(&progress[*number].phase) {
                 return Some(value);
             }
             let left = deadline.remaining();
@@ -241,29 +294,40 @@ impl VcpuThread {
             if left.is_zero() || gone {
                 return None;
             }
-            let (guard, timeout) = self
-                .shared
+            let (guard, timeout) = crew
                 .changed
                 .wait_timeout(progress, left.min(KICK_AGAIN))
                 .unwrap_or_else(PoisonError::into_inner);
             progress = guard;
-            if timeout.timed_out() && progress.order != Order::Run {
+            if timeout.timed_out() && progress[*number].order != Order::Run {
                 self.signal();
             }
         }
     }
 }
 
+impl Drop for VcpuThread {
+    /// A thread that nobody can give orders any more ends.
+    fn drop(&mut self) {
+        self.order_end();
+    }
+}
+
 impl Shared {
-    fn order(&self, order: Order) {
-        let mut progress = self.lock();
-        progress.order = order;
+    /// Orders the vCPU out of the guest.
+    fn order_out(&self, order: Order) {
+        let mut crew = self.crew.lock();
+        crew[self.number].order = order;
         // Under the lock: the thread lets itself in under it too, after looking at the order.
-        if order != Order::Run {
-            self.kick.want_out();
+        self.kick.want_out();
+        drop(crew);
+        if order == Order::End {
+            self.crew.ordered.notify_all();
         }
-        drop(progress);
-        self.changed.notify_all();
+    }
+
+    fn look<T>(&self, at: impl FnOnce(&Progress) -> T) -> T {
+        at(&self.crew.lock()[self.number])
     }
 
     /// Makes KVM do what it leaves for a vCPU's first `KVM_RUN` (starting a kernel thread for the
@@ -281,26 +345,30 @@ impl Shared {
 
     fn follow_orders(&self) {
         loop {
-            let mut progress = self.lock();
-            while progress.order == Order::Rest
-                || progress.order == Order::Run && matches!(progress.phase, Phase::Crashed(..))
-            {
-                progress = self
-                    .changed
-                    .wait(progress)
+            let mut crew = self.crew.lock();
+            while crew[self.number].waits() {
+                crew = self
+                    .crew
+                    .ordered
+                    .wait(crew)
                     .unwrap_or_else(PoisonError::into_inner);
             }
-            if progress.order == Order::End {
+            if crew[self.number].order == Order::End {
                 return;
             }
             // Before the phase says that the vCPU runs, so that whoever sees that phase finds it
             // locked.
             let mut vcpu = self.vcpu.lock().unwrap_or_else(PoisonError::into_inner);
             self.kick.let_in();
-            progress.phase = Phase::InGuest(Timestamp::now());
-            progress.entered = true;
-            drop(progress);
-            self.changed.notify_all();
+            crew[self.number].phase = Phase::InGuest(Timestamp::now());
+            crew[self.number].entered = true;
+            let last = !crew.iter().any(Progress::is_to_enter);
+            drop(crew);
+            if last {
+                self.crew.changed.notify_all();
+            } else {
+                self.crew.ordered.notify_all();
+            }
 
             let outcome = self.run_until_wanted_out(&mut vcpu);
 
@@ -309,8 +377,8 @@ impl Shared {
                 Err(reason) => Phase::Crashed(format!("{reason}; {}", registers(&vcpu))),
             };
             drop(vcpu);
-            self.lock().phase = phase;
-            self.changed.notify_all();
+            self.crew.lock()[self.number].phase = phase;
+            self.crew.changed.notify_all();
         }
     }
 
@@ -359,10 +427,6 @@ impl Shared {
             other => return Err(format!("an exit that nothing here handles: {other:?}")),
         }
         Ok(())
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Progress> {
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

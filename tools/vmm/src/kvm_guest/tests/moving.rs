@@ -192,7 +192,7 @@ fn a_guest_that_can_t_be_run_says_whether_a_vcpu_was_entered() {
     // The other vCPU's thread is there, so it may have been entered before the failure was seen.
     let mut guest = arrived();
     end(&mut guest, 0..1);
-    guest.vcpus[1].order_run();
+    guest.crew.order_run();
     guest.vcpus[1].wait_in_guest(deadline()).unwrap();
     let error = guest.run(2).unwrap_err();
     assert!(matches!(error, RunError::MayHaveRun(_)), "{error}");
