@@ -510,6 +510,38 @@ fn words_that_nobody_asked_for_end_a_source_lane() {
 }
 
 #[test]
+fn lanes_that_are_turned_away_do_not_prolong_the_wait() {
+    let (lanes, incoming) = mpsc::channel();
+    let limit = Duration::from_secs(10);
+    let endpoint = DestinationEndpoint::new(memory(), incoming, options(Mechanism::Auto, limit));
+    let guessed = LaneTicket {
+        token: LaneToken([9; 32]),
+        ..ticket()
+    };
+    let mut peers = Vec::new();
+    for shown in [&guessed, &guessed, &ticket()] {
+        let (peer, stream) = connection();
+        let preamble = Preamble::lane(shown);
+        lanes.send(IncomingLane { stream, preamble }).unwrap();
+        peers.push(peer);
+    }
+    // However many wait, none is looked at behind the deadline.
+    let waited = endpoint.accept_lane(&[ticket()], Deadline::after(Duration::ZERO));
+    let waited = waited.map(|_| ());
+    assert!(
+        matches!(waited, Err(LaneError::Stalled { .. })),
+        "{waited:?}"
+    );
+    let lane = endpoint.accept_lane(&[ticket()], soon()).unwrap();
+    assert_eq!(lane.number(), LaneNumber(0));
+    for (peer, answer) in peers.iter_mut().zip([5, 5, 0]) {
+        let mut bytes = [0; 8];
+        peer.read_exact(&mut bytes).unwrap();
+        assert_eq!(bytes[4], answer);
+    }
+}
+
+#[test]
 fn a_preamble_must_be_whole_by_the_deadline() {
     let (mut peer, stream) = connection();
     let trickling = std::thread::spawn(move || {
