@@ -264,8 +264,9 @@ pub trait DestinationLane: Send {
     /// hung up; any other [`LaneError`]. The lane is of no use afterwards.
     fn next_fence(&mut self, deadline: Deadline) -> Result<FenceNumber, LaneError>;
 
-    /// What passed over the lane so far.
-    fn counters(&self) -> LaneCounters;
+    /// What passed over the lane so far; `None` where the bytes don't pass through this side's
+    /// hands (one-sided writes), so that nobody here can count them.
+    fn counters(&self) -> Option<LaneCounters>;
 }
 
 /// The source's side of a session's lanes: opens them and holds what they share (a device, its

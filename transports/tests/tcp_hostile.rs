@@ -182,6 +182,9 @@ fn honest_frames_by_hand_are_understood() {
         let mut word = [0; 16];
         victim.peer.read_exact(&mut word).unwrap();
         assert_eq!(word.to_vec(), header(3, 0, 1));
+        let counted = victim.lane.counters().unwrap();
+        assert_eq!(counted.payload_bytes, 3 * PAGE_BYTES);
+        assert_eq!((counted.runs, counted.zero_pages), (2, 1));
     }
 }
 

@@ -133,7 +133,7 @@ fn main() -> anyhow::Result<()> {
         let Ok(counters) = server.join() else {
             bail!("a receiving thread died");
         };
-        received += counters.submissions;
+        received += counters.map_or(0, |counters| counters.submissions);
     }
     let Ok(accepted) = accepting.join() else {
         bail!("the accepting thread died");

@@ -193,7 +193,7 @@ impl Session {
 pub(super) struct Served {
     pub(super) fences: Vec<FenceNumber>,
     pub(super) error: LaneError,
-    pub(super) counters: LaneCounters,
+    pub(super) counters: Option<LaneCounters>,
 }
 
 pub(super) type Serving = JoinHandle<Served>;

@@ -243,7 +243,7 @@ impl DestinationLane for Destination {
         }
     }
 
-    fn counters(&self) -> LaneCounters {
-        self.counters
+    fn counters(&self) -> Option<LaneCounters> {
+        Some(self.counters)
     }
 }

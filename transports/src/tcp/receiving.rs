@@ -321,10 +321,10 @@ impl DestinationLane for ReceivingLane {
         })
     }
 
-    fn counters(&self) -> LaneCounters {
-        LaneCounters {
+    fn counters(&self) -> Option<LaneCounters> {
+        Some(LaneCounters {
             submissions: self.stream.submissions(),
             ..self.counters
-        }
+        })
     }
 }
