@@ -238,13 +238,15 @@ pub trait SourceLane: Send {
     /// As for `put`.
     fn fence(&mut self) -> Result<FenceNumber, LaneError>;
 
-    /// Waits until the destination has said that it saw the fence (or a later one).
+    /// Waits until the destination has said that it saw the fence (or a later one), for as long as
+    /// what is ahead of the fence still moves: buffers may be deep, and the link slow. What may be
+    /// on its way is bounded, so this ends; `stop` ends it at once.
     ///
     /// # Errors
     ///
-    /// [`LaneError::Stalled`] when the deadline passed first: the lane is still good, and the call
-    /// may be made again. Otherwise as for `put`.
-    fn wait_fence(&mut self, number: FenceNumber, deadline: Deadline) -> Result<(), LaneError>;
+    /// [`LaneError::Stalled`] when nothing moved for `stall_limit`, as far as this side can tell:
+    /// the lane is still good, and the call may be made again. Otherwise as for `put`.
+    fn wait_fence(&mut self, number: FenceNumber, stall_limit: Duration) -> Result<(), LaneError>;
 
     /// What passed over the lane so far.
     fn counters(&self) -> LaneCounters;

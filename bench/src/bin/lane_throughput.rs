@@ -216,7 +216,7 @@ fn pass(lanes: &mut [Box<dyn SourceLane>], chunks: &[Vec<Run>]) -> anyhow::Resul
                         lane.put(chunk)?;
                     }
                     let fence = lane.fence()?;
-                    lane.wait_fence(fence, Deadline::after(PATIENCE))?;
+                    lane.wait_fence(fence, PATIENCE)?;
                     Ok(())
                 })
             })

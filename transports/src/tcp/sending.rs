@@ -3,14 +3,16 @@
 //!
 //! One batch is on its way while the next is filled.
 
+use std::net::TcpStream;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::batch::Batch;
+use super::socket::SendQueue;
 use super::sockets::LaneSockets;
 use super::stream::{ByteStream, Segments, StreamError, Want};
 use super::wire::{FRAME_BYTES_MAX, HEADER_BYTES, Header};
-use crate::deadline::Deadline;
+use crate::deadline::StallWatch;
 use crate::lane::{FenceNumber, LaneCounters, LaneError, LaneNumber, SourceLane};
 use crate::memory::{MemoryMap, PAGE_BYTES, Run};
 use crate::prepared::SourceRanges;
@@ -21,6 +23,8 @@ const BATCH_BYTES_MIN: u64 = 64 << 10;
 /// The source's end of a lane.
 pub(super) struct SendingLane {
     stream: Box<dyn ByteStream>,
+    /// What the stream moves its bytes over, to see how they fare.
+    connection: Arc<TcpStream>,
     filling: Batch,
     leaving: Batch,
     number: LaneNumber,
@@ -42,6 +46,7 @@ impl SendingLane {
     pub(super) fn new(
         number: LaneNumber,
         stream: Box<dyn ByteStream>,
+        connection: Arc<TcpStream>,
         memory: MemoryMap,
         ranges: Arc<SourceRanges>,
         sockets: Arc<LaneSockets>,
@@ -50,6 +55,7 @@ impl SendingLane {
         let batch_bytes = u64::from(batch_bytes).clamp(BATCH_BYTES_MIN, FRAME_BYTES_MAX);
         Self {
             stream,
+            connection,
             filling: Batch::new(memory.clone()),
             leaving: Batch::new(memory.clone()),
             number,
@@ -146,22 +152,34 @@ impl SendingLane {
             .map_err(|source| LaneError::Memory { lane, source })
     }
 
-    fn receive_word(&mut self, deadline: Deadline) -> Result<u64, LaneError> {
-        let begun = Instant::now();
+    /// Receives the destination's next word, for as long as it takes what was sent.
+    fn receive_word(&mut self, stall_limit: Duration) -> Result<u64, LaneError> {
         let doing = "waiting for a fence";
+        let mut watch = StallWatch::new(stall_limit);
+        let mut queue = SendQueue::of(&self.connection);
         while self.word_filled < HEADER_BYTES {
             let word = std::mem::take(&mut self.word);
             self.word_segments.set_buffer(word, self.word_filled);
+            let look = watch.next_look();
             let received = self
                 .stream
-                .receive(&mut self.word_segments, Want::Some, deadline);
+                .receive(&mut self.word_segments, Want::Some, look);
             self.word = self.word_segments.take_buffer();
-            self.word_filled += received.map_err(|error| self.error(error, doing, begun))?;
+            self.word_filled += match received {
+                // Nothing is sent meanwhile, so a change is what the peer acknowledged.
+                Err(StreamError::TimedOut)
+                    if !watch.is_stalled(queue.has_moved(&self.connection)) =>
+                {
+                    self.check(&[])?;
+                    0
+                }
+                received => received.map_err(|error| self.error(error, doing, watch.since()))?,
+            };
         }
         self.word_filled = 0;
         self.counters.wire_bytes += HEADER_BYTES as u64;
         let Some(word) = self.word.first_chunk::<HEADER_BYTES>() else {
-            return Err(self.error(StreamError::Closed, doing, begun));
+            return Err(self.error(StreamError::Closed, doing, watch.since()));
         };
         match Header::decode(word) {
             Ok(Header::FenceSeen { number })
@@ -233,7 +251,7 @@ impl SourceLane for SendingLane {
         Ok(FenceNumber(number))
     }
 
-    fn wait_fence(&mut self, number: FenceNumber, deadline: Deadline) -> Result<(), LaneError> {
+    fn wait_fence(&mut self, number: FenceNumber, stall_limit: Duration) -> Result<(), LaneError> {
         if number.0 > self.fences {
             return Err(LaneError::Protocol {
                 lane: self.number,
@@ -242,7 +260,7 @@ impl SourceLane for SendingLane {
         }
         while self.confirmed < number.0 {
             self.check(&[])?;
-            self.confirmed = self.receive_word(deadline)?;
+            self.confirmed = self.receive_word(stall_limit)?;
         }
         Ok(())
     }
