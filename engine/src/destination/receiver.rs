@@ -490,12 +490,11 @@ impl<G: IncomingGuest> Destination<'_, G> {
             Action::SendVerified => self.send(&Message::Verified(self.verified.clone())),
             Action::SendAborted => {
                 let reason = self.reason.clone().unwrap_or_default();
-                if !self.lost
-                    && self
-                        .link
-                        .send(&Message::Aborted(Abort::new(&reason)))
-                        .is_ok()
-                {
+                let aborted = Message::Aborted(Abort::new(&reason));
+                // Even where the connection counts as lost: a peer that said something wrong can
+                // still be told, and one behind its give-up is waiting for just this word.
+                let told = self.link.send_by(&aborted, Deadline::after(LAST_WORD_TIME));
+                if told.is_ok() && !self.lost {
                     self.endpoint.stop();
                     linger(&self.inputs);
                 }
