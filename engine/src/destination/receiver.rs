@@ -17,7 +17,7 @@ use super::{Hello, ReceiveError, ReceiveSettings, Received};
 use crate::affinity::{lane_cpus, pin_current_thread};
 use crate::clock::{Timestamp, boot_id};
 use crate::digest::{digest_count, digests};
-use crate::guest::{GuestError, GuestFactory, IncomingGuest};
+use crate::guest::{GuestError, GuestFactory, IncomingGuest, RunError};
 use crate::host::this_host;
 use crate::link::{Link, LinkEvent, Opening};
 use crate::protocol::{
@@ -582,7 +582,7 @@ impl<G: IncomingGuest> Destination<'_, G> {
     fn enter(&mut self) -> Event {
         let epoch = self.epoch();
         let Some(guest) = self.guest.as_mut() else {
-            return Event::NotEntered;
+            return Event::NeverEntered;
         };
         match guest.run(epoch) {
             Ok(record) => {
@@ -590,7 +590,11 @@ impl<G: IncomingGuest> Destination<'_, G> {
                 self.running_since = Some(Timestamp::now());
                 Event::Entered
             }
-            Err(error) => {
+            Err(RunError::NeverEntered(error)) => {
+                self.because(&format!("the guest could not be run: {error}"));
+                Event::NeverEntered
+            }
+            Err(RunError::MayHaveRun(error)) => {
                 self.broken = Some(error);
                 Event::NotEntered
             }

@@ -118,6 +118,9 @@ impl Desk {
                 Ok(Event::End) | Err(RecvTimeoutError::Disconnected) => return Ok(Stay::Ended),
                 Err(RecvTimeoutError::Timeout) => {}
             }
+            if let Some(warning) = machine.take_warning() {
+                eprintln!("dunlin: guest '{}': {warning}", offer.identity.name);
+            }
             match self.board.state() {
                 GuestState::Moved => return Ok(Stay::Moved),
                 GuestState::Ending => return Ok(Stay::Ended),

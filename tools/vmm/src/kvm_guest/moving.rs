@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use dunlin_engine::dirty::DirtySource;
 use dunlin_engine::guest::{
-    Guest, GuestError, GuestOffer, IncomingGuest, PauseRecord, RunRecord, SelfCheck,
+    Guest, GuestError, GuestOffer, IncomingGuest, PauseRecord, RunError, RunRecord, SelfCheck,
 };
 use dunlin_engine::kvm::{StateAccess, tell_paused};
 use dunlin_engine::layout::GuestMemory;
@@ -32,9 +32,12 @@ impl KvmGuest {
             .map(|control| control.load(Word::Loops))
             .collect();
         for vcpu in &self.vcpus {
-            // A vCPU that is not at rest was not paused.
-            if let Ok(vcpu) = vcpu.at_rest() {
-                tell_paused(&vcpu)?;
+            // A vCPU that is not at rest was not paused. One that can't be told runs all the same:
+            // a watchdog's complaint inside the guest is better than a guest that stands still.
+            if let Ok(vcpu) = vcpu.at_rest()
+                && let Err(error) = tell_paused(&vcpu)
+            {
+                self.warning = Some(format!("{error}; the guest's watchdogs may see the pause"));
             }
         }
         self.vcpus.iter().for_each(|vcpu| vcpu.order_run());
@@ -173,8 +176,19 @@ impl IncomingGuest for KvmGuest {
         Ok(self.load(state)?)
     }
 
-    fn run(&mut self, epoch: u64) -> Result<RunRecord, GuestError> {
-        let record = self.enter_all()?;
+    fn run(&mut self, epoch: u64) -> Result<RunRecord, RunError> {
+        let record = self.enter_all().map_err(|error| {
+            // Each of them, whatever the others say: none may be entered from here on.
+            let entered = self
+                .vcpus
+                .iter()
+                .fold(false, |entered, vcpu| vcpu.withdraw() | entered);
+            if entered {
+                RunError::MayHaveRun(error.into())
+            } else {
+                RunError::NeverEntered(error.into())
+            }
+        })?;
         self.identity.epoch = epoch;
         Ok(record)
     }
