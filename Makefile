@@ -33,6 +33,7 @@ build: ## Build the program: target/release/dunlin
 test: build ## Run every test: units, properties, and scenarios with the built program
 	@$(SETUP) --want ip
 	$(CARGO) test --workspace --exclude dunlin-tests --locked
+	$(CARGO) test -p dunlin-engine --features vm-memory --lib --locked vm_memory
 	DUNLIN=$(DUNLIN) $(CARGO) test -p dunlin-tests --locked -- --test-threads=$(SCENARIO_THREADS)
 
 bench: ## Run the micro-benchmarks (about a minute; ARGS=zero runs those named so)
@@ -45,6 +46,7 @@ lint: ## Check formatting, lints, documentation, and the licences and sources of
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	$(CARGO) clippy -p dunlin-transports --no-default-features --all-targets --locked -- -D warnings
 	$(CARGO) clippy -p dunlin-engine --no-default-features --all-targets --locked -- -D warnings
+	$(CARGO) clippy -p dunlin-engine --all-features --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --no-deps --workspace --locked
 	@if ! command -v cargo-deny >/dev/null; then echo 'lint: dependencies were not checked'; \
 	else set -x; $(CARGO) deny --locked check bans licenses sources; fi

@@ -2,8 +2,14 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use dunlin_transports::deadline::Deadline;
 use dunlin_transports::memory::{MemoryError, MemoryMap, PAGE_BYTES, PageNumber, Run};
+use thiserror::Error;
 use xxhash_rust::xxh3::Xxh3Default;
+
+use crate::dirty::DirtyBitmap;
+use crate::layout::GuestMemory;
+use crate::untouched::Untouched;
 
 /// Pages in one digest block: 16 MiB. Large enough that a terabyte's digests take 512 KiB in
 /// PREPARE, small enough to say roughly where a difference is.
@@ -35,15 +41,34 @@ pub(crate) fn digest_count(memory: &MemoryMap) -> usize {
     blocks(memory).len()
 }
 
+/// Why memory could not be digested.
+#[derive(Debug, Error)]
+pub(crate) enum DigestError {
+    /// A page is not guest memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The deadline passed.
+    #[error("digesting memory took too long")]
+    TimedOut,
+}
+
 /// XXH3-64 of each 16 MiB of memory, computed by `threads` threads. The guest is paused.
+///
+/// Memory that was never touched is not read (a read would allocate it), but digested as the zeros
+/// that it is.
 ///
 /// # Errors
 ///
-/// When a page is not guest memory, which `memory` itself rules out.
-pub(crate) fn digests(memory: &MemoryMap, threads: usize) -> Result<Vec<u64>, MemoryError> {
-    let blocks = blocks(memory);
+/// When the deadline passes first. Pages that are not guest memory are ruled out by `memory`.
+pub(crate) fn digests(
+    memory: &GuestMemory,
+    threads: usize,
+    deadline: Deadline,
+) -> Result<Vec<u64>, DigestError> {
+    let blocks = blocks(memory.lane_map());
+    let untouched = Untouched::new(memory);
     let next = AtomicUsize::new(0);
-    let work = || -> Result<Vec<(usize, u64)>, MemoryError> {
+    let work = || -> Result<Vec<(usize, u64)>, DigestError> {
         let mut buffer = vec![0; (u64::from(COPY_PAGES) * PAGE_BYTES) as usize];
         let mut found = Vec::new();
         loop {
@@ -51,7 +76,13 @@ pub(crate) fn digests(memory: &MemoryMap, threads: usize) -> Result<Vec<u64>, Me
             let Some(block) = blocks.get(index) else {
                 return Ok(found);
             };
-            found.push((index, digest(memory, *block, &mut buffer)?));
+            if deadline.passed() {
+                return Err(DigestError::TimedOut);
+            }
+            found.push((
+                index,
+                digest(memory.lane_map(), &untouched, *block, &mut buffer)?,
+            ));
         }
     };
     let mut digests = vec![0; blocks.len()];
@@ -72,19 +103,35 @@ pub(crate) fn digests(memory: &MemoryMap, threads: usize) -> Result<Vec<u64>, Me
     Ok(digests)
 }
 
-fn digest(memory: &MemoryMap, block: Run, buffer: &mut [u8]) -> Result<u64, MemoryError> {
+fn digest(
+    memory: &MemoryMap,
+    untouched: &Untouched,
+    block: Run,
+    buffer: &mut [u8],
+) -> Result<u64, MemoryError> {
+    let mut known_zero = DirtyBitmap::new(u64::from(block.pages));
+    untouched.for_each_range(block, |range| {
+        let first = range.first.0.saturating_sub(block.first.0);
+        known_zero.set_range(PageNumber(first), u64::from(range.pages));
+    });
     let mut hasher = Xxh3Default::new();
-    let mut first = block.first.0;
-    while first < block.end().0 {
-        let pages = (block.end().0 - first).min(u64::from(COPY_PAGES)) as u32;
+    let mut first = 0;
+    while first < block.pages {
+        let pages = (block.pages - first).min(COPY_PAGES);
         let run = Run {
-            first: PageNumber(first),
+            first: PageNumber(block.first.0 + u64::from(first)),
             pages,
         };
         let bytes = buffer.get_mut(..run.bytes() as usize).unwrap_or_default();
-        memory.copy_out(run, bytes)?;
+        let is_untouched =
+            |page: u32| known_zero.get(PageNumber(u64::from(first) + u64::from(page)));
+        if (0..pages).all(is_untouched) {
+            bytes.fill(0);
+        } else {
+            memory.copy_out(run, bytes)?;
+        }
         hasher.update(bytes);
-        first += u64::from(pages);
+        first += pages;
     }
     Ok(hasher.digest())
 }
@@ -92,27 +139,71 @@ fn digest(memory: &MemoryMap, block: Run, buffer: &mut [u8]) -> Result<u64, Memo
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+    use std::time::Duration;
 
-    use dunlin_transports::memory::OwnedMapping;
+    use dunlin_transports::memory::{HostMapping, OwnedMapping};
 
     use super::*;
+    use crate::layout::{Backing, GuestAddress, Layout, Region, RegionShape};
+
+    const PAGES: u64 = BLOCK_PAGES as u64 + 5;
+
+    fn memory() -> GuestMemory {
+        let shape = RegionShape {
+            address: GuestAddress(0),
+            bytes: PAGES * PAGE_BYTES,
+            backing: Backing::Anonymous,
+            backing_page_bytes: PAGE_BYTES,
+        };
+        let mapping: Arc<dyn HostMapping> = Arc::new(OwnedMapping::new(shape.bytes).unwrap());
+        let region = Region {
+            file: None,
+            file_offset: 0,
+            guest_mapping: Arc::clone(&mapping),
+            lane_mapping: mapping,
+        };
+        GuestMemory::new(Layout::new(1, vec![shape]).unwrap(), vec![region]).unwrap()
+    }
+
+    fn soon() -> Deadline {
+        Deadline::after(Duration::from_secs(60))
+    }
 
     #[test]
     fn one_changed_byte_changes_the_digest_of_its_block_alone() {
-        let pages = u64::from(BLOCK_PAGES) + 5;
-        let mapping = OwnedMapping::new(pages * PAGE_BYTES).unwrap();
-        let memory = MemoryMap::new(vec![Arc::new(mapping)]).unwrap();
-        let before = digests(&memory, 2).unwrap();
-        assert_eq!(before.len(), digest_count(&memory));
+        let memory = memory();
+        let before = digests(&memory, 2, soon()).unwrap();
+        assert_eq!(before.len(), digest_count(memory.lane_map()));
         let mut page = [0; PAGE_BYTES as usize];
         page[4095] = 1;
         let last = Run {
-            first: PageNumber(pages - 1),
+            first: PageNumber(PAGES - 1),
             pages: 1,
         };
-        memory.copy_in(last, &page).unwrap();
-        let after = digests(&memory, 1).unwrap();
+        memory.lane_map().copy_in(last, &page).unwrap();
+        let after = digests(&memory, 1, soon()).unwrap();
         assert_eq!(after[0], before[0]);
         assert_ne!(after[1], before[1]);
+    }
+
+    #[test]
+    fn untouched_memory_digests_as_zeros_that_were_written() {
+        let (fresh, written) = (memory(), memory());
+        let all = written.lane_map().whole();
+        all.iter()
+            .for_each(|run| written.lane_map().fill_zero(*run).unwrap());
+        assert_eq!(
+            digests(&fresh, 1, soon()).unwrap(),
+            digests(&written, 1, soon()).unwrap()
+        );
+    }
+
+    #[test]
+    fn a_deadline_ends_it() {
+        let passed = Deadline::after(Duration::ZERO);
+        assert!(matches!(
+            digests(&memory(), 2, passed),
+            Err(DigestError::TimedOut)
+        ));
     }
 }

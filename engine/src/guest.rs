@@ -59,6 +59,32 @@ impl Error for GuestError {
     }
 }
 
+/// Why a guest that was sent here could not be run. The difference decides who owns it.
+#[derive(Debug)]
+pub enum RunError {
+    /// No vCPU was entered, and none will be: the source may let the guest go on.
+    NeverEntered(GuestError),
+    /// A vCPU was entered, or it can't be told: the guest may have written, sent and printed.
+    MayHaveRun(GuestError),
+}
+
+impl fmt::Display for RunError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NeverEntered(error) => write!(formatter, "no vCPU was entered: {error}"),
+            Self::MayHaveRun(error) => write!(formatter, "a vCPU may have run: {error}"),
+        }
+    }
+}
+
+impl Error for RunError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::NeverEntered(error) | Self::MayHaveRun(error) => Some(error),
+        }
+    }
+}
+
 /// Who a guest is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GuestIdentity {
@@ -173,8 +199,9 @@ pub trait IncomingGuest: Send {
     ///
     /// # Errors
     ///
-    /// When a vCPU can't be entered.
-    fn run(&mut self, epoch: u64) -> Result<RunRecord, GuestError>;
+    /// When a vCPU can't be entered. It says whether any was; after
+    /// [`RunError::NeverEntered`] none may be entered any more.
+    fn run(&mut self, epoch: u64) -> Result<RunRecord, RunError>;
 
     /// The pause as the guest itself saw it, where the guest measures it; waits for the guest to
     /// have done so, up to the deadline. Called after `run`.

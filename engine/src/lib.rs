@@ -19,6 +19,7 @@
 //! | [`clock`] | points in time that can be told to another process |
 //! | `kvm` | dirty tracking and vCPU/VM state of KVM guests |
 //! | `process` | dirty tracking of a process's own memory |
+//! | `vm_memory` | guest memory of VMMs that keep it in vm-memory's `GuestMemoryMmap` |
 
 pub mod affinity;
 pub mod chunk;
@@ -43,4 +44,6 @@ pub mod settings;
 pub mod source;
 pub mod state;
 pub mod untouched;
+#[cfg(feature = "vm-memory")]
+pub mod vm_memory;
 pub mod zero;

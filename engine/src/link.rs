@@ -5,7 +5,7 @@
 //! hashing memory still counts as alive, and measures round trip and clock offset by its own.
 
 use std::sync::mpsc::SyncSender;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -26,6 +26,9 @@ const FIRST_PING_INTERVAL: Duration = Duration::from_millis(20);
 
 /// How many PINGs are the first.
 const FIRST_PINGS: u32 = 8;
+
+/// How often a sender looks whether the other one is done.
+const SENDER_RETRY: Duration = Duration::from_micros(20);
 
 /// Whose word comes first on the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,7 +125,24 @@ impl Link {
     ///
     /// When it could not be sent whole; the connection is of no use then.
     pub(crate) fn send(&self, message: &Message) -> Result<(), ControlError> {
-        send(&self.sender, message, self.peer_timeout)
+        self.send_by(message, Deadline::after(self.peer_timeout))
+    }
+
+    /// Sends a message by a deadline that may be nearer.
+    ///
+    /// # Errors
+    ///
+    /// As for `send`.
+    pub(crate) fn send_by(
+        &self,
+        message: &Message,
+        deadline: Deadline,
+    ) -> Result<(), ControlError> {
+        send(
+            &self.sender,
+            message,
+            deadline.earlier(Deadline::after(self.peer_timeout)),
+        )
     }
 
     /// What is known of the connection.
@@ -141,14 +161,26 @@ impl Drop for Link {
     }
 }
 
-fn send(
-    sender: &SharedSender,
-    message: &Message,
-    peer_timeout: Duration,
-) -> Result<(), ControlError> {
+fn send(sender: &SharedSender, message: &Message, deadline: Deadline) -> Result<(), ControlError> {
     let frame = message.to_frame();
-    let mut sender = sender.lock().unwrap_or_else(PoisonError::into_inner);
-    sender.send(&frame, Deadline::after(peer_timeout))
+    let begun = Timestamp::now();
+    loop {
+        match sender.try_lock() {
+            Ok(mut sender) => return sender.send(&frame, deadline),
+            Err(TryLockError::Poisoned(poisoned)) => {
+                return poisoned.into_inner().send(&frame, deadline);
+            }
+            // The reading thread is in the middle of a PONG: microseconds, unless the peer takes
+            // nothing.
+            Err(TryLockError::WouldBlock) if deadline.passed() => {
+                return Err(ControlError::TimedOut {
+                    doing: "sending",
+                    waited: Timestamp::now().since(begun),
+                });
+            }
+            Err(TryLockError::WouldBlock) => std::thread::sleep(SENDER_RETRY),
+        }
+    }
 }
 
 struct Reader {
@@ -167,23 +199,23 @@ impl Reader {
     fn next(&mut self) -> LinkEvent {
         loop {
             let now = Timestamp::now();
-            let silent = now.since(self.heard);
-            if silent >= self.peer_timeout {
-                return LinkEvent::Lost(format!(
-                    "the peer was silent for {} ms",
-                    silent.as_millis()
-                ));
-            }
             if self.ping_due.is_some_and(|due| now >= due) {
                 if let Err(error) = self.ping(now) {
                     return LinkEvent::Lost(error.to_string());
                 }
                 continue;
             }
-            let left = self.peer_timeout - silent;
+            let silent = now.since(self.heard);
+            let left = self.peer_timeout.saturating_sub(silent);
             let wait = self.ping_due.map_or(left, |due| due.since(now).min(left));
             let frame = match self.receiver.receive(frame_limit, Deadline::after(wait)) {
                 Ok(frame) => frame,
+                // Only who listened in vain may call the other silent: this process may have been
+                // stopped for a while itself, with the peer's words waiting.
+                Err(ControlError::TimedOut { .. }) if left.is_zero() => {
+                    let silent = silent.as_millis();
+                    return LinkEvent::Lost(format!("the peer was silent for {silent} ms"));
+                }
                 Err(ControlError::TimedOut { .. }) => continue,
                 Err(error) => return LinkEvent::Lost(error.to_string()),
             };
@@ -223,7 +255,7 @@ impl Reader {
     }
 
     fn say(&self, message: &Message) -> Result<(), ControlError> {
-        send(&self.sender, message, self.peer_timeout)
+        send(&self.sender, message, Deadline::after(self.peer_timeout))
     }
 
     fn measure(&self, pong: &Pong) {
@@ -239,5 +271,45 @@ impl Reader {
             quality.round_trip = Some(round_trip);
             quality.clock_offset_ns = pong.answered_ns.wrapping_sub(middle) as i64;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::sync_channel;
+
+    use dunlin_transports::inmemory::{Faults, control_pair};
+
+    use super::*;
+    use crate::protocol::MessageKind;
+
+    /// The side that begins would be turned away if a PING went before its HELLO.
+    #[test]
+    fn nothing_goes_before_the_first_word() {
+        let limit = Duration::from_secs(30);
+        let (ours, mut theirs) = control_pair(Faults::new());
+        let (sender, _events) = sync_channel::<LinkEvent>(4);
+        let link = Link::start(ours, Opening::Ours, limit, sender).unwrap();
+        let heard = theirs
+            .receiver
+            .receive(frame_limit, Deadline::after(10 * FIRST_PING_INTERVAL));
+        assert!(matches!(heard, Err(ControlError::TimedOut { .. })));
+        // Once the peer has spoken, it is asked.
+        let ping = Message::Ping(Ping { sent_ns: 1 }).to_frame();
+        theirs.sender.send(&ping, Deadline::after(limit)).unwrap();
+        let kinds: Vec<_> = (0..2)
+            .map(|_| {
+                theirs
+                    .receiver
+                    .receive(frame_limit, Deadline::after(limit))
+                    .unwrap()
+                    .kind
+            })
+            .collect();
+        assert!(
+            kinds.contains(&MessageKind::Ping.number()),
+            "neither of {kinds:?} asks"
+        );
+        drop(link);
     }
 }

@@ -30,6 +30,8 @@ pub enum Outcome {
     PeerFailed,
     /// Something on this side failed; the guest runs on the source.
     Failed,
+    /// The guest stayed on the source, but could not be resumed there; it is paused.
+    NotResumed,
     /// Who owns the guest is not known: the connection was lost behind the give-up. The source
     /// keeps it paused.
     Unknown,

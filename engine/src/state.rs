@@ -23,6 +23,10 @@ pub const SECTIONS_MAX: usize = 8192;
 /// The most fields in one section.
 pub const FIELDS_MAX: usize = 4096;
 
+/// The most fields in all sections together: each takes some 60 bytes here however few it has on
+/// the wire, so this bounds what a peer's state becomes at 4 MiB beyond its bytes.
+pub const STATE_FIELDS_MAX: usize = 65_536;
+
 /// The longest name of a section, in bytes.
 pub const SECTION_NAME_BYTES_MAX: usize = 64;
 
@@ -291,6 +295,7 @@ impl DeviceState {
             "sections",
         )?;
         let mut state = Self::new();
+        let mut fields = 0;
         for _ in 0..count {
             let section = decode_section(&mut decoder)?;
             if state
@@ -299,6 +304,12 @@ impl DeviceState {
                 .any(|other| other.name == section.name)
             {
                 return Err(StateError::Duplicate(section.name));
+            }
+            fields += section.fields.len();
+            if fields > STATE_FIELDS_MAX {
+                return Err(StateError::Malformed(format!(
+                    "more than {STATE_FIELDS_MAX} fields"
+                )));
             }
             state.push(section);
         }

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dunlin_engine::destination::ReceiveError;
-use dunlin_engine::guest::GuestError;
+use dunlin_engine::guest::{GuestError, RunError};
 use dunlin_engine::protocol::{Abort, Message, MessageKind};
 use dunlin_engine::report::Outcome;
 use dunlin_engine::settings::MoveHandle;
@@ -289,13 +289,23 @@ fn a_lost_lane_leaves_the_guest_at_home() {
 
 #[test]
 fn a_commit_that_never_arrives_leaves_the_guest_paused_and_its_owner_unknown() {
-    for end in [End::Cut, End::Silent(Place::ControlToDestination)] {
+    for end in [End::Cut, End::Silent(Place::Control)] {
         let ended = end.at(MessageKind::Commit);
         assert_eq!(ended.report.outcome, Outcome::Unknown, "{end:?}");
         assert_eq!(ended.source.count(Call::Resume), 0);
         assert_eq!(ended.destination().count(Call::Run), 0);
         assert!(ended.received.is_err());
     }
+}
+
+/// The way there is dead, the way back is not: the destination's ABORTED brings the guest home.
+#[test]
+fn a_commit_that_never_arrives_is_settled_by_aborted_where_that_gets_through() {
+    let ended = End::Silent(Place::ControlToDestination).at(MessageKind::Commit);
+    assert_eq!(ended.report.outcome, Outcome::PeerFailed);
+    assert_eq!(ended.source.count(Call::Resume), 1);
+    assert_eq!(ended.destination().count(Call::Run), 0);
+    assert!(ended.received.is_err());
 }
 
 #[test]
@@ -394,12 +404,24 @@ fn a_state_that_does_not_load_leaves_the_guest_at_home() {
 #[test]
 fn a_guest_that_can_t_be_entered_is_nobody_s() {
     let mut session = session(Hooks::default());
-    session.hooks.run = Some(Box::new(|_| Err(broken())));
+    session.hooks.run = Some(Box::new(|_| Err(RunError::MayHaveRun(broken()))));
     let ended = session.run();
     // It may have run for a moment: only a person can decide.
     assert_eq!(ended.report.outcome, Outcome::Unknown);
     assert_eq!(ended.source.count(Call::Resume), 0);
     assert!(matches!(ended.received, Err(ReceiveError::Broken(_))));
+}
+
+#[test]
+fn a_guest_that_was_never_entered_goes_back_even_behind_commit() {
+    let mut session = session(Hooks::default());
+    session.hooks.run = Some(Box::new(|_| Err(RunError::NeverEntered(broken()))));
+    let ended = session.run();
+    ended.assert_reason("on strike");
+    assert_eq!(ended.destination().count(Call::Run), 1);
+    assert_eq!(ended.source.count(Call::Resume), 1);
+    assert!(matches!(ended.received, Err(ReceiveError::Aborted(_))));
+    ended.assert_stayed(Outcome::PeerFailed);
 }
 
 #[test]

@@ -92,11 +92,11 @@ fn running(source: &mut SourceByHand) -> Vec<Box<dyn SourceLane>> {
 /// Asserts that the destination gave up, said so with a reason, and runs nothing.
 fn assert_gave_up(mut source: SourceByHand, what: &str) {
     let heard = source.by_hand.hear_out();
-    let aborted = heard.iter().any(|message| match message {
-        Message::Aborted(abort) => !abort.reason().is_empty(),
-        _ => false,
-    });
-    assert!(aborted, "{what}: heard {heard:?}");
+    // Nothing before it either: a READY would say that all is well.
+    let [Message::Aborted(aborted)] = heard.as_slice() else {
+        panic!("{what}: heard {heard:?}");
+    };
+    assert!(!aborted.reason().is_empty(), "{what}: no reason");
     match source.ended() {
         Err(ReceiveError::Aborted(reason)) => assert!(!reason.is_empty(), "{what}: no reason"),
         Err(other) => panic!("{what}: {other}"),
@@ -412,48 +412,49 @@ fn a_source_that_never_stops_talking_is_not_listened_to_for_ever() {
 // ---- a hostile destination ----
 
 /// Asserts that the guest stayed, runs, and that the report says why.
-fn assert_stayed(there: &DestinationByHand, outcome: Outcome, what: &str) {
+fn assert_stayed(there: &DestinationByHand, outcome: Outcome, what: &str) -> String {
     let report = there.ended();
     assert_eq!(report.outcome, outcome, "{what}: {:?}", report.reason);
-    assert!(
-        report.reason.is_some_and(|reason| !reason.is_empty()),
-        "{what}"
-    );
+    let reason = report.reason.unwrap_or_default();
+    assert!(!reason.is_empty(), "{what}: no reason");
     assert!(there.machine.runs(), "{what}");
     Session::of(there.machine.clone()).run().assert_moved();
+    reason
 }
 
 #[test]
 fn a_welcome_out_of_bounds_leaves_the_guest_at_home() {
     type Change = fn(&mut Welcome);
-    let changes: [(&str, Change); 11] = [
-        ("version 0", |welcome| welcome.version = 0),
-        ("version 2", |welcome| welcome.version = 2),
-        ("no lane", |welcome| welcome.tokens.clear()),
-        ("a lane too many", |welcome| {
+    let changes: [(&str, &str, Change); 11] = [
+        ("version 0", "version 0", |welcome| welcome.version = 0),
+        ("version 2", "version 2", |welcome| welcome.version = 2),
+        ("no lane", "0 lanes", |welcome| welcome.tokens.clear()),
+        ("a lane too many", "3 lanes", |welcome| {
             welcome.tokens.push([9; 32].into());
         }),
-        ("65 lanes", |welcome| {
+        ("65 lanes", "65 lanes", |welcome| {
             welcome.tokens = vec![[9; 32].into(); 65];
         }),
-        ("uneven grants", |welcome| {
+        ("uneven grants", "uneven", |welcome| {
             welcome.grants.first.push(0);
         }),
-        ("more keys than grants", |welcome| {
+        ("more keys than grants", "uneven", |welcome| {
             welcome.grants.keys.push(Vec::new().into());
         }),
-        ("a long key", |welcome| {
+        ("a long key", "65 bytes", |welcome| {
             welcome.grants.keys[0] = vec![1; 65].into();
         }),
-        ("an empty grant", |welcome| welcome.grants.pages[0] = 0),
-        ("a grant behind memory", |welcome| {
+        ("an empty grant", "0 pages", |welcome| {
+            welcome.grants.pages[0] = 0
+        }),
+        ("a grant behind memory", "not inside", |welcome| {
             welcome.grants.first[0] = u64::MAX;
         }),
-        ("a grant over two regions", |welcome| {
+        ("a grant over two regions", "not inside", |welcome| {
             welcome.grants.pages[0] = u32::MAX;
         }),
     ];
-    for (what, change) in changes {
+    for (what, words, change) in changes {
         let mut there = DestinationByHand::new(&REGIONS, |_| ());
         there.hello();
         let mut welcome = there.good_welcome(2);
@@ -462,7 +463,8 @@ fn a_welcome_out_of_bounds_leaves_the_guest_at_home() {
         let heard = there.by_hand.hear_out();
         let aborts = heard.iter().map(Message::kind);
         assert!(aborts.eq([MessageKind::Abort]), "{what}: {heard:?}");
-        assert_stayed(&there, Outcome::PeerFailed, what);
+        let reason = assert_stayed(&there, Outcome::PeerFailed, what);
+        assert!(reason.contains(words), "{what}: {reason}");
     }
 }
 

@@ -9,7 +9,7 @@
 
 mod simulated;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -397,12 +397,28 @@ fn a_page_touched_while_its_chunk_is_asked_about_arrives() {
 
 // ---- law 6: a running guest's memory is never a slice ----
 
-/// Where `from_raw_parts` may stand, and why.
-const SLICES_FROM_POINTERS: &[(&str, &str)] = &[
-    ("engine/tests/laws.rs", "names what it looks for"),
+/// Where slices are made from pointers, how often, and why that is sound: none is of a running
+/// guest's memory.
+const SLICES_FROM_POINTERS: &[(&str, usize, &str)] = &[
     (
-        "transports/src/tcp/",
-        "control messages and address buffers of its own, no guest memory",
+        "engine/src/kvm/abi.rs",
+        1,
+        "a kernel struct on this side's own stack",
+    ),
+    (
+        "engine/src/kvm/ring_entries.rs",
+        1,
+        "the dirty ring, whose entries are atomics",
+    ),
+    (
+        "engine/src/process/tests.rs",
+        1,
+        "a page of a guest that does not run, for read(2)",
+    ),
+    (
+        "tools/vmm/src/kvm_guest/program.rs",
+        1,
+        "the guest program in this binary's read-only data",
     ),
 ];
 
@@ -410,7 +426,9 @@ const SLICES_FROM_POINTERS: &[(&str, &str)] = &[
 fn no_source_makes_a_slice_of_guest_memory() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let mut folders = vec![root.to_path_buf()];
-    let mut found: Vec<PathBuf> = Vec::new();
+    // In two pieces, so that this file does not name it.
+    let name_sought = concat!("from_raw", "_parts");
+    let mut found: Vec<(String, usize)> = Vec::new();
     let mut files = 0;
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(&folder).unwrap() {
@@ -423,18 +441,19 @@ fn no_source_makes_a_slice_of_guest_memory() {
             } else if path.extension().is_some_and(|extension| extension == "rs") {
                 files += 1;
                 let text = std::fs::read_to_string(&path).unwrap();
-                if text.contains("from_raw_parts") {
-                    found.push(path.strip_prefix(root).unwrap().to_path_buf());
+                let count = text.matches(name_sought).count();
+                if count > 0 {
+                    let path = path.strip_prefix(root).unwrap();
+                    found.push((path.to_string_lossy().into_owned(), count));
                 }
             }
         }
     }
     assert!(files > 40, "only {files} sources were found");
-    let allowed = |path: &PathBuf| {
-        let mut places = SLICES_FROM_POINTERS.iter();
-        places.any(|(place, _)| path.to_string_lossy().starts_with(place))
-    };
-    found.retain(|path| !allowed(path));
+    found.retain(|(path, count)| {
+        let mut allowed = SLICES_FROM_POINTERS.iter();
+        !allowed.any(|(place, times, _)| place == path && times == count)
+    });
     assert!(
         found.is_empty(),
         "{found:?}: a slice of guest memory is unsound; where it is other memory, say so in the list"

@@ -61,7 +61,11 @@ fn endpoints() -> Result<()> {
     complains("send vm1 --to host", 2, &["host", "tcp://"])?;
     complains("send vm1 --to tcp://", 2, &["tcp://"])?;
     complains("send vm1 --to tcp://h:99999", 2, &["99999"])?;
-    complains("send vm1 --to tcp://::1:7471", 2, &["brackets", "[2001:db8::1]"])?;
+    complains(
+        "send vm1 --to tcp://::1:7471",
+        2,
+        &["brackets", "[2001:db8::1]"],
+    )?;
     complains("send vm1 --to rdma://h", 2, &["rdma"])?;
     complains("send vm1 --to ftp://h", 2, &["ftp"])
 }

@@ -17,7 +17,7 @@ use super::{Hello, ReceiveError, ReceiveSettings, Received};
 use crate::affinity::{lane_cpus, pin_current_thread};
 use crate::clock::{Timestamp, boot_id};
 use crate::digest::{digest_count, digests};
-use crate::guest::{GuestError, GuestFactory, IncomingGuest};
+use crate::guest::{GuestError, GuestFactory, IncomingGuest, RunError};
 use crate::host::this_host;
 use crate::link::{Link, LinkEvent, Opening};
 use crate::protocol::{
@@ -155,6 +155,7 @@ pub(super) fn receive<F: GuestFactory>(
             began,
             prepare: None,
             prepare_received: began,
+            handover_limit: settings.peer_timeout,
             ready: Ready::default(),
             running: Running::default(),
             claims: None,
@@ -306,6 +307,8 @@ struct Destination<'a, G> {
     counters: Vec<Option<LaneCounters>>,
     prepare: Option<Prepare>,
     prepare_received: Timestamp,
+    /// How long after PREPARE the source's word is waited for.
+    handover_limit: Duration,
     ready: Ready,
     running: Running,
     claims: Option<VerifyPages>,
@@ -381,8 +384,7 @@ impl<G: IncomingGuest> Destination<'_, G> {
                     .then(|| self.failed(&format!("not done within {} s", limit.as_secs())))
             }
             State::Loading | State::Ready => {
-                let cap = Duration::from_nanos(self.hello.message.blackout_cap_ns);
-                let limit = cap.min(BLACKOUT_CAP_MAX) + self.settings.peer_timeout;
+                let limit = self.handover_limit;
                 let waited = now.since(self.prepare_received);
                 (waited >= limit).then(|| {
                     self.failed(&format!(
@@ -406,6 +408,8 @@ impl<G: IncomingGuest> Destination<'_, G> {
         match message {
             Message::Prepare(prepare) => {
                 self.prepare_received = Timestamp::now();
+                let cap = Duration::from_nanos(prepare.blackout_cap_ns).min(BLACKOUT_CAP_MAX);
+                self.handover_limit = cap + self.settings.peer_timeout;
                 self.prepare = Some(prepare);
                 Event::Prepare
             }
@@ -486,12 +490,11 @@ impl<G: IncomingGuest> Destination<'_, G> {
             Action::SendVerified => self.send(&Message::Verified(self.verified.clone())),
             Action::SendAborted => {
                 let reason = self.reason.clone().unwrap_or_default();
-                if !self.lost
-                    && self
-                        .link
-                        .send(&Message::Aborted(Abort::new(&reason)))
-                        .is_ok()
-                {
+                let aborted = Message::Aborted(Abort::new(&reason));
+                // Even where the connection counts as lost: a peer that said something wrong can
+                // still be told, and one behind its give-up is waiting for just this word.
+                let told = self.link.send_by(&aborted, Deadline::after(LAST_WORD_TIME));
+                if told.is_ok() && !self.lost {
                     self.endpoint.stop();
                     linger(&self.inputs);
                 }
@@ -556,7 +559,9 @@ impl<G: IncomingGuest> Destination<'_, G> {
             if prepare.digests.len() != digest_count(memory) {
                 return Err(format!("{} digests came", prepare.digests.len()));
             }
-            let own = digests(memory, self.seen.len()).map_err(|error| error.to_string())?;
+            let deadline = Deadline::after(self.handover_limit);
+            let own = digests(guest.memory(), self.seen.len(), deadline)
+                .map_err(|error| error.to_string())?;
             if let Some(block) = own.iter().zip(&prepare.digests).position(|(a, b)| a != b) {
                 return Err(format!("memory differs in digest block {block}"));
             }
@@ -576,7 +581,7 @@ impl<G: IncomingGuest> Destination<'_, G> {
     fn enter(&mut self) -> Event {
         let epoch = self.epoch();
         let Some(guest) = self.guest.as_mut() else {
-            return Event::NotEntered;
+            return Event::NeverEntered;
         };
         match guest.run(epoch) {
             Ok(record) => {
@@ -584,7 +589,11 @@ impl<G: IncomingGuest> Destination<'_, G> {
                 self.running_since = Some(Timestamp::now());
                 Event::Entered
             }
-            Err(error) => {
+            Err(RunError::NeverEntered(error)) => {
+                self.because(&format!("the guest could not be run: {error}"));
+                Event::NeverEntered
+            }
+            Err(RunError::MayHaveRun(error)) => {
                 self.broken = Some(error);
                 Event::NotEntered
             }

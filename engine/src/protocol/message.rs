@@ -238,11 +238,8 @@ pub struct Hello {
     /// The source's host.
     #[n(13)]
     pub host: WireHost,
-    /// The most that the pause may last before the source takes the guest back, in nanoseconds.
-    #[n(14)]
-    pub blackout_cap_ns: u64,
     /// How long the source bears silence, in milliseconds.
-    #[n(15)]
+    #[n(14)]
     pub peer_timeout_ms: u64,
 }
 
@@ -337,12 +334,49 @@ pub struct Prepare {
     /// What all lanes carried in the whole move.
     #[n(1)]
     pub counts: Counts,
-    /// Digests of all memory, one for each digest block; empty unless asked for.
-    #[n(2)]
+    /// Digests of all memory, one for each digest block; empty unless asked for. On the wire they
+    /// are 8 bytes each, in one byte string: a peer's bytes become no more memory than they are.
+    #[cbor(n(2), with = "packed")]
     pub digests: Vec<u64>,
     /// The device state, encoded.
     #[n(3)]
     pub state: ByteVec,
+    /// The most that the pause may last before the source takes the guest back, in nanoseconds.
+    #[n(4)]
+    pub blackout_cap_ns: u64,
+}
+
+/// Numbers as one byte string, 8 bytes each, little-endian.
+mod packed {
+    use minicbor::decode::Error as DecodeError;
+    use minicbor::encode::{Error as EncodeError, Write};
+    use minicbor::{Decoder, Encoder};
+
+    pub(super) fn encode<C, W: Write>(
+        numbers: &[u64],
+        encoder: &mut Encoder<W>,
+        _context: &mut C,
+    ) -> Result<(), EncodeError<W::Error>> {
+        let bytes: Vec<u8> = numbers
+            .iter()
+            .flat_map(|number| number.to_le_bytes())
+            .collect();
+        encoder.bytes(&bytes)?;
+        Ok(())
+    }
+
+    pub(super) fn decode<C>(
+        decoder: &mut Decoder<'_>,
+        _context: &mut C,
+    ) -> Result<Vec<u64>, DecodeError> {
+        let (numbers, rest) = decoder.bytes()?.as_chunks::<8>();
+        if !rest.is_empty() {
+            return Err(DecodeError::message(
+                "numbers of 8 bytes, and a part of one",
+            ));
+        }
+        Ok(numbers.iter().copied().map(u64::from_le_bytes).collect())
+    }
 }
 
 /// READY. Times are on the destination's clock.
@@ -860,7 +894,6 @@ mod tests {
             lanes: 2,
             transport: "tcp".to_owned(),
             host: WireHost::default(),
-            blackout_cap_ns: 500_000_000,
             peer_timeout_ms: 5000,
         }
     }
@@ -897,8 +930,9 @@ mod tests {
                     payload_bytes: 8192,
                     zero_pages: 1,
                 },
-                digests: vec![],
+                digests: vec![5, u64::MAX],
                 state: vec![0x80].into(),
+                blackout_cap_ns: 500_000_000,
             }),
             Message::Ready(Ready::default()),
             Message::Commit,
@@ -942,12 +976,11 @@ mod tests {
     #[test]
     fn golden_hello() {
         let golden: &[u8] = &[
-            0xb0, 0, 1, 1, 1, 2, 3, 3, 0x50, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 4,
+            0xaf, 0, 1, 1, 1, 2, 3, 3, 0x50, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 4,
             0x50, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 5, 0x63, b'v', b'm', b'1', 6, 4,
             7, 0x63, b'k', b'v', b'm', 8, 2, 9, 0xa2, 0, 1, 1, 0x81, 0xa4, 0, 0, 1, 0x1a, 0, 0x10,
             0, 0, 2, 0, 3, 0x19, 0x10, 0, 10, 0x41, 0x80, 11, 2, 12, 0x63, b't', b'c', b'p', 13,
-            0xa5, 0, 0x60, 1, 0x60, 2, 0, 3, 0x60, 4, 0x60, 14, 0x1a, 0x1d, 0xcd, 0x65, 0, 15,
-            0x19, 0x13, 0x88,
+            0xa5, 0, 0x60, 1, 0x60, 2, 0, 3, 0x60, 4, 0x60, 14, 0x19, 0x13, 0x88,
         ];
         assert_eq!(Message::Hello(Box::new(hello())).to_frame().payload, golden);
     }

@@ -3,6 +3,7 @@
 //! ```text
 //! Receiving → Loading → Ready → Running → Released
 //! any state before Running ──→ Aborted      Running ── lost ──→ Released (it runs here)
+//! Committed ── no vCPU was entered ──→ Aborted      ── one may have run ──→ Broken
 //! ```
 
 /// Where the destination stands.
@@ -38,8 +39,10 @@ pub enum Event {
     Commit,
     /// Every vCPU was entered.
     Entered,
-    /// A vCPU could not be entered.
+    /// A vCPU could not be entered; another one may have been.
     NotEntered,
+    /// No vCPU was entered, and none will be.
+    NeverEntered,
     /// VERIFY_PAGES came.
     VerifyPages,
     /// VERIFY_END came.
@@ -124,6 +127,8 @@ impl DestinationSession {
                 vec![Action::SendRunning, Action::CloseLanes],
             ),
             (State::Committed, Event::NotEntered) => (State::Broken, vec![Action::CloseLanes]),
+            // It has not run here, so it can go back: recorded first, so that it never will.
+            (State::Committed, Event::NeverEntered) => Self::abort(),
             // The guest's fate is decided by whether it can be entered, not by the link.
             (State::Committed, _) => return Vec::new(),
             (State::Running, Event::VerifyPages) => (State::Running, vec![Action::CheckPages]),
@@ -133,17 +138,19 @@ impl DestinationSession {
             (State::Running, _) => return Vec::new(),
             (State::Released | State::Aborted | State::Broken, _) => return Vec::new(),
             // Before COMMIT, whatever is unexpected ends it. The record comes before the word.
-            _ => (
-                State::Aborted,
-                vec![
-                    Action::RecordAborted,
-                    Action::SendAborted,
-                    Action::CloseLanes,
-                    Action::Discard,
-                ],
-            ),
+            _ => Self::abort(),
         };
         self.state = next;
         actions
+    }
+
+    fn abort() -> (State, Vec<Action>) {
+        let actions = vec![
+            Action::RecordAborted,
+            Action::SendAborted,
+            Action::CloseLanes,
+            Action::Discard,
+        ];
+        (State::Aborted, actions)
     }
 }

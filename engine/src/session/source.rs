@@ -120,6 +120,16 @@ pub enum Action {
     Hold,
 }
 
+impl Action {
+    /// Whether it is work on the way to the give-up while the guest is paused.
+    pub fn is_inside_blackout(self) -> bool {
+        matches!(
+            self,
+            Self::StartFinalRound | Self::Save | Self::FenceLanes | Self::SendPrepare
+        )
+    }
+}
+
 /// The source's side of a session.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SourceSession {

@@ -34,6 +34,8 @@ struct World {
     connected: bool,
     source_runs: bool,
     destination_runs: bool,
+    /// Whether a vCPU may have been entered there: the guest's life went on, if only for a moment.
+    destination_may_have_run: bool,
     given_up: bool,
     rounds: u8,
 }
@@ -48,6 +50,7 @@ impl World {
             connected: true,
             source_runs: true,
             destination_runs: false,
+            destination_may_have_run: false,
             given_up: false,
             rounds: 0,
         }
@@ -85,19 +88,32 @@ impl World {
         let Some(destination) = &mut self.destination else {
             return self;
         };
+        // What these events say is so before the session hears of it.
+        match (destination.state(), event) {
+            (DestinationState::Committed, DestinationEvent::Entered) => {
+                self.destination_runs = true;
+                self.destination_may_have_run = true;
+            }
+            (DestinationState::Committed, DestinationEvent::NotEntered) => {
+                self.destination_may_have_run = true;
+            }
+            _ => {}
+        }
         for action in destination.on(event) {
             match action {
                 DestinationAction::SendReady => self.to_source.push_back(Word::Ready),
-                DestinationAction::Run => self.destination_runs = true,
                 DestinationAction::SendRunning => self.to_source.push_back(Word::Running),
                 DestinationAction::SendVerified => self.to_source.push_back(Word::Verified),
                 DestinationAction::SendAborted => self.to_source.push_back(Word::Aborted),
+                DestinationAction::RecordAborted | DestinationAction::Discard => assert!(
+                    !self.destination_may_have_run,
+                    "given back, but it may have run: {event:?}"
+                ),
                 DestinationAction::Load
                 | DestinationAction::RecordOwnership
+                | DestinationAction::Run
                 | DestinationAction::CheckPages
-                | DestinationAction::RecordAborted
-                | DestinationAction::CloseLanes
-                | DestinationAction::Discard => {}
+                | DestinationAction::CloseLanes => {}
             }
         }
         self
@@ -134,6 +150,8 @@ impl World {
                 }
                 DestinationState::Committed => {
                     worlds.push(from_destination(DestinationEvent::Entered));
+                    worlds.push(from_destination(DestinationEvent::NotEntered));
+                    worlds.push(from_destination(DestinationEvent::NeverEntered));
                 }
                 _ => {}
             }
@@ -197,10 +215,10 @@ impl World {
 fn no_order_of_events_makes_two_owners_or_loses_the_guest() {
     let mut seen = HashSet::from([World::new()]);
     let mut open = vec![World::new()];
-    let (mut moved, mut stayed, mut unknown) = (0, 0, 0);
+    let (mut moved, mut stayed, mut unknown, mut handed_back) = (0, 0, 0, 0);
     while let Some(world) = open.pop() {
         assert!(
-            !(world.source_runs && world.destination_runs),
+            !(world.source_runs && world.destination_may_have_run),
             "two owners: {world:?}"
         );
         match world.source.state() {
@@ -213,6 +231,7 @@ fn no_order_of_events_makes_two_owners_or_loses_the_guest() {
             }
             SourceState::Stayed(_) => {
                 stayed += 1;
+                handed_back += u32::from(world.given_up);
                 assert!(world.source_runs, "stayed, but does not run: {world:?}");
             }
             SourceState::Unknown => {
@@ -231,8 +250,8 @@ fn no_order_of_events_makes_two_owners_or_loses_the_guest() {
         }
     }
     assert!(
-        moved > 0 && stayed > 0 && unknown > 0,
-        "{moved} {stayed} {unknown}"
+        moved > 0 && stayed > 0 && unknown > 0 && handed_back > 0,
+        "{moved} {stayed} {unknown} {handed_back}"
     );
     assert!(seen.len() > 100, "only {} worlds", seen.len());
 }
@@ -301,4 +320,38 @@ fn behind_the_give_up_a_cancel_is_not_heeded_and_a_lost_link_holds_the_guest() {
         vec![SourceAction::Hold, SourceAction::CloseLanes]
     );
     assert_eq!(session.state(), SourceState::Unknown);
+}
+
+#[test]
+fn behind_commit_the_destination_hands_back_only_what_was_never_entered() {
+    let committed = || {
+        let mut session = DestinationSession::new();
+        for event in [
+            DestinationEvent::Prepare,
+            DestinationEvent::Loaded,
+            DestinationEvent::Commit,
+        ] {
+            session.on(event);
+        }
+        session
+    };
+    let mut session = committed();
+    assert_eq!(
+        session.on(DestinationEvent::NeverEntered),
+        vec![
+            DestinationAction::RecordAborted,
+            DestinationAction::SendAborted,
+            DestinationAction::CloseLanes,
+            DestinationAction::Discard,
+        ]
+    );
+    assert_eq!(session.state(), DestinationState::Aborted);
+    assert!(session.on(DestinationEvent::Commit).is_empty());
+
+    let mut session = committed();
+    assert_eq!(
+        session.on(DestinationEvent::NotEntered),
+        vec![DestinationAction::CloseLanes]
+    );
+    assert_eq!(session.state(), DestinationState::Broken);
 }

@@ -12,6 +12,9 @@ use crate::settings::OnStall;
 /// wake-ups.
 const GOODPUT_SAMPLE_BYTES_MIN: u64 = 1 << 20;
 
+/// A round of fewer pages says nothing about the time that scanning one takes.
+const SCAN_SAMPLE_PAGES_MIN: u64 = 256;
+
 /// The weight of a new goodput sample: the last three rounds decide.
 const GOODPUT_SAMPLE_WEIGHT: f64 = 0.5;
 
@@ -24,6 +27,10 @@ const STALLED_ROUNDS: u32 = 3;
 /// By how much a round has to bring the best prediction down to count as progress: less than a
 /// twentieth is noise.
 const PROGRESS_FACTOR: f64 = 0.95;
+
+/// How many more rounds a pause within the budget may be made shorter by. Each at least halves it,
+/// and takes no longer than the pause that it saves: three of them cost next to nothing.
+const ROUNDS_WITHIN_BUDGET_MAX: u32 = 3;
 
 /// Parking one vCPU: a signal, an exit, completing what is pending. Assumed; the report shows how
 /// it turned out.
@@ -96,25 +103,57 @@ pub(super) struct Limits {
     pub(super) on_stall: OnStall,
 }
 
+/// What a round tells of the speed of things. Times are the slowest lane's.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct RoundSample {
+    /// Guest bytes that all lanes sent.
+    pub(super) bytes: u64,
+    /// The time in the lane's own verbs: putting, and waiting for the fence.
+    pub(super) sending: Duration,
+    /// Dirty pages that all lanes dealt with.
+    pub(super) pages: u64,
+    /// The other time: re-arming, probing and scanning, but not what was held back on purpose.
+    pub(super) scanning: Duration,
+}
+
 /// Judges a move by its rounds.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Convergence {
     goodput: Option<f64>,
+    /// How long all lanes together take to re-arm and scan a page.
+    scan_seconds_per_page: Option<f64>,
     best: Option<Duration>,
     rounds_without_progress: u32,
+    rounds_within_budget: u32,
 }
 
 impl Convergence {
-    /// Takes in a round: `bytes` sent in `busy`, the time that lanes were not held back on purpose.
-    pub(super) fn sample(&mut self, bytes: u64, busy: Duration) {
-        if bytes < GOODPUT_SAMPLE_BYTES_MIN || busy.is_zero() {
-            return;
+    /// Takes in a round.
+    pub(super) fn sample(&mut self, round: RoundSample) {
+        let RoundSample {
+            bytes,
+            sending,
+            pages,
+            scanning,
+        } = round;
+        if !sending.is_zero() {
+            let sample = bytes as f64 / sending.as_secs_f64();
+            let is_large = bytes >= GOODPUT_SAMPLE_BYTES_MIN;
+            self.goodput = match self.goodput {
+                None => is_large.then_some(sample),
+                // A small round is slowed by round trips: it may only show that more is possible.
+                Some(old) if is_large || sample > old => {
+                    Some(old + (sample - old) * GOODPUT_SAMPLE_WEIGHT)
+                }
+                Some(old) => Some(old),
+            };
         }
-        let sample = bytes as f64 / busy.as_secs_f64();
-        self.goodput = Some(match self.goodput {
-            None => sample,
-            Some(old) => old + (sample - old) * GOODPUT_SAMPLE_WEIGHT,
-        });
+        if pages >= SCAN_SAMPLE_PAGES_MIN {
+            let sample = scanning.as_secs_f64() / pages as f64;
+            let old = self.scan_seconds_per_page;
+            self.scan_seconds_per_page =
+                Some(old.map_or(sample, |old| old + (sample - old) * GOODPUT_SAMPLE_WEIGHT));
+        }
     }
 
     /// Guest bytes a second that all lanes together move, smoothed.
@@ -137,9 +176,10 @@ impl Convergence {
         term("park", PARK_ASSUMED * vcpus);
         // Once for what was written last, once for what saving wrote.
         term("collect", now.collect * 2);
+        let scan = now.dirty_pages as f64 * self.scan_seconds_per_page.unwrap_or(0.0);
         term(
             "final-round",
-            seconds(bytes / self.goodput()) + round_trip / 2,
+            seconds(bytes / self.goodput() + scan) + round_trip / 2,
         );
         term("save-state", VCPU_STATE_ASSUMED * vcpus);
         if now.digest_bytes > 0 {
@@ -154,9 +194,25 @@ impl Convergence {
         Prediction { parts }
     }
 
+    /// By how much another round would make the final one shorter, when the guest goes on dirtying
+    /// `dirtied_per_second` pages.
+    pub(super) fn saved_by_a_round(&self, dirty_pages: u64, dirtied_per_second: f64) -> Duration {
+        let seconds_per_page =
+            PAGE_BYTES as f64 / self.goodput() + self.scan_seconds_per_page.unwrap_or(0.0);
+        let now = dirty_pages as f64 * seconds_per_page;
+        let left = (now * dirtied_per_second).min(dirty_pages as f64);
+        seconds(now - left * seconds_per_page)
+    }
+
     /// Decides after round `round` (from 1), with `predicted` as the blackout's length if the guest
-    /// were paused now.
-    pub(super) fn judge(&mut self, round: u32, predicted: Duration, limits: Limits) -> Verdict {
+    /// were paused now, and `saved` as what another round would take off it.
+    pub(super) fn judge(
+        &mut self,
+        round: u32,
+        predicted: Duration,
+        saved: Duration,
+        limits: Limits,
+    ) -> Verdict {
         let progressed = self
             .best
             .is_none_or(|best| predicted < best.mul_f64(PROGRESS_FACTOR));
@@ -168,6 +224,13 @@ impl Convergence {
         };
 
         if predicted <= limits.max_blackout {
+            // The budget is a limit, not an aim: a pause that another round would halve is not yet
+            // as short as it can be.
+            let pays = saved * 2 >= predicted && round < limits.max_rounds;
+            if pays && self.rounds_within_budget < ROUNDS_WITHIN_BUDGET_MAX {
+                self.rounds_within_budget += 1;
+                return Verdict::Continue;
+            }
             return Verdict::Switch;
         }
         let stalled = round >= limits.max_rounds || self.rounds_without_progress >= STALLED_ROUNDS;
@@ -206,7 +269,7 @@ mod tests {
         let mut convergence = Convergence::default();
         (1..)
             .zip(predictions)
-            .map(|(round, predicted)| convergence.judge(round, MS(*predicted), limits))
+            .map(|(round, predicted)| convergence.judge(round, MS(*predicted), MS(0), limits))
             .collect()
     }
 
@@ -217,6 +280,37 @@ mod tests {
             verdicts(&[900, 200, 51, 50], limits(OnStall::Abort)),
             vec![Continue, Continue, Continue, Switch]
         );
+    }
+
+    #[test]
+    fn a_pause_that_another_round_would_halve_is_not_yet_taken() {
+        use Verdict::{Continue, Switch};
+        let mut convergence = Convergence::default();
+        let mut judge = |predicted, saved| {
+            convergence.judge(1, MS(predicted), MS(saved), limits(OnStall::Abort))
+        };
+        assert_eq!(judge(40, 30), Continue);
+        assert_eq!(judge(10, 4), Switch);
+        assert_eq!(judge(10, 5), Continue);
+        assert_eq!(judge(4, 3), Continue);
+        // Enough is enough.
+        assert_eq!(judge(4, 3), Switch);
+    }
+
+    #[test]
+    fn a_round_saves_less_the_faster_the_guest_dirties() {
+        let mut convergence = Convergence::default();
+        let sample = RoundSample {
+            bytes: 100 << 20,
+            sending: MS(100),
+            ..RoundSample::default()
+        };
+        convergence.sample(sample);
+        // 256,000 pages a second pass the lanes.
+        let saved = |dirtied| convergence.saved_by_a_round(2560, dirtied);
+        assert_eq!(saved(0.0), MS(10));
+        assert_eq!(saved(128_000.0), MS(5));
+        assert_eq!(saved(512_000.0), MS(0));
     }
 
     #[test]
@@ -260,8 +354,13 @@ mod tests {
     #[test]
     fn the_prediction_has_a_term_for_what_is_left_at_the_measured_goodput() {
         let mut convergence = Convergence::default();
-        convergence.sample(100 << 20, MS(100));
-        convergence.sample(1000, Duration::from_secs(1));
+        let sent = |bytes, sending| RoundSample {
+            bytes,
+            sending,
+            ..RoundSample::default()
+        };
+        convergence.sample(sent(100 << 20, MS(100)));
+        convergence.sample(sent(1000, Duration::from_secs(1)));
         let part = |pages| {
             let now = Circumstances {
                 dirty_pages: pages,
@@ -280,6 +379,24 @@ mod tests {
         assert_eq!(part(256 * 10), MS(10));
     }
 
+    /// A guest of little data and many zero pages: the lanes scan most of the time, and the link is
+    /// no slower for it.
+    #[test]
+    fn time_spent_scanning_zero_pages_is_not_the_links() {
+        let mut convergence = Convergence::default();
+        convergence.sample(RoundSample {
+            bytes: 100 << 20,
+            sending: MS(100),
+            pages: 16 << 20,
+            scanning: Duration::from_secs(6),
+        });
+        let now = Circumstances {
+            dirty_pages: 256,
+            ..Circumstances::default()
+        };
+        assert!(convergence.predict(now).total() < MS(10));
+    }
+
     #[test]
     fn nothing_measured_and_everything_dirty_stays_finite() {
         let mut convergence = Convergence {
@@ -292,7 +409,7 @@ mod tests {
         };
         let predicted = convergence.predict(now).total();
         assert_eq!(
-            convergence.judge(1, predicted, limits(OnStall::Abort)),
+            convergence.judge(1, predicted, MS(0), limits(OnStall::Abort)),
             Verdict::Continue
         );
     }

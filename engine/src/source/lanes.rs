@@ -44,8 +44,10 @@ pub(super) struct LaneTally {
     pub(super) skipped_pages: u64,
     /// Guest bytes put.
     pub(super) sent_bytes: u64,
-    /// Time that the lane was not held back on purpose.
-    pub(super) busy: Duration,
+    /// Time in the lane's own verbs.
+    pub(super) sending: Duration,
+    /// The other time, but for what the lane was held back on purpose.
+    pub(super) scanning: Duration,
     /// The last fence.
     pub(super) fence: FenceNumber,
     /// All that passed over the lane so far.
@@ -246,12 +248,15 @@ impl LaneWorker<'_> {
                 }
             }
         }
+        let fencing = Timestamp::now();
         tally.fence = self.lane.fence()?;
         if matches!(round.sharing, Sharing::Claimed(_)) {
             self.lane
                 .wait_fence(tally.fence, self.context.peer_timeout)?;
         }
-        tally.busy = Timestamp::now().since(begin).saturating_sub(held_back);
+        let end = Timestamp::now();
+        tally.sending += end.since(fencing);
+        tally.scanning = end.since(begin).saturating_sub(held_back + tally.sending);
         tally.counters = self.lane.counters();
         Ok(tally)
     }
@@ -299,6 +304,7 @@ impl LaneWorker<'_> {
             );
             held_back = Timestamp::now().since(begin);
         }
+        let putting = Timestamp::now();
         if !self.data.is_empty() {
             // Marked before they leave: from now on their zeros have to be sent as well.
             self.data
@@ -309,6 +315,7 @@ impl LaneWorker<'_> {
         if !self.zero.is_empty() {
             self.lane.put_zero(&self.zero)?;
         }
+        tally.sending += Timestamp::now().since(putting);
         tally.sent_bytes += bytes;
         let dealt_with: u64 = words.iter().map(|word| u64::from(word.count_ones())).sum();
         self.context

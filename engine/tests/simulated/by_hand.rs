@@ -184,7 +184,6 @@ impl SourceByHand {
             lanes,
             transport: "in-memory".to_owned(),
             host: WireHost::default(),
-            blackout_cap_ns: 200_000_000,
             peer_timeout_ms: 500,
         }
     }
@@ -253,6 +252,7 @@ pub(crate) fn good_prepare(fences: Vec<u64>, payload_bytes: u64) -> Prepare {
         },
         digests: Vec::new(),
         state: state.encode().unwrap().into(),
+        blackout_cap_ns: 200_000_000,
     }
 }
 

@@ -9,7 +9,7 @@ use dunlin_engine::clock::Timestamp;
 use dunlin_engine::dirty::{DirtyBitmap, DirtySource};
 use dunlin_engine::guest::{
     Guest, GuestError, GuestFactory, GuestIdentity, GuestOffer, IncomingGuest, PageCheck,
-    PageClaim, PauseRecord, RunRecord, SelfCheck,
+    PageClaim, PauseRecord, RunError, RunRecord, SelfCheck,
 };
 use dunlin_engine::layout::{Backing, GuestAddress, GuestMemory, Layout, Region, RegionShape};
 use dunlin_engine::state::{DeviceState, Section};
@@ -95,7 +95,7 @@ pub(crate) struct Hooks {
     /// While state is being loaded.
     pub(crate) load: Hook<Result<(), GuestError>>,
     /// Before the guest is entered on the destination.
-    pub(crate) run: Hook<Result<(), GuestError>>,
+    pub(crate) run: Hook<Result<(), RunError>>,
     /// When a page's claims are checked.
     pub(crate) check: Hook<()>,
     /// An additional section in the saved state.
@@ -561,7 +561,7 @@ impl IncomingGuest for SimulatedGuest {
         Ok(())
     }
 
-    fn run(&mut self, epoch: u64) -> Result<RunRecord, GuestError> {
+    fn run(&mut self, epoch: u64) -> Result<RunRecord, RunError> {
         let machine = &self.0;
         machine.called(Call::Run);
         hooked(&machine.0.hooks.run, machine).unwrap_or(Ok(()))?;

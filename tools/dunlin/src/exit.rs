@@ -36,6 +36,8 @@ pub(crate) enum Exit {
     Detached = 13,
     /// Something is in the way: a name that is taken, a move under way.
     Conflict = 14,
+    /// The guest stayed here, and could not be resumed.
+    NotResumed = 15,
 }
 
 /// One line of the table.
@@ -121,6 +123,11 @@ pub(crate) const TABLE: &[Entry] = &[
         "conflict",
         "something is in the way: a name that is taken, a move under way",
     ),
+    entry(
+        Exit::NotResumed,
+        "not-resumed",
+        "the guest stayed on the source, but could not be resumed there; it is paused",
+    ),
 ];
 
 const fn entry(exit: Exit, name: &'static str, meaning: &'static str) -> Entry {
@@ -156,6 +163,7 @@ impl Exit {
             Outcome::PeerFailed => Self::PeerFailed,
             Outcome::Failed => Self::Local,
             Outcome::Unknown => Self::UnknownOwner,
+            Outcome::NotResumed => Self::NotResumed,
         }
     }
 }
@@ -179,7 +187,7 @@ mod tests {
         for (index, entry) in TABLE.iter().enumerate() {
             assert_eq!(usize::from(entry.exit.code()), index, "{}", entry.name);
         }
-        assert_eq!(TABLE.len(), usize::from(Exit::Conflict.code()) + 1);
+        assert_eq!(TABLE.len(), usize::from(Exit::NotResumed.code()) + 1);
     }
 
     #[test]
@@ -195,6 +203,7 @@ mod tests {
             Outcome::PeerFailed,
             Outcome::Failed,
             Outcome::Unknown,
+            Outcome::NotResumed,
         ];
         let mut seen: Vec<u8> = outcomes.map(|outcome| Exit::of(outcome).code()).to_vec();
         assert_eq!(seen.iter().filter(|code| **code == 0).count(), 1);

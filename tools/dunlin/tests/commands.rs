@@ -1,6 +1,12 @@
 //! The program as a user runs it: real processes, real sockets, guests of threads. Each test has a
 //! runtime directory of its own.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that meets an impossible value should stop there and say so"
+)]
+
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Shutdown, TcpStream};
 use std::path::{Path, PathBuf};
@@ -158,7 +164,7 @@ fn a_guest_goes_there_and_comes_back() {
     assert_eq!(code(&sent), 0, "{}", said(&sent));
     assert_eq!(json(&sent)["verification"]["equal"], true);
     told.next("arrived");
-    assert_eq!(code(&run(&place.directory("a"), &["status", "vm1"])), 3);
+    wait_until(|| code(&run(&place.directory("a"), &["status", "vm1"])) == 3);
 
     let sent = run(
         &place.directory("b"),
@@ -269,11 +275,11 @@ fn a_supervisor_that_ends_leaves_arrived_guests_and_ends_moves() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    told.next("incoming");
+    let a_status = || json(&run(&a, &["status", "coming", "--json"]));
+    wait_until(|| a_status()["move_under_way"]["progress"]["phase"] == "copying");
     drop(place.running.pop());
     assert_eq!(slow.wait_with_output().unwrap().status.code(), Some(5));
-    let stayed = json(&run(&a, &["status", "coming", "--json"]));
-    assert_eq!(stayed["state"], "running");
+    assert_eq!(a_status()["state"], "running");
     let arrived = json(&run(&place.directory("b"), &["status", "here", "--json"]));
     assert_eq!(arrived["state"], "running");
     place.stop("b", "here");

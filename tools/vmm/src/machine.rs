@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use dunlin_engine::dirty::DirtySource;
 use dunlin_engine::guest::{
-    Guest, GuestError, GuestFactory, GuestOffer, IncomingGuest, PauseRecord, RunRecord, SelfCheck,
+    Guest, GuestError, GuestFactory, GuestOffer, IncomingGuest, PauseRecord, RunError, RunRecord,
+    SelfCheck,
 };
 use dunlin_engine::layout::{Backing, GuestMemory};
 use dunlin_engine::state::DeviceState;
@@ -158,6 +159,14 @@ impl Machine {
         }
     }
 
+    /// What went wrong since the last call without keeping the guest from running.
+    pub fn take_warning(&mut self) -> Option<String> {
+        match &mut self.0 {
+            Kind::Kvm(guest) => guest.take_warning(),
+            Kind::Process(_) => None,
+        }
+    }
+
     /// A gauge of what the guest does.
     pub fn gauge(&self) -> Gauge {
         let vcpus = self.statistics().len() as u64;
@@ -235,7 +244,7 @@ impl IncomingGuest for Machine {
         self.incoming_mut().load_state(state)
     }
 
-    fn run(&mut self, epoch: u64) -> Result<RunRecord, GuestError> {
+    fn run(&mut self, epoch: u64) -> Result<RunRecord, RunError> {
         self.incoming_mut().run(epoch)
     }
 

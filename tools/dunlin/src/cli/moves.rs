@@ -36,7 +36,7 @@ pub(crate) struct Send {
     /// The guest
     #[arg(value_name = "GUEST")]
     pub(crate) name: GuestName,
-    /// The destination: tcp://host[:port] or auto://host[:port]; IPv6 in brackets
+    /// The destination: tcp://host, tcp://host:7471 or auto://host; IPv6 in brackets
     #[arg(long, value_name = "ENDPOINT")]
     pub(crate) to: Endpoint,
     /// The budget: pause once the blackout is predicted to be at most this
@@ -137,6 +137,7 @@ fn send_help() -> String {
             Exit::Local,
             Exit::Detached,
             Exit::Conflict,
+            Exit::NotResumed,
         ])
     )
 }

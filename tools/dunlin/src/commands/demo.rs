@@ -19,7 +19,7 @@ use crate::failure::Failure;
 use crate::local::client::Connection;
 use crate::local::protocol::{GuestState, GuestStatus, MoveOrder, nanoseconds};
 use crate::local::runtime_dir::RuntimeDir;
-use crate::render::amounts::{bytes, count, counted};
+use crate::render::amounts::{bytes, counted};
 use crate::render::palette::Palette;
 use crate::render::progress::LiveLine;
 use crate::render::receipt::receipt;
@@ -150,11 +150,10 @@ fn goes_on(destination: &RuntimeDir, interrupts: &Interrupts) -> Result<String, 
             match &first {
                 None => first = Some(now),
                 Some(first) if loops(&now) > loops(first) => {
-                    let pages = now.workload.map_or(0, |workload| workload.pages_written);
                     return Ok(format!(
                         "the guest goes on in process {}: {} written by now",
                         now.pid,
-                        count(pages)
+                        written(&now)
                     ));
                 }
                 Some(_) => {}

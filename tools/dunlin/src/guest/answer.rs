@@ -3,11 +3,12 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::board::{Board, EndAnswer, News, Watch};
+use super::board::{Board, EndAnswer};
+use super::watch::{News, Watch};
 use crate::failure::Failure;
-use crate::local::protocol::{MoveOrder, Request, Response};
+use crate::local::protocol::{GuestState, MoveOrder, Request, Response};
 use crate::local::server::{Client, Handler};
 
 /// What the thread that owns the guest is told.
@@ -21,6 +22,12 @@ pub(crate) enum Event {
 
 /// How often a watcher without news is looked after, so that one who left is let go.
 const WATCH_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How long a request to move a guest waits for the guest to be here.
+const ARRIVAL_TIME_MAX: Duration = Duration::from_secs(3);
+
+/// How often it looks.
+const ARRIVAL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Answers requests from the board, and passes on what the guest's owner has to do.
 pub(crate) struct Answers {
@@ -82,6 +89,7 @@ impl Answers {
     }
 
     fn begin(&self, order: Box<MoveOrder>, client: &mut Client<'_>) -> io::Result<()> {
+        self.await_arrival();
         let begun = self
             .board
             .begin_move(&order)
@@ -94,6 +102,17 @@ impl Answers {
         let _ = self.owner.send(Event::Move(order));
         client.send(&Response::Accepted)?;
         tell(watch, client)
+    }
+}
+
+impl Answers {
+    /// Waits a moment for a guest that is about to arrive: its source may have been told that it
+    /// runs here before this process has put its affairs in order.
+    fn await_arrival(&self) {
+        let deadline = Instant::now() + ARRIVAL_TIME_MAX;
+        while self.board.status().state == GuestState::Incoming && Instant::now() < deadline {
+            std::thread::sleep(ARRIVAL_INTERVAL);
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use dunlin_engine::settings::MoveHandle;
 use dunlin_engine::source::MoveObserver;
 use dunlin_vmm::machine::Gauge;
 
+use super::watch::{Attendance, Watch};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::local::protocol::{
@@ -20,6 +21,10 @@ use crate::local::protocol::{
 
 /// The most notes of one move that are kept for watchers who come late.
 const NOTES_MAX: usize = 64;
+
+/// How long a guest that is on its way is waited for by whoever wants to move or end it. The source
+/// hears of the arrival some milliseconds before the guest's process notes it.
+const SETTLING_MAX: Duration = Duration::from_secs(1);
 
 /// What is known of a guest however it goes on.
 #[derive(Clone, Debug)]
@@ -53,51 +58,31 @@ impl Facts {
 }
 
 /// A move under way.
-struct UnderWay {
-    number: u64,
-    to: String,
-    handle: Arc<MoveHandle>,
-    progress: Option<Progress>,
-    progress_count: u64,
-    notes: VecDeque<String>,
-    notes_count: u64,
+pub(super) struct UnderWay {
+    pub(super) number: u64,
+    pub(super) to: String,
+    pub(super) handle: Arc<MoveHandle>,
+    pub(super) progress: Option<Progress>,
+    pub(super) progress_count: u64,
+    pub(super) notes: VecDeque<String>,
+    pub(super) notes_count: u64,
 }
 
-struct Inner {
-    facts: Facts,
-    epoch: u64,
-    state: GuestState,
-    gauge: Option<Gauge>,
-    under_way: Option<UnderWay>,
-    finished: Option<(u64, Arc<Report>, String)>,
-    moves: u64,
-    attended: usize,
+pub(super) struct Inner {
+    pub(super) facts: Facts,
+    pub(super) epoch: u64,
+    pub(super) state: GuestState,
+    pub(super) gauge: Option<Gauge>,
+    pub(super) under_way: Option<UnderWay>,
+    pub(super) finished: Option<(u64, Arc<Report>, String)>,
+    pub(super) moves: u64,
+    pub(super) attended: usize,
 }
 
 /// The board. Shared by reference count.
 pub(crate) struct Board {
     inner: Mutex<Inner>,
-    changed: Condvar,
-}
-
-/// How far a watcher has read.
-#[derive(Debug, Default)]
-pub(crate) struct Place {
-    progress: u64,
-    notes: u64,
-}
-
-/// What a watcher is told next.
-#[derive(Debug)]
-pub(crate) enum News {
-    /// A note of the move.
-    Note(String),
-    /// Where the move stands.
-    Progress(Progress),
-    /// The move is over.
-    Over(Arc<Report>),
-    /// Nothing new in the time that was asked for.
-    Nothing,
+    pub(super) changed: Condvar,
 }
 
 /// What comes of asking for the guest's end.
@@ -127,9 +112,20 @@ impl Board {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
         // A thread that panicked with the lock left plain values behind, each valid by itself.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Locks the board. A guest that is on its way is waited for a moment: its source may have told
+    /// that it is here before this side has noted it.
+    fn lock_settled(&self) -> MutexGuard<'_, Inner> {
+        self.changed
+            .wait_timeout_while(self.lock(), SETTLING_MAX, |inner| {
+                inner.state == GuestState::Incoming
+            })
+            .unwrap_or_else(PoisonError::into_inner)
+            .0
     }
 
     /// The guest runs here.
@@ -184,7 +180,7 @@ impl Board {
     ///
     /// When it is not, with the reason.
     pub(crate) fn begin_move(&self, order: &MoveOrder) -> Result<Arc<MoveHandle>, Failure> {
-        let mut inner = self.lock();
+        let mut inner = self.lock_settled();
         let name = inner.facts.name.clone();
         let reason = match inner.state {
             GuestState::Running => None,
@@ -199,6 +195,9 @@ impl Board {
             GuestState::Moved => Some("was moved away just now".to_owned()),
             GuestState::UnknownOwner => {
                 Some("is paused: it is not known which side owns it".to_owned())
+            }
+            GuestState::Paused => {
+                Some("is paused: it could not be resumed after a move".to_owned())
             }
             GuestState::Ending => Some("is about to end".to_owned()),
         };
@@ -232,6 +231,7 @@ impl Board {
         let state = match report.outcome {
             outcome if outcome.moved() => GuestState::Moved,
             Outcome::Unknown => GuestState::UnknownOwner,
+            Outcome::NotResumed => GuestState::Paused,
             _ => GuestState::Running,
         };
         if inner.state == GuestState::Moving || state != GuestState::Running {
@@ -267,7 +267,7 @@ impl Board {
     ///
     /// When it is not known who owns the guest, unless `force` says that it does not matter.
     pub(crate) fn request_end(&self, force: bool) -> Result<EndAnswer, Failure> {
-        let mut inner = self.lock();
+        let mut inner = self.lock_settled();
         let name = inner.facts.name.clone();
         match inner.state {
             GuestState::UnknownOwner if !force => {
@@ -324,17 +324,13 @@ impl Board {
                 format!("guest '{}' is not being moved", inner.facts.name),
             ));
         }
-        Ok(Watch {
-            board: Arc::clone(self),
-            number: inner.moves,
-            place: Place::default(),
-        })
+        Ok(Watch::new(self, inner.moves))
     }
 
     /// Counts someone who is being answered.
     pub(crate) fn attend(self: &Arc<Self>) -> Attendance {
         self.lock().attended += 1;
-        Attendance(Arc::clone(self))
+        Attendance::new(self)
     }
 
     /// Waits until nobody is being answered any more, so that everyone has their answer and the
@@ -379,73 +375,11 @@ impl MoveObserver for Board {
     }
 }
 
-/// Someone who watches a move.
-pub(crate) struct Watch {
-    board: Arc<Board>,
-    number: u64,
-    place: Place,
-}
-
-impl Watch {
-    /// What is new, or [`News::Nothing`] after `limit`.
-    pub(crate) fn next(&mut self, limit: Duration) -> News {
-        let end = Instant::now() + limit;
-        let board = Arc::clone(&self.board);
-        let mut inner = board.lock();
-        loop {
-            if let Some(news) = self.news(&inner) {
-                return news;
-            }
-            let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return News::Nothing;
-            }
-            inner = board
-                .changed
-                .wait_timeout(inner, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
-        }
-    }
-
-    fn news(&mut self, inner: &Inner) -> Option<News> {
-        if let Some((number, report, _)) = &inner.finished
-            && *number >= self.number
-        {
-            return Some(News::Over(Arc::clone(report)));
-        }
-        let under_way = inner
-            .under_way
-            .as_ref()
-            .filter(|move_| move_.number == self.number)?;
-        let first = under_way.notes_count - under_way.notes.len() as u64;
-        let next = self.place.notes.max(first);
-        if let Some(note) = under_way.notes.get((next - first) as usize) {
-            self.place.notes = next + 1;
-            return Some(News::Note(note.clone()));
-        }
-        let progress = under_way.progress.as_ref()?;
-        (self.place.progress < under_way.progress_count).then(|| {
-            self.place.progress = under_way.progress_count;
-            News::Progress(progress.clone())
-        })
-    }
-}
-
-/// Someone who is being answered.
-pub(crate) struct Attendance(Arc<Board>);
-
-impl Drop for Attendance {
-    fn drop(&mut self) {
-        self.0.lock().attended -= 1;
-        self.0.changed.notify_all();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use dunlin_engine::report::Phase;
 
+    use super::super::watch::News;
     use super::*;
     use crate::render::example;
 

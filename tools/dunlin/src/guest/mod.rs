@@ -5,11 +5,13 @@
 //! | here | the loop of the thread that owns the machine |
 //! | [`board`] | what is known of the guest, for everyone who asks |
 //! | [`answer`] | answers to requests |
+//! | [`watch`] | those who look at the board |
 //! | [`departure`] | the guest leaves |
 
 pub(crate) mod answer;
 pub(crate) mod board;
 pub(crate) mod departure;
+pub(crate) mod watch;
 
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
@@ -115,6 +117,9 @@ impl Desk {
                 Ok(Event::Move(order)) => self.depart(machine, offer, &order),
                 Ok(Event::End) | Err(RecvTimeoutError::Disconnected) => return Ok(Stay::Ended),
                 Err(RecvTimeoutError::Timeout) => {}
+            }
+            if let Some(warning) = machine.take_warning() {
+                eprintln!("dunlin: guest '{}': {warning}", offer.identity.name);
             }
             match self.board.state() {
                 GuestState::Moved => return Ok(Stay::Moved),

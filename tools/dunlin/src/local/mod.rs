@@ -3,7 +3,7 @@
 //! | room | what is in it |
 //! |---|---|
 //! | [`runtime_dir`] | the directory, and whose a name is |
-//! | [`line`] | bounded lines of JSON |
+//! | `line` | bounded lines of JSON |
 //! | [`protocol`] | what is said |
 //! | [`server`] | the guest's end |
 //! | [`client`] | a command's end |

@@ -216,6 +216,8 @@ pub(crate) enum GuestState {
     Moved,
     /// It is paused, and nobody knows which side owns it.
     UnknownOwner,
+    /// It is paused: it stayed here, and could not be resumed.
+    Paused,
     /// Its process is about to end.
     Ending,
 }

@@ -6,7 +6,7 @@ use dunlin_engine::report::{
 };
 
 /// Every outcome.
-pub(crate) const OUTCOMES: [Outcome; 10] = [
+pub(crate) const OUTCOMES: [Outcome; 11] = [
     Outcome::Moved,
     Outcome::MovedUnverified,
     Outcome::Cancelled,
@@ -16,6 +16,7 @@ pub(crate) const OUTCOMES: [Outcome; 10] = [
     Outcome::Refused,
     Outcome::PeerFailed,
     Outcome::Failed,
+    Outcome::NotResumed,
     Outcome::Unknown,
 ];
 

@@ -96,6 +96,7 @@ fn state(state: GuestState) -> &'static str {
         GuestState::Moving => "moving",
         GuestState::Moved => "moved",
         GuestState::UnknownOwner => "UNKNOWN OWNER",
+        GuestState::Paused => "PAUSED",
         GuestState::Ending => "ending",
     }
 }
@@ -103,7 +104,7 @@ fn state(state: GuestState) -> &'static str {
 fn coloured(state: GuestState, text: &str, palette: Palette) -> String {
     match state {
         GuestState::Running => palette.good(text),
-        GuestState::UnknownOwner => palette.bad(text),
+        GuestState::UnknownOwner | GuestState::Paused => palette.bad(text),
         _ => palette.careful(text),
     }
 }

@@ -6,10 +6,12 @@
 //! | [`palette`] | colour, where it is wanted |
 //! | [`progress`] | the live line of a move |
 //! | [`receipt`] | what a move came to |
+//! | [`blackout`] | the pause, part by part |
 //! | [`guests`] | what `dunlin status` shows |
 //! | [`text`] | text that fits a line and does not steer the terminal |
 
 pub(crate) mod amounts;
+pub(crate) mod blackout;
 #[cfg(test)]
 pub(crate) mod example;
 pub(crate) mod guests;

@@ -1,13 +1,11 @@
 //! The receipt: what a move came to, for a person, in at most 100 columns.
 
-use dunlin_engine::report::{BlackoutReport, Host, Outcome, Report, RoundReport, Side};
+use dunlin_engine::report::{BlackoutReport, Host, Outcome, Report, RoundReport};
 
 use super::amounts::{bytes, count, counted, nanoseconds, rate};
+use super::blackout;
 use super::palette::Palette;
-use super::text::{COLUMNS, clipped, printable, wrapped};
-
-/// The longest bar, in columns.
-const BAR_COLUMNS: u64 = 32;
+use super::text::{COLUMNS, printable, wrapped};
 
 /// The most rounds that are shown one by one; of more, the first and the last.
 const ROUNDS_SHOWN: usize = 12;
@@ -29,9 +27,9 @@ pub(crate) fn receipt(report: &Report, palette: Palette) -> String {
         lines.push(String::new());
         lines.extend(rounds(&report.rounds, palette));
     }
-    if let Some(blackout) = &report.blackout {
+    if let Some(pause) = &report.blackout {
         lines.push(String::new());
-        lines.extend(pause(blackout, palette));
+        lines.extend(blackout::lines(pause, palette));
     }
     let facts = facts(report, palette);
     if !facts.is_empty() {
@@ -86,6 +84,9 @@ pub(crate) fn headline(report: &Report, palette: Palette) -> String {
             format!("{name} was not moved: the destination or the link failed")
         }
         Outcome::Failed => format!("{name} was not moved: something failed on this side"),
+        Outcome::NotResumed => {
+            format!("{name} was not moved, and could NOT BE RESUMED on this side")
+        }
         Outcome::Unknown => format!("{name}: it is NOT KNOWN which side owns the guest"),
     };
     palette.bad(&sentence)
@@ -128,12 +129,15 @@ fn explanation(report: &Report, palette: Palette) -> Vec<String> {
         Outcome::Failed => {
             "The guest runs on the source, as before. 'dunlin doctor' looks at what this host can do."
         }
+        Outcome::NotResumed => {
+            "The guest is PAUSED on the source, and its memory is intact. The reason above says what failed; 'dunlin stop' ends it. Please report this with the JSON report."
+        }
         Outcome::Unknown => {
             "The link was lost behind the give-up. The source keeps the guest PAUSED. Look at the destination ('dunlin status' there): if the guest runs there, end it here with 'dunlin stop --force'. Never run both."
         }
     };
     lines.extend(wrapped(next, 2).into_iter().map(|line| {
-        if report.outcome == Outcome::Unknown {
+        if matches!(report.outcome, Outcome::Unknown | Outcome::NotResumed) {
             palette.careful(&line)
         } else {
             line
@@ -200,90 +204,6 @@ fn per_second(bytes: u64, duration_ns: u64) -> String {
     }
     let per_second = u128::from(bytes) * 1_000_000_000 / u128::from(duration_ns);
     rate(u64::try_from(per_second).unwrap_or(u64::MAX))
-}
-
-fn pause(blackout: &BlackoutReport, palette: Palette) -> Vec<String> {
-    let total = nanoseconds(blackout.total_ns);
-    let mut said = format!(
-        "predicted {}, budget {}, cap {}",
-        nanoseconds(blackout.predicted_ns),
-        nanoseconds(blackout.budget_ns),
-        nanoseconds(blackout.cap_ns)
-    );
-    if let Some(seen) = blackout.guest_visible_ns {
-        said = format!("the guest saw {}; {said}", nanoseconds(seen));
-    }
-    let within = blackout.total_ns <= blackout.budget_ns;
-    let total = format!("blackout {total}");
-    let total = if within {
-        palette.good(&total)
-    } else {
-        palette.careful(&total)
-    };
-    let mut lines = vec![format!(
-        "  {total}  {}",
-        palette.faint(&format!("({said})"))
-    )];
-    let longest = blackout.parts.iter().map(|part| part.duration_ns).max();
-    // What took no time is left out: the parts still add up.
-    let parts = blackout.parts.iter().filter(|part| part.duration_ns > 0);
-    for part in parts {
-        let bar = bar(part.duration_ns, longest.unwrap_or(0));
-        let (side, bar) = match part.side {
-            Side::Source => ("source", palette.source(&bar)),
-            Side::Destination => ("destination", palette.destination(&bar)),
-            Side::Link => ("link", bar),
-        };
-        let predicted = blackout
-            .predicted_parts
-            .iter()
-            .find(|predicted| predicted.name == part.name)
-            .map(|predicted| format!("≈ {}", nanoseconds(predicted.duration_ns)))
-            .unwrap_or_default();
-        let line = format!(
-            "    {:<22} {side:<11} {:>8}  {predicted:<10} {bar}",
-            clipped(&part.name, 22),
-            nanoseconds(part.duration_ns)
-        );
-        lines.push(line.trim_end().to_owned());
-    }
-    if blackout.vcpus_ns.len() > 1 {
-        let own: Vec<String> = blackout
-            .vcpus_ns
-            .iter()
-            .map(|ns| nanoseconds(*ns))
-            .collect();
-        lines.extend(wrapped(
-            &format!("each vCPU's own pause: {}", own.join(", ")),
-            4,
-        ));
-    }
-    if blackout.clock_error_ns > 0 {
-        lines.push(palette.faint(&format!(
-            "    the destination's parts are placed with an error of up to {}",
-            nanoseconds(blackout.clock_error_ns)
-        )));
-    }
-    lines
-}
-
-/// A bar as long as `part` is of `longest`, in eighths of a column.
-fn bar(part: u64, longest: u64) -> String {
-    const EIGHTHS: [char; 8] = [' ', '▏', '▎', '▍', '▌', '▋', '▊', '▉'];
-    if longest == 0 || part == 0 {
-        return String::new();
-    }
-    let eighths = u128::from(part) * u128::from(BAR_COLUMNS) * 8 / u128::from(longest);
-    // What took any time at all can be seen.
-    let eighths = usize::try_from(eighths).unwrap_or(0).max(1);
-    let mut bar = "█".repeat(eighths / 8);
-    if let Some(rest) = EIGHTHS
-        .get(eighths % 8)
-        .filter(|_| !eighths.is_multiple_of(8))
-    {
-        bar.push(*rest);
-    }
-    bar
 }
 
 fn facts(report: &Report, palette: Palette) -> Vec<String> {
@@ -422,6 +342,8 @@ mod tests {
             assert!(text.contains("the cable was cut"), "{text}");
             let place = if outcome == Outcome::Unknown {
                 "The source keeps the guest PAUSED"
+            } else if outcome == Outcome::NotResumed {
+                "The guest is PAUSED on the source"
             } else if outcome.moved() {
                 "moved"
             } else {
@@ -458,13 +380,5 @@ mod tests {
         let text = receipt(&report, Palette::PLAIN);
         assert!(text.contains("19 rounds more"), "{text}");
         assert!(text.contains("\n     30 "), "{text}");
-    }
-
-    #[test]
-    fn bars_are_in_proportion() {
-        assert_eq!(bar(8, 8).chars().count() as u64, BAR_COLUMNS);
-        assert_eq!(bar(4, 8).chars().count() as u64, BAR_COLUMNS / 2);
-        assert_eq!(bar(1, u64::MAX), "▏");
-        assert_eq!(bar(0, 8), "");
     }
 }

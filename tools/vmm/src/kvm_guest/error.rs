@@ -69,6 +69,9 @@ pub enum KvmGuestError {
         /// Why, with its registers.
         reason: String,
     },
+    /// A thread that saved or loaded vCPUs panicked.
+    #[error("a thread that saves or loads the state of vCPUs panicked")]
+    StateThread,
     /// The guest's state is to be read or set while it runs.
     #[error("vCPU {0} is running; pause the guest first")]
     Running(u32),

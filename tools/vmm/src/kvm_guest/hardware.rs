@@ -110,13 +110,13 @@ impl Hardware {
                 "creating a vCPU (fewer may be allowed here)",
             ))?;
         let first = vcpus.first().ok_or(KvmGuestError::Vcpus(0))?;
-        let platform = Platform::of(first, irqchip, pit)?;
-        let tables = match cpuid {
+        let (tables, platform) = match cpuid {
             CpuidSource::Host { .. } => {
                 for (number, vcpu) in (0..).zip(&vcpus) {
                     set_host_cpuid(&kvm, number, vcpu)?;
                 }
-                CpuidTables::of(&vcpus)?
+                let platform = Platform::of(first, irqchip, pit)?;
+                (CpuidTables::of(&vcpus)?, platform)
             }
             CpuidSource::Configuration { tables, platform } => {
                 platform.check(first, host.tsc_control)?;
@@ -124,7 +124,9 @@ impl Hardware {
                 for (number, vcpu) in (0..).zip(&vcpus) {
                     tables.set(number, vcpu)?;
                 }
-                tables
+                // The guest's, which is what it has to find wherever it goes next: this host's own
+                // frequency may differ, within what KVM takes for the same or because it scales.
+                (tables, platform)
             }
         };
         let tracker = if ring {

@@ -70,6 +70,8 @@ pub struct KvmGuest {
     marked: Arc<MarkedPages>,
     /// The vCPUs' loop counters when they last began to run.
     loops_at_run: Vec<u64>,
+    /// What went wrong without keeping the guest from running, until somebody takes it.
+    warning: Option<String>,
 }
 
 /// What differs between a guest of the product and one of a test.
@@ -214,6 +216,7 @@ impl KvmGuest {
             memory,
             hardware,
             loops_at_run: vec![0; vcpus.len()],
+            warning: None,
             vcpus,
             serial,
             marked,
@@ -237,6 +240,11 @@ impl KvmGuest {
         self.vcpus
             .iter()
             .find_map(|vcpu| vcpu.crashed().map(|error| error.to_string()))
+    }
+
+    /// What went wrong since the last call without keeping the guest from running.
+    pub fn take_warning(&mut self) -> Option<String> {
+        self.warning.take()
     }
 
     fn control_pages(&self) -> impl Iterator<Item = ControlPage<'_>> {

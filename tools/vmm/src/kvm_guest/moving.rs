@@ -5,13 +5,12 @@ use std::time::Duration;
 
 use dunlin_engine::dirty::DirtySource;
 use dunlin_engine::guest::{
-    Guest, GuestError, GuestOffer, IncomingGuest, PauseRecord, RunRecord, SelfCheck,
+    Guest, GuestError, GuestOffer, IncomingGuest, PauseRecord, RunError, RunRecord, SelfCheck,
 };
 use dunlin_engine::kvm::{StateAccess, tell_paused};
 use dunlin_engine::layout::GuestMemory;
-use dunlin_engine::state::{DeviceState, Section};
+use dunlin_engine::state::DeviceState;
 use dunlin_transports::deadline::Deadline;
-use rayon::prelude::*;
 
 use super::{KIND, KvmGuest, KvmGuestError};
 use crate::workload::check::WorkloadCheck;
@@ -20,6 +19,10 @@ use crate::workload::control_page::Word;
 /// How long a vCPU may take to be entered. It takes microseconds; the bound is there because every
 /// wait has one.
 const ENTER_MAX: Duration = Duration::from_secs(5);
+
+/// How many vCPUs' states one thread saves or loads. A vCPU takes some 50 µs, and so does starting
+/// a thread: for so few, none is worth it.
+const VCPUS_PER_THREAD: usize = 8;
 
 /// How often the control pages are looked at for the guest's own word on its pause.
 const LOOK_AGAIN: Duration = Duration::from_micros(50);
@@ -32,9 +35,12 @@ impl KvmGuest {
             .map(|control| control.load(Word::Loops))
             .collect();
         for vcpu in &self.vcpus {
-            // A vCPU that is not at rest was not paused.
-            if let Ok(vcpu) = vcpu.at_rest() {
-                tell_paused(&vcpu)?;
+            // A vCPU that is not at rest was not paused. One that can't be told runs all the same:
+            // a watchdog's complaint inside the guest is better than a guest that stands still.
+            if let Ok(vcpu) = vcpu.at_rest()
+                && let Err(error) = tell_paused(&vcpu)
+            {
+                self.warning = Some(format!("{error}; the guest's watchdogs may see the pause"));
             }
         }
         self.vcpus.iter().for_each(|vcpu| vcpu.order_run());
@@ -67,16 +73,10 @@ impl KvmGuest {
     }
 
     fn save(&self) -> Result<DeviceState, KvmGuestError> {
-        let save_vcpu = |(number, vcpu): (usize, &super::VcpuThread)| {
-            let vcpu = vcpu.at_rest()?;
-            Ok(self.hardware.state.save_vcpu(number as u32, &vcpu)?)
-        };
-        let sections: Vec<Section> = self
-            .vcpus
-            .par_iter()
-            .enumerate()
-            .map(save_vcpu)
-            .collect::<Result<_, KvmGuestError>>()?;
+        let numbers: Vec<u32> = (0..).take(self.vcpus.len()).collect();
+        let sections = each_vcpu(&self.vcpus, numbers, |vcpu, number| {
+            Ok(self.hardware.state.save_vcpu(number, &*vcpu.at_rest()?)?)
+        })?;
         let mut state = DeviceState::new();
         sections.into_iter().for_each(|section| state.push(section));
         state.push(self.hardware.state.save_vm()?);
@@ -93,26 +93,59 @@ impl KvmGuest {
         let vm = StateAccess::take_vm(&mut state)?;
         self.serial.load(&mut state)?;
         state.finish()?;
-        let load_vcpu = |(number, (vcpu, section)): (usize, (&super::VcpuThread, Section))| {
+        let numbered = (0..).zip(sections).collect();
+        let times = each_vcpu(&self.vcpus, numbered, |vcpu, (number, section)| {
             let vcpu = vcpu.at_rest()?;
-            Ok(self
-                .hardware
-                .state
-                .load_vcpu(number as u32, &vcpu, section)?)
-        };
-        let times = self
-            .vcpus
-            .par_iter()
-            .zip(sections)
-            .enumerate()
-            .map(load_vcpu)
-            .collect::<Result<Vec<_>, KvmGuestError>>()?;
+            Ok(self.hardware.state.load_vcpu(number, &vcpu, section)?)
+        })?;
         let advance = self.hardware.state.load_vm(vm)?;
         for (vcpu, time) in self.vcpus.iter().zip(times) {
             time.restore(&*vcpu.at_rest()?, &advance)?;
         }
         Ok(())
     }
+}
+
+/// Does something with each vCPU and its item; the results are in their order. In the blackout, so
+/// not on a pool of threads that would have to be started first. The first few are this thread's
+/// own.
+fn each_vcpu<V: Sync, I: Send, T: Send>(
+    vcpus: &[V],
+    items: Vec<I>,
+    work: impl Fn(&V, I) -> Result<T, KvmGuestError> + Sync,
+) -> Result<Vec<T>, KvmGuestError> {
+    let mut pieces: Vec<Vec<(&V, I)>> = Vec::new();
+    for pair in vcpus.iter().zip(items) {
+        match pieces.last_mut() {
+            Some(piece) if piece.len() < VCPUS_PER_THREAD => piece.push(pair),
+            _ => pieces.push(vec![pair]),
+        }
+    }
+    let all = |piece: Vec<(&V, I)>| -> Result<Vec<T>, KvmGuestError> {
+        piece
+            .into_iter()
+            .map(|(vcpu, item)| work(vcpu, item))
+            .collect()
+    };
+    let results = std::thread::scope(|scope| {
+        let all = &all;
+        let mut pieces = pieces.into_iter();
+        let own = pieces.next();
+        let others: Vec<_> = pieces
+            .map(|piece| std::thread::Builder::new().spawn_scoped(scope, move || all(piece)))
+            .collect();
+        let mut results: Vec<_> = own.map(all).into_iter().collect();
+        for other in others {
+            results.push(match other {
+                // One that panicked has been told of on standard error.
+                Ok(other) => other.join().unwrap_or(Err(KvmGuestError::StateThread)),
+                Err(error) => Err(KvmGuestError::io("starting a thread for vCPU state")(error)),
+            });
+        }
+        results
+    });
+    let results = results.into_iter().collect::<Result<Vec<_>, _>>()?;
+    Ok(results.into_iter().flatten().collect())
 }
 
 impl Guest for KvmGuest {
@@ -173,8 +206,19 @@ impl IncomingGuest for KvmGuest {
         Ok(self.load(state)?)
     }
 
-    fn run(&mut self, epoch: u64) -> Result<RunRecord, GuestError> {
-        let record = self.enter_all()?;
+    fn run(&mut self, epoch: u64) -> Result<RunRecord, RunError> {
+        let record = self.enter_all().map_err(|error| {
+            // Each of them, whatever the others say: none may be entered from here on.
+            let entered = self
+                .vcpus
+                .iter()
+                .fold(false, |entered, vcpu| vcpu.withdraw() | entered);
+            if entered {
+                RunError::MayHaveRun(error.into())
+            } else {
+                RunError::NeverEntered(error.into())
+            }
+        })?;
         self.identity.epoch = epoch;
         Ok(record)
     }
@@ -200,5 +244,28 @@ impl IncomingGuest for KvmGuest {
 
     fn self_check(&self) -> Option<Arc<dyn SelfCheck>> {
         Guest::self_check(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_vcpu_has_its_own_item_and_an_error_of_any_counts() {
+        for count in [0, 1, 8, 9, 20, 64] {
+            let vcpus: Vec<u32> = (0..count).collect();
+            let items: Vec<u32> = (0..count).map(|vcpu| vcpu * 3).collect();
+            let done = each_vcpu(&vcpus, items.clone(), |vcpu, item| {
+                assert_eq!(item, vcpu * 3);
+                Ok(item)
+            });
+            assert_eq!(done.unwrap(), items);
+            let failed = each_vcpu(&vcpus, items, |vcpu, _| match *vcpu + 1 == count {
+                true => Err(KvmGuestError::Running(*vcpu)),
+                false => Ok(()),
+            });
+            assert_eq!(failed.is_err(), count > 0);
+        }
     }
 }

@@ -43,13 +43,15 @@ enum Order {
 enum Phase {
     AtRest(Timestamp),
     InGuest(Timestamp),
-    Crashed(Timestamp, String),
+    Crashed(String),
 }
 
 #[derive(Debug)]
 struct Progress {
     order: Order,
     phase: Phase,
+    /// Whether the vCPU was ever let into the guest.
+    entered: bool,
 }
 
 struct Shared {
@@ -87,6 +89,7 @@ impl VcpuThread {
             progress: Mutex::new(Progress {
                 order: Order::Rest,
                 phase: Phase::AtRest(Timestamp::now()),
+                entered: false,
             }),
             changed: Condvar::new(),
             ports,
@@ -123,36 +126,47 @@ impl VcpuThread {
         self.signal();
     }
 
+    /// Takes an order to run back; says whether it came too late, or the vCPU was ever entered
+    /// before. If not, it will not be.
+    pub(super) fn withdraw(&self) -> bool {
+        self.order_rest();
+        // The thread looks at the order and enters under one lock, so nothing comes between.
+        self.shared.lock().entered
+    }
+
     /// Orders the thread to end; [`VcpuThread::join`] awaits it.
     pub(super) fn order_end(&self) {
         self.shared.order(Order::End);
         self.signal();
     }
 
-    /// Waits until the vCPU is at rest, with its pending exit completed; says since when.
+    /// Waits until the vCPU is at rest, with its pending exit completed; says since when. One that
+    /// has crashed never is: its last exit may be incomplete, so its state is not to be read as a
+    /// parked vCPU's (law 7).
     pub(super) fn wait_at_rest(&self, deadline: Deadline) -> Result<Timestamp, KvmGuestError> {
-        let waited = deadline.remaining();
+        let allowed = deadline.remaining();
         self.wait(deadline, |phase| match phase {
-            Phase::AtRest(since) | Phase::Crashed(since, _) => Some(Ok(*since)),
+            Phase::AtRest(since) => Some(Ok(*since)),
+            Phase::Crashed(reason) => Some(Err(self.crash(reason))),
             Phase::InGuest(_) => None,
         })
         .unwrap_or(Err(KvmGuestError::NotParked {
             vcpu: self.shared.number,
-            waited,
+            waited: allowed.saturating_sub(deadline.remaining()),
         }))
     }
 
     /// Waits until the vCPU is entered; says since when.
     pub(super) fn wait_in_guest(&self, deadline: Deadline) -> Result<Timestamp, KvmGuestError> {
-        let waited = deadline.remaining();
+        let allowed = deadline.remaining();
         self.wait(deadline, |phase| match phase {
             Phase::InGuest(since) => Some(Ok(*since)),
-            Phase::Crashed(_, reason) => Some(Err(self.crash(reason))),
+            Phase::Crashed(reason) => Some(Err(self.crash(reason))),
             Phase::AtRest(_) => None,
         })
         .unwrap_or(Err(KvmGuestError::NotEntered {
             vcpu: self.shared.number,
-            waited,
+            waited: allowed.saturating_sub(deadline.remaining()),
         }))
     }
 
@@ -164,7 +178,7 @@ impl VcpuThread {
     /// Why it can't run any more.
     pub(super) fn crashed(&self) -> Option<KvmGuestError> {
         match &self.shared.lock().phase {
-            Phase::Crashed(_, reason) => Some(self.crash(reason)),
+            Phase::Crashed(reason) => Some(self.crash(reason)),
             _ => None,
         }
     }
@@ -203,7 +217,8 @@ impl VcpuThread {
                 return Some(value);
             }
             let left = deadline.remaining();
-            if left.is_zero() {
+            let gone = self.thread.as_ref().is_none_or(JoinHandle::is_finished);
+            if left.is_zero() || gone {
                 return None;
             }
             let (guard, timeout) = self
@@ -249,15 +264,15 @@ impl Shared {
             let mut vcpu = self.vcpu.lock().unwrap_or_else(PoisonError::into_inner);
             self.kick.let_in();
             progress.phase = Phase::InGuest(Timestamp::now());
+            progress.entered = true;
             self.changed.notify_all();
             drop(progress);
 
             let outcome = self.run_until_wanted_out(&mut vcpu);
 
-            let parked = Timestamp::now();
             let phase = match outcome {
-                Ok(()) => Phase::AtRest(parked),
-                Err(reason) => Phase::Crashed(parked, format!("{reason}; {}", registers(&vcpu))),
+                Ok(()) => Phase::AtRest(Timestamp::now()),
+                Err(reason) => Phase::Crashed(format!("{reason}; {}", registers(&vcpu))),
             };
             drop(vcpu);
             let mut progress = self.lock();

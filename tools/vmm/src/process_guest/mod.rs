@@ -21,8 +21,8 @@ use std::time::Duration;
 
 use dunlin_engine::dirty::{DirtySource, MarkedPages};
 use dunlin_engine::guest::{
-    Guest, GuestError, GuestIdentity, GuestOffer, IncomingGuest, PauseRecord, RunRecord, SelfCheck,
-    valid_guest_name,
+    Guest, GuestError, GuestIdentity, GuestOffer, IncomingGuest, PauseRecord, RunError, RunRecord,
+    SelfCheck, valid_guest_name,
 };
 use dunlin_engine::layout::{Backing, GuestMemory, Layout};
 use dunlin_engine::process::ProcessMemoryTracker;
@@ -346,10 +346,15 @@ impl IncomingGuest for ProcessGuest {
             .map_err(|error| GuestError::new("loading the guest's state", error))
     }
 
-    fn run(&mut self, epoch: u64) -> Result<RunRecord, GuestError> {
-        let record = self
-            .let_run()
-            .map_err(|error| GuestError::new("running the guest's threads", error))?;
+    fn run(&mut self, epoch: u64) -> Result<RunRecord, RunError> {
+        let record = self.let_run().map_err(|error| {
+            let error = GuestError::new("running the guest's threads", error);
+            if self.writers.withdraw() {
+                RunError::MayHaveRun(error)
+            } else {
+                RunError::NeverEntered(error)
+            }
+        })?;
         self.identity.epoch = epoch;
         Ok(record)
     }

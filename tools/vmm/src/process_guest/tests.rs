@@ -313,6 +313,23 @@ fn what_does_not_fit_is_refused() {
 }
 
 #[test]
+fn a_guest_that_can_t_be_run_says_whether_a_thread_ran() {
+    let source = ProcessGuest::start(&spec(Backing::Memfd, 2, "rate=max,hot=1MiB")).unwrap();
+    let offer = source.offer().unwrap();
+    let mut guest = ProcessGuest::incoming(&offer, Backing::Memfd).unwrap();
+    guest.writers.end_for_test();
+    let error = guest.run(2).unwrap_err();
+    assert!(matches!(error, RunError::NeverEntered(_)), "{error}");
+    assert_eq!(guest.identity().epoch, 1);
+
+    let mut guest = ProcessGuest::incoming(&offer, Backing::Memfd).unwrap();
+    guest.let_run().unwrap();
+    guest.writers.end_for_test();
+    let error = guest.run(2).unwrap_err();
+    assert!(matches!(error, RunError::MayHaveRun(_)), "{error}");
+}
+
+#[test]
 fn a_pause_that_can_not_wait_is_an_error_and_the_guest_goes_on() {
     let mut guest = ProcessGuest::start(&spec(Backing::Memfd, 2, "rate=max,hot=1MiB")).unwrap();
     // With no time at all it nearly always fails; where it does not, the threads were that quick.

@@ -63,6 +63,8 @@ enum Standing {
 struct Board {
     order: Order,
     standings: Vec<Standing>,
+    /// Whether any thread was ever let run.
+    ran: bool,
 }
 
 struct Shared {
@@ -106,6 +108,7 @@ impl Shared {
             if board.order == Order::End {
                 return;
             }
+            board.ran = true;
             self.stand(&mut board, index, Standing::Running(Timestamp::now()));
             drop(board);
             let outcome = program.run(&self.go_on);
@@ -168,6 +171,7 @@ impl Writers {
             board: Mutex::new(Board {
                 order: Order::Park,
                 standings: vec![Standing::Begins; programs.len()],
+                ran: false,
             }),
             changed: Condvar::new(),
         });
@@ -204,6 +208,14 @@ impl Writers {
         self.shared.wait_for("park", deadline, parked_since)
     }
 
+    /// Takes an order to run back; says whether any thread took it, or ran ever before. If not,
+    /// none will.
+    pub(super) fn withdraw(&self) -> bool {
+        self.shared.order(Order::Park);
+        // A thread looks at the order and begins under one lock, so nothing comes between.
+        self.shared.lock().ran
+    }
+
     /// Whether all are parked and stay so.
     pub(super) fn parked(&self) -> bool {
         let board = self.shared.lock();
@@ -222,6 +234,19 @@ impl Writers {
                 .standings
                 .iter()
                 .all(|standing| matches!(standing, Standing::Running(_)))
+    }
+}
+
+#[cfg(test)]
+impl Writers {
+    /// Ends the threads as if each had lost its pages.
+    pub(super) fn end_for_test(&mut self) {
+        self.shared.order(Order::End);
+        for thread in self.threads.drain(..) {
+            thread.join().unwrap();
+        }
+        let mut board = self.shared.lock();
+        board.standings.fill(Standing::Ended(MemoryError::TooLarge));
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use dunlin_engine::guest::{Guest, IncomingGuest};
+use dunlin_engine::guest::{Guest, IncomingGuest, RunError};
 
 use super::super::program::between;
 use super::super::serial_port::Ports;
@@ -136,6 +136,68 @@ fn an_incoming_guest_that_does_not_fit_is_refused_by_name() {
         guest.load_state(&state).unwrap_err().to_string(),
         "section 'gpu' is not known to this build"
     );
+}
+
+#[test]
+fn a_guest_that_arrived_is_offered_on_with_its_own_frequency() {
+    if !have_kvm() {
+        return;
+    }
+    let spec = spec(1, 0, Pattern::Sequential, DirtyTracking::Auto);
+    let mut offer = start(&spec, &Options::default()).offer().unwrap();
+    // A few ppm from this host's, which counts as the same everywhere.
+    let mut platform = offer.configuration.require("kvm.platform", 1).unwrap();
+    let khz = platform.require_u64(1).unwrap() + 5;
+    platform.put_u64(1, khz);
+    offer.configuration.push(platform);
+    let sink = Box::new(io::sink());
+    let there = KvmGuest::incoming(&offer, Backing::Memfd, DirtyTracking::Auto, sink).unwrap();
+    let mut told = there.offer().unwrap().configuration;
+    let mut platform = told.require("kvm.platform", 1).unwrap();
+    assert_eq!(platform.require_u64(1).unwrap(), khz);
+}
+
+#[test]
+fn a_guest_that_can_t_be_run_says_whether_a_vcpu_was_entered() {
+    if !have_kvm() {
+        return;
+    }
+    let spec = spec(2, 0, Pattern::Sequential, DirtyTracking::Auto);
+    let mut source = start(&spec, &Options::default());
+    let offer = source.offer().unwrap();
+    source.pause(deadline()).unwrap();
+    let state = source.save_state().unwrap();
+    let memory = copy_of_memory(&source);
+    let arrived = || {
+        let sink = Box::new(io::sink());
+        let tracking = DirtyTracking::Auto;
+        let mut guest = KvmGuest::incoming(&offer, Backing::Memfd, tracking, sink).unwrap();
+        fill_memory(&guest, &memory);
+        guest.load_state(&state).unwrap();
+        guest
+    };
+    let end = |guest: &mut KvmGuest, vcpus: std::ops::Range<usize>| {
+        for vcpu in &mut guest.vcpus[vcpus] {
+            vcpu.order_end();
+            vcpu.join(deadline());
+        }
+    };
+
+    let mut guest = arrived();
+    end(&mut guest, 0..2);
+    let error = guest.run(2).unwrap_err();
+    assert!(matches!(error, RunError::NeverEntered(_)), "{error}");
+    assert_eq!(guest.offer().unwrap().identity.epoch, 1);
+
+    // The other vCPU's thread is there, so it may have been entered before the failure was seen.
+    let mut guest = arrived();
+    end(&mut guest, 0..1);
+    guest.vcpus[1].order_run();
+    guest.vcpus[1].wait_in_guest(deadline()).unwrap();
+    let error = guest.run(2).unwrap_err();
+    assert!(matches!(error, RunError::MayHaveRun(_)), "{error}");
+    // It does not go on by itself.
+    guest.vcpus[1].wait_at_rest(deadline()).unwrap();
 }
 
 // Adds up what it reads from a port, and counts how often it did.

@@ -189,7 +189,7 @@ unsafe extern "C" {
 }
 
 #[test]
-fn a_crash_is_told_with_its_registers_and_the_guest_can_still_be_paused() {
+fn a_crash_is_told_with_its_registers_and_the_guest_can_t_be_paused_for_a_move() {
     if !have_kvm() {
         return;
     }
@@ -221,6 +221,8 @@ fn a_crash_is_told_with_its_registers_and_the_guest_can_still_be_paused() {
     assert!(reason.contains("triple fault"), "{reason}");
     assert!(reason.contains("rip 0x100a"), "{reason}");
     assert!(!guest.running());
-    guest.pause(deadline()).unwrap();
+    // What the vCPU's registers say is not what a parked one's would (law 7), so it must not move.
+    let refusal = guest.pause(deadline()).unwrap_err().to_string();
+    assert!(refusal.contains("triple fault"), "{refusal}");
     assert!(guest.resume().is_err());
 }

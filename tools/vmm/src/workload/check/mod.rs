@@ -17,8 +17,9 @@ mod tests;
 
 use dunlin_engine::guest::{PageCheck, PageClaim, SelfCheck};
 use dunlin_engine::layout::{GuestAddress, GuestMemory};
+use dunlin_engine::untouched::Untouched;
 use dunlin_transports::deadline::Deadline;
-use dunlin_transports::memory::{MemoryError, PAGE_BYTES, PageNumber};
+use dunlin_transports::memory::{MemoryError, PAGE_BYTES, PageNumber, Run};
 use rayon::prelude::*;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -42,16 +43,27 @@ const NO_PAGE: PageClaim = PageClaim {
 };
 
 /// The workload's own check, for either kind of guest.
-#[derive(Clone, Debug)]
 pub struct WorkloadCheck {
     memory: GuestMemory,
     plan: Plan,
+    untouched: Untouched,
 }
 
 impl WorkloadCheck {
     /// A check of `memory`, which was laid out by `plan`.
     pub fn new(memory: GuestMemory, plan: Plan) -> Self {
-        Self { memory, plan }
+        Self {
+            untouched: Untouched::new(&memory),
+            memory,
+            plan,
+        }
+    }
+
+    /// A reader of the fixed pages among those of a task.
+    fn fixed_pages(&self, first: PageNumber, pages: usize) -> FixedPages<'_> {
+        // A task has at most `TASK_PAGES`.
+        let pages = pages as u32;
+        FixedPages::new(&self.memory, &self.untouched, Run { first, pages })
     }
 
     fn claim(
@@ -138,8 +150,9 @@ impl SelfCheck for WorkloadCheck {
             .par_chunks_mut(TASK_PAGES)
             .enumerate()
             .for_each(|(task, claims)| {
-                let mut reader = FixedPages::new(&self.memory);
-                for (number, claim) in numbers(first, task).zip(claims) {
+                let first = first_of(first, task);
+                let mut reader = self.fixed_pages(first, claims.len());
+                for (number, claim) in numbers(first).zip(claims) {
                     // A page that can't be read is described as none, which the other side, that
                     // has it, takes for wrong.
                     *claim = self.claim(&mut reader, number).unwrap_or(NO_PAGE);
@@ -153,9 +166,10 @@ impl SelfCheck for WorkloadCheck {
             .par_chunks(TASK_PAGES)
             .enumerate()
             .map(|(task, claims)| {
-                let mut reader = FixedPages::new(&self.memory);
+                let first = first_of(first, task);
+                let mut reader = self.fixed_pages(first, claims.len());
                 let mut outcome = PageCheck::default();
-                for (number, claim) in numbers(first, task).zip(claims) {
+                for (number, claim) in numbers(first).zip(claims) {
                     let verdict = self.compare(&mut reader, number, claim, deadline);
                     count(&mut outcome, number, verdict);
                 }
@@ -166,10 +180,14 @@ impl SelfCheck for WorkloadCheck {
     }
 }
 
-/// The page numbers of a task.
-fn numbers(first: PageNumber, task: usize) -> impl Iterator<Item = PageNumber> {
-    let first = first.0.saturating_add((task * TASK_PAGES) as u64);
-    (0..).map(move |offset| PageNumber(first.saturating_add(offset)))
+/// The first page of a task.
+fn first_of(first: PageNumber, task: usize) -> PageNumber {
+    PageNumber(first.0.saturating_add((task * TASK_PAGES) as u64))
+}
+
+/// The page numbers from a first one on.
+fn numbers(first: PageNumber) -> impl Iterator<Item = PageNumber> {
+    (0..).map(move |offset| PageNumber(first.0.saturating_add(offset)))
 }
 
 /// What is said of a page that is not wrong.

@@ -1,0 +1,276 @@
+//! The guest runs: greeting the destination, opening lanes, rounds, and judging them.
+
+use super::*;
+
+impl Mover<'_, '_> {
+    pub(super) fn send_hello(&mut self) -> Option<Event> {
+        let configuration = match self.offer.configuration.encode() {
+            Ok(bytes) => bytes,
+            Err(error) => return Some(self.stop(StayReason::Failed, &error.to_string())),
+        };
+        let hello = Hello {
+            version_min: VERSION_MIN,
+            version_max: VERSION_MAX,
+            capabilities: capability::ALL,
+            session: self.session_id.0.into(),
+            uuid: self.offer.identity.uuid.into_bytes().into(),
+            name: self.offer.identity.name.clone(),
+            epoch: self.offer.identity.epoch,
+            kind: self.offer.kind.clone(),
+            vcpus: self.offer.vcpus,
+            layout: WireLayout::new(&self.offer.layout),
+            configuration: configuration.into(),
+            lanes: self.lanes_wanted(),
+            transport: self.endpoint.transport().to_owned(),
+            host: WireHost::new(&this_host(), &boot_id()),
+            peer_timeout_ms: u64::try_from(self.settings.peer_timeout.as_millis())
+                .unwrap_or(u64::MAX),
+        };
+        self.send(&Message::Hello(Box::new(hello)))
+    }
+
+    pub(super) fn lanes_wanted(&self) -> u16 {
+        let auto = || {
+            let cores = std::thread::available_parallelism().map_or(1, usize::from);
+            u16::try_from(cores.min(LANES_AUTO_MAX)).unwrap_or(1)
+        };
+        self.settings.lanes.unwrap_or_else(auto).clamp(1, LANES_MAX)
+    }
+
+    /// Opens the lanes, starts their threads and the tracking of writes.
+    pub(super) fn open(&mut self) -> Event {
+        let lanes = match self.open_lanes() {
+            Ok(lanes) => lanes,
+            Err(reason) => {
+                let overdue = self.overdue();
+                return overdue.unwrap_or_else(|| self.stop(StayReason::PeerFailed, &reason));
+            }
+        };
+        self.fences = vec![0; lanes.len()];
+        self.counters = vec![LaneCounters::default(); lanes.len()];
+        self.report.lanes = u16::try_from(lanes.len()).unwrap_or(u16::MAX);
+        let cpus = lane_cpus(&self.settings.cpus, self.report.lanes, self.offer.vcpus);
+        for (lane, cpu) in lanes.into_iter().zip(cpus) {
+            if let Err(error) = self.start_lane(lane, cpu) {
+                return self.stop(StayReason::Failed, &format!("starting a lane: {error}"));
+            }
+        }
+        for source in self.sources.clone() {
+            if let Err(error) = source.start() {
+                let reason = format!("starting dirty tracking ({}): {error}", source.name());
+                return self.stop(StayReason::Failed, &reason);
+            }
+        }
+        // The first round takes every page, whatever was written before tracking started.
+        self.pending = DirtyBitmap::new(self.offer.layout.page_span());
+        for (region, shape) in self.offer.layout.regions().iter().enumerate() {
+            if let Some(first) = self.offer.layout.first_page(region) {
+                self.pending.set_range(first, shape.bytes / PAGE_BYTES);
+            }
+        }
+        Event::Opened
+    }
+
+    pub(super) fn open_lanes(&mut self) -> Result<Vec<Box<dyn SourceLane>>, String> {
+        let asked = self.lanes_wanted();
+        let welcome = self.welcome.as_ref().ok_or("no WELCOME")?;
+        let tickets = welcome
+            .tickets(self.session_id, asked)
+            .map_err(|error| error.to_string())?;
+        let grants = welcome
+            .grants
+            .to_grants()
+            .map_err(|error| error.to_string())?;
+        self.endpoint
+            .accept_grants(&grants)
+            .map_err(|error| error.to_string())?;
+        for range in self.guest.memory().lane_map().whole() {
+            self.endpoint
+                .prepare(range)
+                .map_err(|error| error.to_string())?;
+        }
+        let mut lanes = Vec::with_capacity(tickets.len());
+        // One limit for all: a destination that lets each in at the last moment gains nothing.
+        let deadline = Deadline::after(self.settings.peer_timeout);
+        for ticket in &tickets {
+            if self.handle.cancelled() {
+                return Err("cancelled by the operator".to_owned());
+            }
+            let lane = self.endpoint.open_lane(ticket, deadline);
+            lanes.push(lane.map_err(|error| error.to_string())?);
+        }
+        Ok(lanes)
+    }
+
+    pub(super) fn start_lane(
+        &mut self,
+        lane: Box<dyn SourceLane>,
+        cpu: Option<usize>,
+    ) -> std::io::Result<()> {
+        let (orders_sender, orders) = channel();
+        let context = self.context;
+        let done = self.inputs_sender.clone();
+        std::thread::Builder::new()
+            .name(format!("dunlin-{}", lane.number().0))
+            .spawn_scoped(self.scope, move || {
+                if let Some(cpu) = cpu {
+                    pin_current_thread(cpu);
+                }
+                lanes::serve(lane, context, &orders, &done);
+            })?;
+        self.orders.push(orders_sender);
+        Ok(())
+    }
+
+    pub(super) fn start_round(&mut self) {
+        let plan = ChunkPlan::new(&self.offer.layout, CHUNK_PAGES);
+        let is_first = self.report.rounds.is_empty();
+        self.begin_round(
+            Sharing::Claimed(Box::new(ChunkCursor::new(plan))),
+            is_first,
+            false,
+        );
+    }
+
+    pub(super) fn start_final_round(&mut self) {
+        let shares = share_by_bytes(&self.pending, &self.offer.layout, self.orders.len());
+        let is_first = self.report.rounds.is_empty();
+        self.begin_round(Sharing::Divided(shares), is_first, true);
+    }
+
+    /// Hands the pending pages to the lanes.
+    pub(super) fn begin_round(&mut self, sharing: Sharing, is_first: bool, is_final: bool) {
+        let empty = self.spare.pop();
+        let empty = empty.unwrap_or_else(|| DirtyBitmap::new(self.offer.layout.page_span()));
+        let dirty = std::mem::replace(&mut self.pending, empty);
+        let dirty_pages = dirty.count();
+        self.round = Some(RoundReport {
+            number: u32::try_from(self.report.rounds.len() + 1).unwrap_or(u32::MAX),
+            is_final,
+            dirty_pages,
+            ..RoundReport::default()
+        });
+        self.tallies.clear();
+        self.context
+            .remaining_pages
+            .store(dirty_pages, Ordering::Relaxed);
+        self.round_begin = Timestamp::now();
+        let round = Arc::new(Round {
+            dirty,
+            sharing,
+            is_first,
+        });
+        self.order(&Order::Round(Arc::clone(&round)));
+        self.shared_round = Some(round);
+    }
+
+    pub(super) fn order(&self, order: &Order) {
+        for lane in &self.orders {
+            // A lane thread that is gone has told why before it went.
+            let _ = lane.send(order.clone());
+        }
+    }
+
+    /// All lanes are done with what they were told.
+    pub(super) fn close_round(&mut self) {
+        // Lanes let go of a round before they say that it is done.
+        let shared = self.shared_round.take().and_then(Arc::into_inner);
+        if let Some(mut round) = shared.filter(|_| self.timeline.is_none()) {
+            round.dirty.clear();
+            self.spare.push(round.dirty);
+        }
+        let tallies = std::mem::take(&mut self.tallies);
+        let Some(mut round) = self.round.take() else {
+            return;
+        };
+        let took = Timestamp::now().since(self.round_begin);
+        round.duration_ns = nanoseconds(took);
+        for tally in &tallies {
+            round.zero_pages += tally.zero_pages;
+            round.skipped_pages += tally.skipped_pages;
+            round.sent_bytes += tally.sent_bytes;
+        }
+        if !round.is_final {
+            let slowest =
+                |time: fn(&LaneTally) -> Duration| tallies.iter().map(time).max().unwrap_or(took);
+            self.convergence.sample(RoundSample {
+                bytes: round.sent_bytes,
+                sending: slowest(|tally| tally.sending),
+                pages: round.dirty_pages,
+                scanning: slowest(|tally| tally.scanning),
+            });
+        }
+        self.report.sent_bytes += round.sent_bytes;
+        if let Some(timeline) = &mut self.timeline {
+            timeline.mark_now("final-round");
+        }
+        self.report.rounds.push(round);
+    }
+
+    /// Collects what was written, and decides whether to go on.
+    pub(super) fn judge(&mut self) -> Event {
+        if let Err(reason) = self.collect() {
+            return self.stop(StayReason::Failed, &reason);
+        }
+        let dirty_pages = self.pending.count();
+        let round_took = Duration::from_nanos(
+            self.report
+                .rounds
+                .last()
+                .map_or(0, |round| round.duration_ns),
+        );
+        self.dirty_rate = dirty_pages as f64 / round_took.as_secs_f64().max(1e-6);
+        self.prediction = self.convergence.predict(Circumstances {
+            dirty_pages,
+            collect: self.collect_took,
+            round_trip: self.link.quality().round_trip,
+            vcpus: self.offer.vcpus,
+            digest_bytes: if self.full_digests() {
+                self.offer.layout.bytes()
+            } else {
+                0
+            },
+            digest_threads: u32::from(self.report.lanes),
+        });
+        let predicted = self.prediction.total();
+        if let Some(round) = self.report.rounds.last_mut() {
+            round.predicted_blackout_ns = nanoseconds(predicted);
+        }
+        let limits = Limits {
+            max_blackout: self.handle.max_blackout(),
+            blackout_cap: self.blackout_cap(),
+            max_rounds: self.settings.max_rounds,
+            on_stall: self.settings.on_stall,
+        };
+        let rounds = u32::try_from(self.report.rounds.len()).unwrap_or(u32::MAX);
+        let saved = self
+            .convergence
+            .saved_by_a_round(dirty_pages, self.dirty_rate);
+        match self.convergence.judge(rounds, predicted, saved, limits) {
+            Verdict::Continue => Event::Continue,
+            Verdict::Switch => Event::Converged,
+            Verdict::GiveIn => {
+                let reason = format!(
+                    "after {rounds} rounds the blackout would still take {:.1} ms, the budget is \
+                     {:.1} ms (the guest dirties {:.0} MiB/s, the lanes move {:.0} MiB/s)",
+                    predicted.as_secs_f64() * 1e3,
+                    limits.max_blackout.as_secs_f64() * 1e3,
+                    self.dirty_rate * PAGE_BYTES as f64 / f64::from(1 << 20),
+                    self.convergence.goodput() / f64::from(1 << 20),
+                );
+                self.stop(StayReason::NotConverging, &reason)
+            }
+        }
+    }
+
+    /// Adds to the pending pages what the dirty sources report.
+    pub(super) fn collect(&mut self) -> Result<(), String> {
+        let begin = Timestamp::now();
+        for source in &self.sources {
+            let collected = source.collect(&mut self.pending);
+            collected.map_err(|error| format!("collecting ({}): {error}", source.name()))?;
+        }
+        self.collect_took = Timestamp::now().since(begin);
+        Ok(())
+    }
+}

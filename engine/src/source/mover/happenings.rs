@@ -1,0 +1,177 @@
+//! What happens to a move: messages, lanes, time and the operator, turned into the session's events.
+
+use super::*;
+
+impl Mover<'_, '_> {
+    /// Waits for the next event.
+    pub(super) fn next_event(&mut self) -> Event {
+        loop {
+            if let Some(event) = self.overdue() {
+                return event;
+            }
+            let input = match self.inputs.recv_timeout(TICK) {
+                Ok(input) => input,
+                Err(RecvTimeoutError::Timeout) => {
+                    self.tell_progress();
+                    continue;
+                }
+                Err(RecvTimeoutError::Disconnected) => return self.lost("no thread is left"),
+            };
+            let event = match input {
+                Input::Link(LinkEvent::Lost(reason)) => Some(self.lost(&reason)),
+                Input::Link(LinkEvent::Message(message)) => Some(self.heard(*message)),
+                Input::Lane(done) => self.lane_done(done),
+            };
+            if let Some(event) = event {
+                return event;
+            }
+        }
+    }
+
+    /// What time, or the operator, says.
+    pub(super) fn overdue(&mut self) -> Option<Event> {
+        if self.session.is_before_give_up() {
+            if self.handle.cancelled() {
+                return Some(self.stop(StayReason::Cancelled, "cancelled by the operator"));
+            }
+            if self.pause_deadline.is_some_and(Deadline::passed) {
+                let cap = self.blackout_cap();
+                let reason = format!("the guest was paused for {} ms, the cap", cap.as_millis());
+                return Some(self.stop(StayReason::BlackoutCap, &reason));
+            }
+            let elapsed = Timestamp::now().since(self.began);
+            if let Some(limit) = self.settings.timeout.filter(|limit| elapsed >= *limit) {
+                let reason = format!("not done within {} s", limit.as_secs_f64());
+                return Some(self.stop(StayReason::TimedOut, &reason));
+            }
+            let greeting = self.session.state() == State::Greeting;
+            if greeting && elapsed >= self.greeting_timeout() {
+                let reason = format!("no answer to HELLO within {} ms", elapsed.as_millis());
+                return Some(self.lost(&reason));
+            }
+        }
+        if self.session.state() == State::Committed {
+            // As long as the destination waits for COMMIT. Its life signs alone are no RUNNING.
+            let limit = self
+                .blackout_cap()
+                .saturating_add(self.settings.peer_timeout);
+            let waited = Timestamp::now().since(self.commit_sent?);
+            let reason = || format!("no RUNNING within {} ms of COMMIT", waited.as_millis());
+            return (waited >= limit).then(|| self.lost(&reason()));
+        }
+        let verify_begin = self.verify_begin?;
+        let allowed =
+            VERIFY_TIME_BASE + Duration::from_secs(self.offer.layout.bytes() / VERIFY_PACE);
+        (Timestamp::now().since(verify_begin) >= allowed).then(|| self.lost("no VERIFIED came"))
+    }
+
+    /// How long the destination may take to make room: memory for a large guest takes its time.
+    pub(super) fn greeting_timeout(&self) -> Duration {
+        self.settings.peer_timeout.max(VERIFY_TIME_BASE)
+    }
+
+    pub(super) fn heard(&mut self, message: Message) -> Event {
+        match message {
+            Message::Welcome(welcome) => {
+                if welcome.version < VERSION_MIN || welcome.version > VERSION_MAX {
+                    let version = welcome.version;
+                    return self.lost(&format!("the destination chose version {version}"));
+                }
+                let can_digest = welcome.capabilities & capability::FULL_DIGESTS != 0;
+                if self.settings.verify == Verify::Full && !can_digest {
+                    let reason = "--verify full was asked for, the destination can't digest memory";
+                    return self.stop(StayReason::Refused, reason);
+                }
+                let here = boot_id();
+                self.same_clock = !here.is_empty() && welcome.host.boot_id == here;
+                self.welcome = Some(welcome);
+                Event::Welcome
+            }
+            Message::Refused(refused) => {
+                self.because(&refused.reason());
+                Event::Refused
+            }
+            Message::Ready(ready) => {
+                // The give-up comes next: the last moment for a cancel, and for the cap.
+                if let Some(event) = self.overdue() {
+                    return event;
+                }
+                let offset = self.clock_offset_ns();
+                if let Some(timeline) = &mut self.timeline {
+                    let received = Timestamp::now();
+                    let [prepare, fences, digests, loaded, revoked] = ready
+                        .moments()
+                        .map(|moment| moment.shifted(offset.saturating_neg()));
+                    timeline.mark("prepare-on-link", Side::Link, prepare.min(received));
+                    timeline.mark("fences", Side::Destination, fences.min(received));
+                    timeline.mark("digests", Side::Destination, digests.min(received));
+                    timeline.mark("load-state", Side::Destination, loaded.min(received));
+                    timeline.mark("revoke-access", Side::Destination, revoked.min(received));
+                    timeline.mark("ready-on-link", Side::Link, received);
+                }
+                self.ready = Some(ready);
+                Event::Ready
+            }
+            Message::Running(running) => {
+                self.running = Some(running);
+                Event::Running
+            }
+            Message::Verified(verified) => {
+                self.verified = Some(verified);
+                Event::Verified
+            }
+            Message::Aborted(abort) => {
+                self.because(&format!("the destination gave up: {}", abort.reason()));
+                Event::Aborted
+            }
+            other => {
+                let kind = other.kind();
+                self.lost(&format!("the destination may not say {kind:?} now"))
+            }
+        }
+    }
+
+    pub(super) fn lane_done(&mut self, done: LaneDone) -> Option<Event> {
+        let tally = match done.result {
+            Ok(tally) => tally,
+            Err(failure) => {
+                let reason = match failure {
+                    lanes::LaneFailure::Lane(_) => StayReason::PeerFailed,
+                    lanes::LaneFailure::Rearm(_) | lanes::LaneFailure::Memory(_) => {
+                        StayReason::Failed
+                    }
+                };
+                return Some(self.stop(reason, &failure.to_string()));
+            }
+        };
+        let lane = usize::from(done.lane.0);
+        if let Some(fence) = self.fences.get_mut(lane) {
+            *fence = tally.fence.0;
+        }
+        if let Some(counters) = self.counters.get_mut(lane) {
+            *counters = tally.counters;
+        }
+        self.tallies.push(tally);
+        if self.tallies.len() < self.orders.len() {
+            return None;
+        }
+        self.close_round();
+        Some(Event::RoundDone)
+    }
+
+    /// The connection is of no use any more.
+    pub(super) fn lost(&mut self, reason: &str) -> Event {
+        self.because(reason);
+        Event::Lost
+    }
+
+    /// This side ends the move.
+    pub(super) fn stop(&mut self, reason: StayReason, words: &str) -> Event {
+        self.because(words);
+        Event::Stop(reason)
+    }
+
+    pub(super) fn because(&mut self, words: &str) {
+        self.reason.get_or_insert_with(|| words.to_owned());
+    }
+}

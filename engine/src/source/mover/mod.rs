@@ -1,0 +1,363 @@
+//! Performs the session's actions and turns what happens into its events.
+//!
+//! | room | what is in it |
+//! |---|---|
+//! | here | the mover: what it holds, and which action is performed where |
+//! | `happenings` | messages, lanes, time and the operator become events |
+//! | `copying` | the guest runs: greeting, lanes, rounds |
+//! | `handing_over` | the guest is paused, and what follows |
+//! | `telling` | progress and the report |
+
+mod copying;
+mod handing_over;
+mod happenings;
+mod telling;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
+use std::thread::Scope;
+use std::time::Duration;
+
+use dunlin_transports::deadline::Deadline;
+use dunlin_transports::lane::{LANES_MAX, LaneCounters, SourceEndpoint, SourceLane};
+use dunlin_transports::memory::PAGE_BYTES;
+
+use super::blackout::Timeline;
+use super::convergence::{Circumstances, Convergence, Limits, Prediction, RoundSample, Verdict};
+use super::lanes::{self, LaneContext, LaneDone, LaneTally, Order, Round, Sharing};
+use super::{MoveObserver, Peer};
+use crate::affinity::{lane_cpus, pin_current_thread};
+use crate::chunk::{CHUNK_PAGES, ChunkCursor, ChunkPlan, share_by_bytes};
+use crate::clock::{Timestamp, boot_id};
+use crate::digest::digests;
+use crate::dirty::{DirtyBitmap, DirtySource};
+use crate::guest::{Guest, GuestOffer};
+use crate::host::this_host;
+use crate::link::{Link, LinkEvent, Opening};
+use crate::protocol::{
+    Abort, Counts, Hello, Message, Prepare, Ready, Running, VERIFY_PAGES_MAX, VERSION_MAX,
+    VERSION_MIN, Verified, VerifyPages, Welcome, WireHost, WireLayout, capability,
+};
+use crate::report::{
+    BlackoutReport, Hosts, Outcome, Phase, Progress, Report, RoundReport, Side, VerificationReport,
+};
+use crate::session::source::{Action, Event, State};
+use crate::session::{SourceSession, StayReason};
+use crate::settings::{MoveHandle, MoveSettings, Verify};
+use crate::untouched::Untouched;
+
+/// How often a waiting source looks at what nobody tells it: a cancel, a deadline.
+const TICK: Duration = Duration::from_millis(5);
+
+/// How often progress is told.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
+
+/// The cap, where none was given, as a multiple of the budget.
+const CAP_FACTOR: u32 = 10;
+
+/// How many lanes `auto` opens at most: QEMU and Cloud Hypervisor both measured most of the gain by
+/// then on 100 Gb/s, and each lane costs the host a core while it runs.
+const LANES_AUTO_MAX: usize = 8;
+
+/// Comparing memory afterwards may take this long, and one more second for each [`VERIFY_PACE`].
+const VERIFY_TIME_BASE: Duration = Duration::from_secs(30);
+
+/// A pace, in bytes a second, that comparing memory keeps on a slow and busy host.
+const VERIFY_PACE: u64 = 64 << 20;
+
+/// What reaches the session's thread.
+enum Input {
+    Link(LinkEvent),
+    Lane(LaneDone),
+}
+
+impl From<LinkEvent> for Input {
+    fn from(event: LinkEvent) -> Self {
+        Self::Link(event)
+    }
+}
+
+impl From<LaneDone> for Input {
+    fn from(done: LaneDone) -> Self {
+        Self::Lane(done)
+    }
+}
+
+pub(super) fn migrate(
+    guest: &mut dyn Guest,
+    peer: Peer,
+    settings: &MoveSettings,
+    handle: &MoveHandle,
+    observer: &dyn MoveObserver,
+) -> Report {
+    let offer = match guest.offer() {
+        Ok(offer) => offer,
+        Err(error) => {
+            // Nothing was said to the peer: the connection just ends.
+            let identity = crate::guest::GuestIdentity {
+                uuid: uuid::Uuid::nil(),
+                name: String::new(),
+                epoch: 0,
+            };
+            let offer = GuestOffer {
+                identity,
+                kind: String::new(),
+                vcpus: 0,
+                layout: guest.memory().layout().clone(),
+                configuration: crate::state::DeviceState::new(),
+            };
+            return Report::not_started(&offer, Outcome::Failed, error.to_string());
+        }
+    };
+    let (inputs_sender, inputs) = sync_channel(64 + usize::from(LANES_MAX));
+    let Peer {
+        session,
+        control,
+        endpoint,
+    } = peer;
+    let link = Link::start(
+        control,
+        Opening::Ours,
+        settings.peer_timeout,
+        inputs_sender.clone(),
+    );
+    let link = match link {
+        Ok(link) => link,
+        Err(error) => return Report::not_started(&offer, Outcome::Failed, error.to_string()),
+    };
+    let sources = guest.dirty_sources();
+    let context = LaneContext::new(
+        guest.memory().lane_map().clone(),
+        Untouched::new(guest.memory()),
+        sources.clone(),
+        handle,
+        settings.peer_timeout,
+    );
+    std::thread::scope(|scope| {
+        let mover = Mover {
+            scope,
+            report: Report::not_started(&offer, Outcome::Failed, ""),
+            guest,
+            offer,
+            session_id: session,
+            endpoint: endpoint.as_ref(),
+            settings,
+            handle,
+            observer,
+            context: &context,
+            sources,
+            inputs,
+            link,
+            inputs_sender,
+            orders: Vec::new(),
+            session: SourceSession::new(),
+            reason: None,
+            began: Timestamp::now(),
+            convergence: Convergence::default(),
+            prediction: Prediction::default(),
+            pending: DirtyBitmap::new(0),
+            collect_took: Duration::ZERO,
+            round_begin: Timestamp::now(),
+            spare: Vec::new(),
+            shared_round: None,
+            round: None,
+            tallies: Vec::new(),
+            counters: Vec::new(),
+            fences: Vec::new(),
+            dirty_rate: 0.0,
+            told: Timestamp::now(),
+            timeline: None,
+            pause_deadline: None,
+            parked: Vec::new(),
+            state: Vec::new(),
+            welcome: None,
+            same_clock: false,
+            ready: None,
+            running: None,
+            verified: None,
+            not_resumed: false,
+            commit_sent: None,
+            verify_begin: None,
+        };
+        mover.run()
+    })
+}
+
+struct Mover<'scope, 'env> {
+    scope: &'scope Scope<'scope, 'env>,
+    guest: &'env mut dyn Guest,
+    offer: GuestOffer,
+    session_id: dunlin_transports::lane::SessionId,
+    endpoint: &'env dyn SourceEndpoint,
+    settings: &'env MoveSettings,
+    handle: &'env MoveHandle,
+    observer: &'env dyn MoveObserver,
+    context: &'env LaneContext<'env>,
+    sources: Vec<Arc<dyn DirtySource>>,
+    /// Before the link, so that it is dropped first: the link's thread may be waiting for room.
+    inputs: Receiver<Input>,
+    link: Link,
+    inputs_sender: SyncSender<Input>,
+    /// A sender for each lane thread; dropping them ends the threads.
+    orders: Vec<Sender<Order>>,
+    session: SourceSession,
+    /// Why the move is ending, where it is not going well: the first reason counts.
+    reason: Option<String>,
+    began: Timestamp,
+    convergence: Convergence,
+    prediction: Prediction,
+    /// Pages that are dirty and in no round yet.
+    pending: DirtyBitmap,
+    collect_took: Duration,
+    round_begin: Timestamp,
+    /// Cleared bitmaps, so that none has to be made while the guest is paused.
+    spare: Vec<DirtyBitmap>,
+    /// What the lanes work on.
+    shared_round: Option<Arc<Round>>,
+    /// The round that is under way.
+    round: Option<RoundReport>,
+    /// What lanes have said of it so far.
+    tallies: Vec<LaneTally>,
+    /// What each lane carried, as of its last word.
+    counters: Vec<LaneCounters>,
+    /// The last fence of each lane.
+    fences: Vec<u64>,
+    /// Pages a second that the guest dirtied in the last round.
+    dirty_rate: f64,
+    told: Timestamp,
+    timeline: Option<Timeline>,
+    /// The cap's end, once the guest is being paused.
+    pause_deadline: Option<Deadline>,
+    parked: Vec<Timestamp>,
+    state: Vec<u8>,
+    welcome: Option<Welcome>,
+    /// Whether the destination runs on this very boot of this host, and so shares its clock.
+    same_clock: bool,
+    ready: Option<Ready>,
+    running: Option<Running>,
+    verified: Option<Verified>,
+    /// The guest could be run neither there nor here.
+    not_resumed: bool,
+    commit_sent: Option<Timestamp>,
+    verify_begin: Option<Timestamp>,
+    report: Report,
+}
+
+impl Mover<'_, '_> {
+    fn run(mut self) -> Report {
+        let mut events = VecDeque::from([Event::Begin]);
+        while !self.session.is_over() {
+            let event = match events.pop_front() {
+                Some(event) => event,
+                None => self.next_event(),
+            };
+            let actions = self.session.on(event);
+            if matches!(self.session.state(), State::Stayed(_) | State::Unknown) {
+                // Whatever has no reason by now is a message that is in order, out of turn.
+                self.because(&format!("the destination may not say {event:?} now"));
+            }
+            for action in actions {
+                // An action that fails makes what follows it pointless: the session decides anew.
+                if let Some(event) = self.perform(action) {
+                    events.push_back(event);
+                    break;
+                }
+            }
+        }
+        self.finish()
+    }
+
+    /// Performs an action. An event that follows from it at once is returned.
+    fn perform(&mut self, action: Action) -> Option<Event> {
+        if action.is_inside_blackout() {
+            // These follow each other without a wait in which the cap would be looked at.
+            if let Some(event) = self.overdue() {
+                return Some(event);
+            }
+        }
+        match action {
+            Action::SendHello => self.send_hello(),
+            Action::Open => Some(self.open()),
+            Action::StartRound => {
+                self.start_round();
+                None
+            }
+            Action::Judge => Some(self.judge()),
+            Action::Pause => Some(self.pause()),
+            Action::StartFinalRound => {
+                self.start_final_round();
+                None
+            }
+            Action::Save => Some(self.save()),
+            Action::FenceLanes => self.fence_lanes(),
+            Action::SendPrepare => self.send_prepare(),
+            // The record that survives a crash goes here; until there is one, the session's state
+            // is the record.
+            Action::RecordGiveUp => None,
+            Action::SendCommit => self.send_commit(),
+            Action::Verify => self.verify(),
+            Action::SendReleased => {
+                // The guest is the destination's whether or not this word arrives.
+                let _ = self.link.send(&Message::Released);
+                None
+            }
+            Action::SendAbort => {
+                let reason = self.reason.clone().unwrap_or_default();
+                // A destination that does not hear it notices the closed connection.
+                let _ = self.link.send(&Message::Abort(Abort::new(&reason)));
+                None
+            }
+            Action::CloseLanes => {
+                self.close_lanes();
+                None
+            }
+            Action::Resume => {
+                self.resume();
+                None
+            }
+            Action::Hold => {
+                self.mark("held");
+                self.observer.note(
+                    "the connection was lost behind the give-up: the guest is kept paused here, \
+                     since it may run on the destination",
+                );
+                None
+            }
+        }
+    }
+
+    fn send(&mut self, message: &Message) -> Option<Event> {
+        // While the guest is paused, the cap holds for a send as for everything else.
+        let sent = match self
+            .pause_deadline
+            .filter(|_| self.session.is_before_give_up())
+        {
+            Some(deadline) => self.link.send_by(message, deadline),
+            None => self.link.send(message),
+        };
+        let error = sent.err()?;
+        self.overdue()
+            .or_else(|| Some(self.lost(&error.to_string())))
+    }
+
+    fn blackout_cap(&self) -> Duration {
+        let budget = self.handle.max_blackout();
+        self.settings
+            .blackout_cap
+            .unwrap_or_else(|| budget.saturating_mul(CAP_FACTOR))
+    }
+
+    fn full_digests(&self) -> bool {
+        let common = self
+            .welcome
+            .as_ref()
+            .map_or(0, |welcome| welcome.capabilities);
+        self.settings.verify == Verify::Full && common & capability::FULL_DIGESTS != 0
+    }
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
