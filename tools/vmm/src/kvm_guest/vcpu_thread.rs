@@ -8,6 +8,10 @@
 //!
 //! The thread holds the vCPU's lock while it is not at rest; at rest, anybody may read and set the
 //! vCPU's state.
+//!
+//! Nobody is woken by a thread that holds the lock on the progress: whoever wakes may take over the
+//! waker's processor at once, would then wait for that lock, and where the next in line is a vCPU
+//! in its guest, the waker gets the processor back milliseconds later.
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -242,6 +246,7 @@ impl Shared {
         if order != Order::Run {
             self.kick.want_out();
         }
+        drop(progress);
         self.changed.notify_all();
     }
 
@@ -265,8 +270,8 @@ impl Shared {
             self.kick.let_in();
             progress.phase = Phase::InGuest(Timestamp::now());
             progress.entered = true;
-            self.changed.notify_all();
             drop(progress);
+            self.changed.notify_all();
 
             let outcome = self.run_until_wanted_out(&mut vcpu);
 
@@ -275,8 +280,7 @@ impl Shared {
                 Err(reason) => Phase::Crashed(format!("{reason}; {}", registers(&vcpu))),
             };
             drop(vcpu);
-            let mut progress = self.lock();
-            progress.phase = phase;
+            self.lock().phase = phase;
             self.changed.notify_all();
         }
     }

@@ -1,7 +1,8 @@
 //! The threads: running, parking, ending.
 //!
 //! An order is given under the lock and announced in an atomic, which the threads look at between
-//! two pages; each tells under the lock where it stands.
+//! two pages; each tells under the lock where it stands. Threads are let run by one that has let go
+//! of the lock: those that wake would wait for it, and behind each other's work.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -84,21 +85,23 @@ impl Shared {
         let mut board = self.lock();
         board.order = order;
         self.go_on.store(order == Order::Run, Ordering::Relaxed);
+        drop(board);
         self.changed.notify_all();
     }
 
-    fn stand(&self, board: &mut Board, index: usize, standing: Standing) {
+    /// Whoever waits is to be told afterwards.
+    fn stand(board: &mut Board, index: usize, standing: Standing) {
         if let Some(place) = board.standings.get_mut(index) {
             *place = standing;
         }
-        self.changed.notify_all();
     }
 
     /// A thread's whole life.
     fn live(&self, index: usize, program: &Program) {
         let mut board = self.lock();
         loop {
-            self.stand(&mut board, index, Standing::Parked(Timestamp::now()));
+            Self::stand(&mut board, index, Standing::Parked(Timestamp::now()));
+            self.changed.notify_all();
             while board.order == Order::Park {
                 board = self
                     .changed
@@ -109,12 +112,14 @@ impl Shared {
                 return;
             }
             board.ran = true;
-            self.stand(&mut board, index, Standing::Running(Timestamp::now()));
+            Self::stand(&mut board, index, Standing::Running(Timestamp::now()));
             drop(board);
+            self.changed.notify_all();
             let outcome = program.run(&self.go_on);
             board = self.lock();
             if let Err(error) = outcome {
-                self.stand(&mut board, index, Standing::Ended(error));
+                Self::stand(&mut board, index, Standing::Ended(error));
+                self.changed.notify_all();
                 return;
             }
         }
