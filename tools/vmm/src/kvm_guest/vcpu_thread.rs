@@ -14,6 +14,7 @@
 //! in its guest, the waker gets the processor back milliseconds later.
 
 use std::io;
+use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
@@ -31,6 +32,10 @@ use super::serial_port::Ports;
 /// How many exits a vCPU may take to complete its pending one: an instruction that repeats itself
 /// (`rep outsb`) completes in pieces of at most a page. Past it, the vCPU counts as crashed.
 const COMPLETIONS_MAX: u32 = 65_536;
+
+/// How long a vCPU's thread may take to be ready. It needs no more than to be scheduled; the bound
+/// is there because every wait has one.
+const PREPARE_MAX: Duration = Duration::from_secs(10);
 
 /// How often a vCPU that does not come out is signalled again. Once is enough by the kernel's
 /// interface; this keeps a lost signal from costing more than a moment.
@@ -101,9 +106,20 @@ impl VcpuThread {
             _memory: memory,
         });
         let runner = Arc::clone(&shared);
+        let (sender, prepared) = sync_channel(1);
         let thread = Builder::new()
             .name(format!("vcpu-{number}"))
-            .spawn(move || runner.follow_orders())?;
+            .spawn(move || {
+                let outcome = runner.prepare();
+                let ready = outcome.is_ok();
+                // Nobody listens any more: then nobody gives orders either.
+                if sender.send(outcome).is_ok() && ready {
+                    runner.follow_orders();
+                }
+            })?;
+        prepared
+            .recv_timeout(PREPARE_MAX)
+            .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
         Ok(Self {
             shared,
             thread: Some(thread),
@@ -248,6 +264,19 @@ impl Shared {
         }
         drop(progress);
         self.changed.notify_all();
+    }
+
+    /// Makes KVM do what it leaves for a vCPU's first `KVM_RUN` (starting a kernel thread for the
+    /// VM, since Linux 6.13), so that it is not done in the blackout. The guest is not entered:
+    /// `immediate_exit` is set. On the vCPU's own thread, because KVM waits for a grace period when
+    /// another thread runs a vCPU than before.
+    fn prepare(&self) -> io::Result<()> {
+        let mut vcpu = self.vcpu.lock().unwrap_or_else(PoisonError::into_inner);
+        self.kick.want_out();
+        match vcpu.run() {
+            Err(error) if error.errno() != libc::EINTR => Err(error.into()),
+            _ => Ok(()),
+        }
     }
 
     fn follow_orders(&self) {
