@@ -289,13 +289,23 @@ fn a_lost_lane_leaves_the_guest_at_home() {
 
 #[test]
 fn a_commit_that_never_arrives_leaves_the_guest_paused_and_its_owner_unknown() {
-    for end in [End::Cut, End::Silent(Place::ControlToDestination)] {
+    for end in [End::Cut, End::Silent(Place::Control)] {
         let ended = end.at(MessageKind::Commit);
         assert_eq!(ended.report.outcome, Outcome::Unknown, "{end:?}");
         assert_eq!(ended.source.count(Call::Resume), 0);
         assert_eq!(ended.destination().count(Call::Run), 0);
         assert!(ended.received.is_err());
     }
+}
+
+/// The way there is dead, the way back is not: the destination's ABORTED brings the guest home.
+#[test]
+fn a_commit_that_never_arrives_is_settled_by_aborted_where_that_gets_through() {
+    let ended = End::Silent(Place::ControlToDestination).at(MessageKind::Commit);
+    assert_eq!(ended.report.outcome, Outcome::PeerFailed);
+    assert_eq!(ended.source.count(Call::Resume), 1);
+    assert_eq!(ended.destination().count(Call::Run), 0);
+    assert!(ended.received.is_err());
 }
 
 #[test]

@@ -534,18 +534,20 @@ fn after_ready_no_lane_of_the_source_reaches_the_destination() {
     source.by_hand.expect(MessageKind::Ready);
 
     source.machine.write(3, 44);
-    let soon = || Deadline::after(Duration::from_millis(50));
+    let brief = Duration::from_millis(50);
     for lane in &mut lanes {
         // The lane may take it; it must not arrive.
         let _ = lane.put(&[page]);
         if let Ok(fence) = lane.fence() {
             assert!(
-                lane.wait_fence(fence, soon()).is_err(),
+                lane.wait_fence(fence, brief).is_err(),
                 "a fence was seen after READY"
             );
         }
     }
-    let again = source.endpoint.open_lane(&source.tickets[0], soon());
+    let again = source
+        .endpoint
+        .open_lane(&source.tickets[0], Deadline::after(brief));
     assert!(again.is_err(), "a lane was let in after READY");
     let destination = source.destination();
     assert!(destination.holds(3, 33), "a late put arrived");

@@ -189,6 +189,10 @@ impl Site {
     ///
     /// When it does not.
     pub fn expect_goes_on(&self, name: &str) -> Result<()> {
+        // 'send' may end a moment before the guest's process here has put its affairs in order.
+        eventually("the guest is here", || {
+            Ok(self.status(name)?["state"] == "running")
+        })?;
         let before = self.pages_written(name)?;
         eventually("the guest goes on", || {
             Ok(self.pages_written(name)? > before)

@@ -97,7 +97,7 @@ fn two_hundred_strangers_then_a_good_move() -> Result<()> {
 #[test]
 fn mutated_frames_on_control_and_lanes_then_a_good_move() -> Result<()> {
     let (here, there) = (Site::new()?, Site::new()?);
-    let _guest = here.guest("vm1", &RUN)?;
+    let mut guest = here.guest("vm1", &RUN)?;
     let receiver = there.receiver(&[])?;
     for seed in 0..40_u64 {
         // The first connection is control, the others are lanes. In the first kilobyte are the
@@ -144,6 +144,17 @@ fn mutated_frames_on_control_and_lanes_then_a_good_move() -> Result<()> {
                 there.send("vm1", &home.endpoint, &["--verify", "off"], 0)?;
                 here.expect_goes_on("vm1")?;
             }
+            // COMMIT was spoilt, and with it the destination's last word: the source keeps the guest
+            // paused. It must not run there as well.
+            11 => {
+                assert_ne!(
+                    there.run(&["status", "vm1"])?.code,
+                    0,
+                    "two owners: {output:?}"
+                );
+                here.run(&["stop", "vm1", "--force"])?.expect_code(0)?;
+                guest = here.guest("vm1", &RUN)?;
+            }
             4 | 5 | 7 | 12 => here
                 .expect_goes_on("vm1")
                 .with_context(|| format!("{output:?}"))?,
@@ -151,5 +162,7 @@ fn mutated_frames_on_control_and_lanes_then_a_good_move() -> Result<()> {
         }
     }
     here.send("vm1", &receiver.endpoint, &["--verify", "off"], 0)?;
-    there.expect_goes_on("vm1")
+    there.expect_goes_on("vm1")?;
+    drop(guest);
+    Ok(())
 }

@@ -1,4 +1,5 @@
-//! A point in time by which a wait must end. Every wait in Dunlin takes one.
+//! A point in time by which a wait must end. Every wait in Dunlin takes one, or a limit for the
+//! time in which nothing moves.
 
 use std::time::{Duration, Instant};
 
@@ -39,5 +40,57 @@ impl Deadline {
     /// The earlier of two deadlines.
     pub fn earlier(self, other: Self) -> Self {
         self.min(other)
+    }
+}
+
+/// Bounds the time in which nothing moves, for a wait that ends late for as long as something does.
+///
+/// Whether something moved is looked at now and then only, so a stall is found up to a quarter of
+/// the limit late.
+#[cfg(any(test, feature = "tcp", feature = "testing"))]
+pub(crate) struct StallWatch {
+    limit: Duration,
+    since: Instant,
+}
+
+#[cfg(any(test, feature = "tcp", feature = "testing"))]
+impl StallWatch {
+    pub(crate) fn new(limit: Duration) -> Self {
+        let since = Instant::now();
+        Self { limit, since }
+    }
+
+    /// Until when to wait before the next look.
+    pub(crate) fn next_look(&self) -> Deadline {
+        Deadline::after(self.limit / 4)
+    }
+
+    /// Takes what the look showed; whether nothing has moved for too long.
+    pub(crate) fn is_stalled(&mut self, has_moved: bool) -> bool {
+        if has_moved {
+            self.since = Instant::now();
+        }
+        self.since.elapsed() >= self.limit
+    }
+
+    /// When something moved last.
+    pub(crate) fn since(&self) -> Instant {
+        self.since
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_time_without_movement_counts() {
+        let mut watch = StallWatch::new(Duration::from_secs(3600));
+        assert!(!watch.is_stalled(false));
+        watch.since -= Duration::from_secs(3601);
+        assert!(!watch.is_stalled(true));
+        assert!(!watch.is_stalled(false));
+        watch.since -= Duration::from_secs(3601);
+        assert!(watch.is_stalled(false));
     }
 }

@@ -238,13 +238,15 @@ pub trait SourceLane: Send {
     /// As for `put`.
     fn fence(&mut self) -> Result<FenceNumber, LaneError>;
 
-    /// Waits until the destination has said that it saw the fence (or a later one).
+    /// Waits until the destination has said that it saw the fence (or a later one), for as long as
+    /// what is ahead of the fence still moves: buffers may be deep, and the link slow. What may be
+    /// on its way is bounded, so this ends; `stop` ends it at once.
     ///
     /// # Errors
     ///
-    /// [`LaneError::Stalled`] when the deadline passed first: the lane is still good, and the call
-    /// may be made again. Otherwise as for `put`.
-    fn wait_fence(&mut self, number: FenceNumber, deadline: Deadline) -> Result<(), LaneError>;
+    /// [`LaneError::Stalled`] when nothing moved for `stall_limit`, as far as this side can tell:
+    /// the lane is still good, and the call may be made again. Otherwise as for `put`.
+    fn wait_fence(&mut self, number: FenceNumber, stall_limit: Duration) -> Result<(), LaneError>;
 
     /// What passed over the lane so far.
     fn counters(&self) -> LaneCounters;
@@ -264,8 +266,9 @@ pub trait DestinationLane: Send {
     /// hung up; any other [`LaneError`]. The lane is of no use afterwards.
     fn next_fence(&mut self, deadline: Deadline) -> Result<FenceNumber, LaneError>;
 
-    /// What passed over the lane so far.
-    fn counters(&self) -> LaneCounters;
+    /// What passed over the lane so far; `None` where the bytes don't pass through this side's
+    /// hands (one-sided writes), so that nobody here can count them.
+    fn counters(&self) -> Option<LaneCounters>;
 }
 
 /// The source's side of a session's lanes: opens them and holds what they share (a device, its

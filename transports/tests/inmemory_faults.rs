@@ -19,12 +19,15 @@ use dunlin_transports::memory::{
 
 const LANE: Place = Place::Lane(LaneNumber(0));
 
+const PATIENCE: Duration = Duration::from_secs(30);
+const BRIEF: Duration = Duration::from_millis(50);
+
 fn soon() -> Deadline {
-    Deadline::after(Duration::from_secs(30))
+    Deadline::after(PATIENCE)
 }
 
 fn shortly() -> Deadline {
-    Deadline::after(Duration::from_millis(50))
+    Deadline::after(BRIEF)
 }
 
 fn run(first: u64, pages: u32) -> Run {
@@ -109,9 +112,9 @@ fn an_old_copy_on_a_stalled_lane_lands_on_a_newer_one() {
     let fast = lanes.sources[1].fence().unwrap();
 
     lanes.destinations[1].next_fence(soon()).unwrap();
-    lanes.sources[1].wait_fence(fast, soon()).unwrap();
+    lanes.sources[1].wait_fence(fast, PATIENCE).unwrap();
     assert_eq!(page(&lanes.destination_memory, 3), [b'b'; 4096]);
-    let waited = lanes.sources[0].wait_fence(slow, shortly());
+    let waited = lanes.sources[0].wait_fence(slow, BRIEF);
     assert!(
         matches!(waited, Err(LaneError::Stalled { .. })),
         "{waited:?}"
@@ -119,7 +122,7 @@ fn an_old_copy_on_a_stalled_lane_lands_on_a_newer_one() {
 
     lanes.faults.release(LaneNumber(0));
     lanes.destinations[0].next_fence(soon()).unwrap();
-    lanes.sources[0].wait_fence(slow, soon()).unwrap();
+    lanes.sources[0].wait_fence(slow, PATIENCE).unwrap();
     // Why no page may be put twice between two fences of all lanes.
     assert_eq!(page(&lanes.destination_memory, 3), [b'a'; 4096]);
 }
@@ -160,14 +163,14 @@ fn silence_tells_nobody() {
     let fence = lanes.sources[0].fence().unwrap();
     let next = lanes.destinations[0].next_fence(shortly());
     assert!(matches!(next, Err(LaneError::Stalled { .. })), "{next:?}");
-    let waited = lanes.sources[0].wait_fence(fence, shortly());
+    let waited = lanes.sources[0].wait_fence(fence, BRIEF);
     assert!(
         matches!(waited, Err(LaneError::Stalled { .. })),
         "{waited:?}"
     );
     lanes.faults.end_silence(Place::All);
     lanes.destinations[0].next_fence(soon()).unwrap();
-    lanes.sources[0].wait_fence(fence, soon()).unwrap();
+    lanes.sources[0].wait_fence(fence, PATIENCE).unwrap();
 }
 
 #[test]
@@ -222,7 +225,7 @@ fn a_delay_holds_messages_back_and_keeps_their_order() {
     let fence = lanes.sources[0].fence().unwrap();
     // The fence was sent without delay, and still does not overtake the put.
     lanes.destinations[0].next_fence(soon()).unwrap();
-    lanes.sources[0].wait_fence(fence, soon()).unwrap();
+    lanes.sources[0].wait_fence(fence, PATIENCE).unwrap();
     assert_eq!(
         page(&lanes.destination_memory, 0),
         page(&lanes.source_memory, 0)

@@ -26,8 +26,10 @@ const MECHANISMS: [Mechanism; 2] = [Mechanism::Auto, Mechanism::Plain];
 const PAGES: u64 = 1024;
 const PREPARED: u32 = 512;
 
+const PATIENCE: Duration = Duration::from_secs(30);
+
 fn soon() -> Deadline {
-    Deadline::after(Duration::from_secs(30))
+    Deadline::after(PATIENCE)
 }
 
 fn shortly() -> Deadline {
@@ -182,6 +184,9 @@ fn honest_frames_by_hand_are_understood() {
         let mut word = [0; 16];
         victim.peer.read_exact(&mut word).unwrap();
         assert_eq!(word.to_vec(), header(3, 0, 1));
+        let counted = victim.lane.counters().unwrap();
+        assert_eq!(counted.payload_bytes, 3 * PAGE_BYTES);
+        assert_eq!((counted.runs, counted.zero_pages), (2, 1));
     }
 }
 
@@ -474,6 +479,44 @@ fn a_slow_receiver_within_the_stall_limit_gets_every_byte() {
 }
 
 #[test]
+fn a_wait_for_a_fence_outlasts_its_limit_while_the_receiver_takes_what_was_sent() {
+    // What lies in the buffers takes the receiver several limits, and something of it moves in each.
+    const LIMIT: Duration = Duration::from_millis(500);
+    for mechanism in MECHANISMS {
+        let (mut lane, peer, _) = open_source(options(mechanism, PATIENCE));
+        let receiving = std::thread::spawn(move || {
+            let mut taken = 0;
+            let mut piece = vec![0; 16 << 10];
+            // As many bytes as there are of data; so many as the heads have stay behind.
+            while taken < PAGES * PAGE_BYTES {
+                std::thread::sleep(Duration::from_millis(12));
+                taken += (&peer).read(&mut piece).unwrap() as u64;
+            }
+            (&peer).write_all(&header(3, 0, 1)).unwrap();
+            peer
+        });
+        lane.put(&[run(0, PAGES as u32)]).unwrap();
+        let fence = lane.fence().unwrap();
+        lane.wait_fence(fence, LIMIT).unwrap();
+        drop(receiving.join().unwrap());
+    }
+}
+
+#[test]
+fn a_receiver_that_takes_only_what_its_system_takes_ends_a_wait_for_a_fence() {
+    for mechanism in MECHANISMS {
+        let (mut lane, _peer, _) = open_source(options(mechanism, PATIENCE));
+        lane.put(&[run(0, 16)]).unwrap();
+        let fence = lane.fence().unwrap();
+        let waited = lane.wait_fence(fence, Duration::from_millis(100));
+        assert!(
+            matches!(waited, Err(LaneError::Stalled { .. })),
+            "{waited:?}"
+        );
+    }
+}
+
+#[test]
 fn a_receiver_that_takes_nothing_ends_a_put_at_the_stall_limit() {
     for mechanism in MECHANISMS {
         let (mut lane, _peer, _) = open_source(options(mechanism, Duration::from_millis(100)));
@@ -500,12 +543,44 @@ fn words_that_nobody_asked_for_end_a_source_lane() {
             let (mut lane, mut peer, _) = open_source(options(mechanism, Duration::from_secs(10)));
             let fence = lane.fence().unwrap();
             peer.write_all(&word).unwrap();
-            let result = lane.wait_fence(fence, soon());
+            let result = lane.wait_fence(fence, PATIENCE);
             assert!(
                 matches!(result, Err(LaneError::Protocol { .. })),
                 "{result:?}"
             );
         }
+    }
+}
+
+#[test]
+fn lanes_that_are_turned_away_do_not_prolong_the_wait() {
+    let (lanes, incoming) = mpsc::channel();
+    let limit = Duration::from_secs(10);
+    let endpoint = DestinationEndpoint::new(memory(), incoming, options(Mechanism::Auto, limit));
+    let guessed = LaneTicket {
+        token: LaneToken([9; 32]),
+        ..ticket()
+    };
+    let mut peers = Vec::new();
+    for shown in [&guessed, &guessed, &ticket()] {
+        let (peer, stream) = connection();
+        let preamble = Preamble::lane(shown);
+        lanes.send(IncomingLane { stream, preamble }).unwrap();
+        peers.push(peer);
+    }
+    // However many wait, none is looked at behind the deadline.
+    let waited = endpoint.accept_lane(&[ticket()], Deadline::after(Duration::ZERO));
+    let waited = waited.map(|_| ());
+    assert!(
+        matches!(waited, Err(LaneError::Stalled { .. })),
+        "{waited:?}"
+    );
+    let lane = endpoint.accept_lane(&[ticket()], soon()).unwrap();
+    assert_eq!(lane.number(), LaneNumber(0));
+    for (peer, answer) in peers.iter_mut().zip([5, 5, 0]) {
+        let mut bytes = [0; 8];
+        peer.read_exact(&mut bytes).unwrap();
+        assert_eq!(bytes[4], answer);
     }
 }
 

@@ -133,7 +133,7 @@ fn main() -> anyhow::Result<()> {
         let Ok(counters) = server.join() else {
             bail!("a receiving thread died");
         };
-        received += counters.submissions;
+        received += counters.map_or(0, |counters| counters.submissions);
     }
     let Ok(accepted) = accepting.join() else {
         bail!("the accepting thread died");
@@ -216,7 +216,7 @@ fn pass(lanes: &mut [Box<dyn SourceLane>], chunks: &[Vec<Run>]) -> anyhow::Resul
                         lane.put(chunk)?;
                     }
                     let fence = lane.fence()?;
-                    lane.wait_fence(fence, Deadline::after(PATIENCE))?;
+                    lane.wait_fence(fence, PATIENCE)?;
                     Ok(())
                 })
             })

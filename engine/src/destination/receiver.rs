@@ -57,7 +57,7 @@ enum Input {
     Fence {
         lane: LaneNumber,
         number: FenceNumber,
-        counters: LaneCounters,
+        counters: Option<LaneCounters>,
     },
     LaneFailed(LaneError),
 }
@@ -144,7 +144,7 @@ pub(super) fn receive<F: GuestFactory>(
             endpoint: endpoint.as_ref(),
             settings,
             seen: vec![0; tickets.len()],
-            counters: vec![LaneCounters::default(); tickets.len()],
+            counters: vec![Some(LaneCounters::default()); tickets.len()],
             inputs,
             link,
             lost: false,
@@ -303,8 +303,8 @@ struct Destination<'a, G> {
     began: Timestamp,
     /// The last fence seen on each lane.
     seen: Vec<u64>,
-    /// What each lane carried when that fence was seen.
-    counters: Vec<LaneCounters>,
+    /// What each lane carried when that fence was seen; `None` where the lane can't tell.
+    counters: Vec<Option<LaneCounters>>,
     prepare: Option<Prepare>,
     prepare_received: Timestamp,
     /// How long after PREPARE the source's word is waited for.
@@ -438,7 +438,7 @@ impl<G: IncomingGuest> Destination<'_, G> {
         &mut self,
         lane: LaneNumber,
         number: FenceNumber,
-        counters: LaneCounters,
+        counters: Option<LaneCounters>,
     ) -> Option<Event> {
         if let Some(seen) = self.seen.get_mut(usize::from(lane.0)) {
             *seen = number.0;
@@ -490,12 +490,11 @@ impl<G: IncomingGuest> Destination<'_, G> {
             Action::SendVerified => self.send(&Message::Verified(self.verified.clone())),
             Action::SendAborted => {
                 let reason = self.reason.clone().unwrap_or_default();
-                if !self.lost
-                    && self
-                        .link
-                        .send(&Message::Aborted(Abort::new(&reason)))
-                        .is_ok()
-                {
+                let aborted = Message::Aborted(Abort::new(&reason));
+                // Even where the connection counts as lost: a peer that said something wrong can
+                // still be told, and one behind its give-up is waiting for just this word.
+                let told = self.link.send_by(&aborted, Deadline::after(LAST_WORD_TIME));
+                if told.is_ok() && !self.lost {
                     self.endpoint.stop();
                     linger(&self.inputs);
                 }
@@ -546,13 +545,12 @@ impl<G: IncomingGuest> Destination<'_, G> {
     }
 
     fn check_and_load(&mut self, prepare: &Prepare) -> Result<(), String> {
-        let payload: u64 = self.counters.iter().map(|lane| lane.payload_bytes).sum();
-        let zero: u64 = self.counters.iter().map(|lane| lane.zero_pages).sum();
         let counts = prepare.counts;
-        if (payload, zero) != (counts.payload_bytes, counts.zero_pages) {
+        let sent = (counts.payload_bytes, counts.zero_pages);
+        if let Some(arrived) = arrived(&self.counters).filter(|arrived| *arrived != sent) {
             return Err(format!(
-                "{payload} bytes and {zero} zero pages arrived, {} and {} were sent",
-                counts.payload_bytes, counts.zero_pages
+                "{} bytes and {} zero pages arrived, {} and {} were sent",
+                arrived.0, arrived.1, sent.0, sent.1
             ));
         }
         let guest = self.guest.as_mut().ok_or("no guest")?;
@@ -658,6 +656,17 @@ impl<G: IncomingGuest> Destination<'_, G> {
     }
 }
 
+/// The guest bytes and the zero pages that arrived on all lanes; `None` unless every lane tells.
+fn arrived(counters: &[Option<LaneCounters>]) -> Option<(u64, u64)> {
+    counters.iter().try_fold((0_u64, 0_u64), |sum, lane| {
+        let lane = lane.as_ref()?;
+        Some((
+            sum.0.saturating_add(lane.payload_bytes),
+            sum.1.saturating_add(lane.zero_pages),
+        ))
+    })
+}
+
 /// Waits for the peer to hang up, a moment at most: closing with bytes unread would make the kernel
 /// drop the last word.
 fn linger(inputs: &Receiver<Input>) {
@@ -667,5 +676,23 @@ fn linger(inputs: &Receiver<Input>) {
         if matches!(input, Input::Link(LinkEvent::Lost(_))) || deadline.passed() {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_arrived_is_known_only_where_every_lane_tells() {
+        let lane = |payload_bytes, zero_pages| {
+            Some(LaneCounters {
+                payload_bytes,
+                zero_pages,
+                ..LaneCounters::default()
+            })
+        };
+        assert_eq!(arrived(&[lane(4096, 2), lane(8192, 0)]), Some((12_288, 2)));
+        assert_eq!(arrived(&[lane(4096, 2), None]), None);
     }
 }

@@ -8,7 +8,17 @@ use crate::report::{BlackoutPart, Side};
 #[derive(Clone, Debug)]
 pub(super) struct Timeline {
     begin: Timestamp,
-    moments: Vec<(String, Side, Timestamp)>,
+    moments: Vec<Moment>,
+}
+
+#[derive(Clone, Debug)]
+struct Moment {
+    name: &'static str,
+    side: Side,
+    end: Timestamp,
+    /// The part is the sending of a message, and `end` is when the call returned. The peer may well
+    /// have had the message before.
+    is_sending: bool,
 }
 
 impl Timeline {
@@ -26,31 +36,51 @@ impl Timeline {
     }
 
     /// The part `name` ended at `end`. A moment before the one before it (the two clocks' error)
-    /// counts as the same moment.
-    pub(super) fn mark(&mut self, name: &str, side: Side, end: Timestamp) {
-        let end = end.max(self.end());
-        self.moments.push((name.to_owned(), side, end));
+    /// counts as the same moment; but a sending ended no later than the message arrived.
+    pub(super) fn mark(&mut self, name: &'static str, side: Side, end: Timestamp) {
+        if let Some((last, before)) = self.moments.split_last_mut() {
+            let begin = before.last().map_or(self.begin, |moment| moment.end);
+            if last.is_sending && end < last.end {
+                last.end = end.max(begin);
+            }
+        }
+        self.push(name, side, end, false);
     }
 
     /// The part `name` ended now, on the source.
-    pub(super) fn mark_now(&mut self, name: &str) {
-        self.mark(name, Side::Source, Timestamp::now());
+    pub(super) fn mark_now(&mut self, name: &'static str) {
+        self.push(name, Side::Source, Timestamp::now(), false);
+    }
+
+    /// A message was sent: the call that sent it returns now, on the source.
+    pub(super) fn mark_sent(&mut self, name: &'static str) {
+        self.push(name, Side::Source, Timestamp::now(), true);
+    }
+
+    fn push(&mut self, name: &'static str, side: Side, end: Timestamp, is_sending: bool) {
+        let end = end.max(self.end());
+        self.moments.push(Moment {
+            name,
+            side,
+            end,
+            is_sending,
+        });
     }
 
     /// The last moment.
     pub(super) fn end(&self) -> Timestamp {
-        self.moments.last().map_or(self.begin, |(_, _, end)| *end)
+        self.moments.last().map_or(self.begin, |last| last.end)
     }
 
     /// The parts.
     pub(super) fn parts(&self) -> Vec<BlackoutPart> {
-        let begins = std::iter::once(self.begin).chain(self.moments.iter().map(|moment| moment.2));
-        let part =
-            |(begin, (name, side, end)): (Timestamp, &(String, Side, Timestamp))| BlackoutPart {
-                name: name.clone(),
-                side: *side,
-                duration_ns: end.since(begin).as_nanos() as u64,
-            };
+        let begins =
+            std::iter::once(self.begin).chain(self.moments.iter().map(|moment| moment.end));
+        let part = |(begin, moment): (Timestamp, &Moment)| BlackoutPart {
+            name: moment.name.to_owned(),
+            side: moment.side,
+            duration_ns: moment.end.since(begin).as_nanos() as u64,
+        };
         begins.zip(&self.moments).map(part).collect()
     }
 }
@@ -75,5 +105,23 @@ mod tests {
             durations.iter().sum::<u64>(),
             timeline.end().0 - timeline.begin().0
         );
+    }
+
+    /// The source's thread loses the processor inside the call that sends: the peer goes on
+    /// meanwhile, and the pause ends when the guest runs, not when the call returns.
+    #[test]
+    fn a_sending_call_that_returns_late_does_not_lengthen_the_pause() {
+        let mut timeline = Timeline::new(Timestamp(1000));
+        timeline.mark_now("park");
+        let begin = timeline.end();
+        timeline.push("commit", Side::Source, Timestamp(begin.0 + 5_000), true);
+        timeline.mark("commit-on-link", Side::Link, Timestamp(begin.0 + 20));
+        timeline.mark("resume", Side::Destination, Timestamp(begin.0 + 70));
+        let durations: Vec<_> = timeline
+            .parts()
+            .iter()
+            .map(|part| part.duration_ns)
+            .collect();
+        assert_eq!(durations[1..], [20, 0, 50]);
     }
 }

@@ -28,6 +28,10 @@ const STALLED_ROUNDS: u32 = 3;
 /// twentieth is noise.
 const PROGRESS_FACTOR: f64 = 0.95;
 
+/// How many more rounds a pause within the budget may be made shorter by. Each at least halves it,
+/// and takes no longer than the pause that it saves: three of them cost next to nothing.
+const ROUNDS_WITHIN_BUDGET_MAX: u32 = 3;
+
 /// Parking one vCPU: a signal, an exit, completing what is pending. Assumed; the report shows how
 /// it turned out.
 const PARK_ASSUMED: Duration = Duration::from_micros(300);
@@ -120,6 +124,7 @@ pub(super) struct Convergence {
     scan_seconds_per_page: Option<f64>,
     best: Option<Duration>,
     rounds_without_progress: u32,
+    rounds_within_budget: u32,
 }
 
 impl Convergence {
@@ -189,9 +194,25 @@ impl Convergence {
         Prediction { parts }
     }
 
+    /// By how much another round would make the final one shorter, when the guest goes on dirtying
+    /// `dirtied_per_second` pages.
+    pub(super) fn saved_by_a_round(&self, dirty_pages: u64, dirtied_per_second: f64) -> Duration {
+        let seconds_per_page =
+            PAGE_BYTES as f64 / self.goodput() + self.scan_seconds_per_page.unwrap_or(0.0);
+        let now = dirty_pages as f64 * seconds_per_page;
+        let left = (now * dirtied_per_second).min(dirty_pages as f64);
+        seconds(now - left * seconds_per_page)
+    }
+
     /// Decides after round `round` (from 1), with `predicted` as the blackout's length if the guest
-    /// were paused now.
-    pub(super) fn judge(&mut self, round: u32, predicted: Duration, limits: Limits) -> Verdict {
+    /// were paused now, and `saved` as what another round would take off it.
+    pub(super) fn judge(
+        &mut self,
+        round: u32,
+        predicted: Duration,
+        saved: Duration,
+        limits: Limits,
+    ) -> Verdict {
         let progressed = self
             .best
             .is_none_or(|best| predicted < best.mul_f64(PROGRESS_FACTOR));
@@ -203,6 +224,13 @@ impl Convergence {
         };
 
         if predicted <= limits.max_blackout {
+            // The budget is a limit, not an aim: a pause that another round would halve is not yet
+            // as short as it can be.
+            let pays = saved * 2 >= predicted && round < limits.max_rounds;
+            if pays && self.rounds_within_budget < ROUNDS_WITHIN_BUDGET_MAX {
+                self.rounds_within_budget += 1;
+                return Verdict::Continue;
+            }
             return Verdict::Switch;
         }
         let stalled = round >= limits.max_rounds || self.rounds_without_progress >= STALLED_ROUNDS;
@@ -241,7 +269,7 @@ mod tests {
         let mut convergence = Convergence::default();
         (1..)
             .zip(predictions)
-            .map(|(round, predicted)| convergence.judge(round, MS(*predicted), limits))
+            .map(|(round, predicted)| convergence.judge(round, MS(*predicted), MS(0), limits))
             .collect()
     }
 
@@ -252,6 +280,37 @@ mod tests {
             verdicts(&[900, 200, 51, 50], limits(OnStall::Abort)),
             vec![Continue, Continue, Continue, Switch]
         );
+    }
+
+    #[test]
+    fn a_pause_that_another_round_would_halve_is_not_yet_taken() {
+        use Verdict::{Continue, Switch};
+        let mut convergence = Convergence::default();
+        let mut judge = |predicted, saved| {
+            convergence.judge(1, MS(predicted), MS(saved), limits(OnStall::Abort))
+        };
+        assert_eq!(judge(40, 30), Continue);
+        assert_eq!(judge(10, 4), Switch);
+        assert_eq!(judge(10, 5), Continue);
+        assert_eq!(judge(4, 3), Continue);
+        // Enough is enough.
+        assert_eq!(judge(4, 3), Switch);
+    }
+
+    #[test]
+    fn a_round_saves_less_the_faster_the_guest_dirties() {
+        let mut convergence = Convergence::default();
+        let sample = RoundSample {
+            bytes: 100 << 20,
+            sending: MS(100),
+            ..RoundSample::default()
+        };
+        convergence.sample(sample);
+        // 256,000 pages a second pass the lanes.
+        let saved = |dirtied| convergence.saved_by_a_round(2560, dirtied);
+        assert_eq!(saved(0.0), MS(10));
+        assert_eq!(saved(128_000.0), MS(5));
+        assert_eq!(saved(512_000.0), MS(0));
     }
 
     #[test]
@@ -350,7 +409,7 @@ mod tests {
         };
         let predicted = convergence.predict(now).total();
         assert_eq!(
-            convergence.judge(1, predicted, limits(OnStall::Abort)),
+            convergence.judge(1, predicted, MS(0), limits(OnStall::Abort)),
             Verdict::Continue
         );
     }

@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender};
 use std::time::Duration;
 
-use dunlin_transports::deadline::Deadline;
 use dunlin_transports::lane::{FenceNumber, LaneCounters, LaneError, LaneNumber, SourceLane};
 use dunlin_transports::memory::{MemoryError, MemoryMap, PAGE_BYTES, PageNumber, Run};
 
@@ -253,7 +252,7 @@ impl LaneWorker<'_> {
         tally.fence = self.lane.fence()?;
         if matches!(round.sharing, Sharing::Claimed(_)) {
             self.lane
-                .wait_fence(tally.fence, Deadline::after(self.context.peer_timeout))?;
+                .wait_fence(tally.fence, self.context.peer_timeout)?;
         }
         let end = Timestamp::now();
         tally.sending += end.since(fencing);
@@ -264,8 +263,7 @@ impl LaneWorker<'_> {
 
     fn confirm(&mut self, fence: FenceNumber) -> Result<LaneTally, LaneFailure> {
         if fence != FenceNumber(0) {
-            self.lane
-                .wait_fence(fence, Deadline::after(self.context.peer_timeout))?;
+            self.lane.wait_fence(fence, self.context.peer_timeout)?;
         }
         Ok(LaneTally {
             fence,

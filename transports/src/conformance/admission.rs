@@ -1,6 +1,6 @@
 //! Who is let in: ranges, and lanes.
 
-use super::session::{Session, run, serve, settle, shortly, snapshot, soon, tickets};
+use super::session::{PATIENCE, Session, run, serve, settle, shortly, snapshot, soon, tickets};
 use super::{Harness, Pair};
 use crate::lane::{LaneError, LaneNumber, LaneTicket, LaneToken, SessionId, SourceLane};
 use crate::memory::Run;
@@ -9,7 +9,7 @@ use crate::memory::Run;
 fn assert_put_fails(lane: &mut dyn SourceLane, run: Run) {
     let result = lane.put(&[run]).and_then(|()| {
         let fence = lane.fence()?;
-        lane.wait_fence(fence, soon())
+        lane.wait_fence(fence, PATIENCE)
     });
     assert!(result.is_err(), "{run:?} was taken");
 }
@@ -58,7 +58,7 @@ pub fn a_put_into_what_was_not_prepared_lands_nowhere(harness: &dyn Harness) {
             if is_zero {
                 let put = lane.put_zero(&[bad]).and_then(|()| {
                     let fence = lane.fence()?;
-                    lane.wait_fence(fence, soon())
+                    lane.wait_fence(fence, PATIENCE)
                 });
                 assert!(put.is_err(), "{bad:?} was taken as zero");
             } else {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::session::{Session, run, scribble, serve, settle, snapshot, soon, tickets};
+use super::session::{PATIENCE, Session, run, scribble, serve, settle, snapshot, soon, tickets};
 use super::{Harness, Pair};
 use crate::lane::{LaneError, SourceLane};
 use crate::memory::Run;
@@ -39,7 +39,7 @@ pub fn revoking_keeps_out_what_is_under_way(harness: &dyn Harness) {
     // memory now stays as it is.
     let after = snapshot(&session.destination_memory);
     assert!(other.next_fence(soon()).is_err());
-    assert!(lane.wait_fence(fence, soon()).is_err());
+    assert!(lane.wait_fence(fence, PATIENCE).is_err());
     std::thread::sleep(LATE);
     assert_eq!(snapshot(&session.destination_memory), after);
     assert_eq!(before.len(), after.len());
@@ -62,7 +62,7 @@ pub fn revoking_stops_a_source_that_goes_on_writing(harness: &dyn Harness) {
                     scribble(memory, run(half.first.0 + 2000, 8), seed);
                     let round = lane.put(&[half]).and_then(|()| {
                         let fence = lane.fence()?;
-                        lane.wait_fence(fence, soon())
+                        lane.wait_fence(fence, PATIENCE)
                     });
                     if round.is_err() {
                         return;
@@ -115,7 +115,7 @@ pub fn stopping_ends_a_wait_for_a_fence_on_both_sides(harness: &dyn Harness) {
     std::thread::scope(|scope| {
         let fencing = scope.spawn(move || {
             let fence = waiting_source.fence()?;
-            waiting_source.wait_fence(fence, soon())
+            waiting_source.wait_fence(fence, PATIENCE)
         });
         let receiving = scope.spawn(move || waiting_destination.next_fence(soon()));
         std::thread::sleep(SETTLING);
@@ -191,7 +191,7 @@ pub fn a_destination_that_vanishes_is_noticed(harness: &dyn Harness) {
     drop(destinations);
     let result = lane.put(&[run(0, 4096)]).and_then(|()| {
         let fence = lane.fence()?;
-        lane.wait_fence(fence, soon())
+        lane.wait_fence(fence, PATIENCE)
     });
     let error = result.unwrap_err();
     assert!(!matches!(error, LaneError::Stalled { .. }), "{error}");

@@ -1,7 +1,11 @@
 //! What a fence promises, and its deadlines.
 
+use std::time::Duration;
+
 use super::Harness;
-use super::session::{Session, assert_all_same, run, serve, shortly, soon};
+use super::session::{
+    BRIEF, PATIENCE, Session, assert_all_same, assert_same, run, serve, shortly, soon,
+};
 use crate::lane::{FenceNumber, LaneError};
 use crate::memory::Run;
 
@@ -28,7 +32,7 @@ pub fn a_fence_covers_what_was_put_on_every_lane(harness: &dyn Harness) {
         })
         .collect();
     for (lane, fence) in sources.iter_mut().zip(fences) {
-        lane.wait_fence(fence, soon()).unwrap();
+        lane.wait_fence(fence, PATIENCE).unwrap();
     }
     assert_all_same(&session);
 }
@@ -46,29 +50,58 @@ pub fn fences_count_from_one(harness: &dyn Harness) {
     }
     assert_eq!(sent, (1..=5).map(FenceNumber).collect::<Vec<_>>());
     // A later fence settles the earlier ones; waiting for those again is no wait.
-    lane.wait_fence(FenceNumber(3), soon()).unwrap();
-    lane.wait_fence(FenceNumber(5), soon()).unwrap();
-    lane.wait_fence(FenceNumber(1), shortly()).unwrap();
+    lane.wait_fence(FenceNumber(3), PATIENCE).unwrap();
+    lane.wait_fence(FenceNumber(5), PATIENCE).unwrap();
+    lane.wait_fence(FenceNumber(1), BRIEF).unwrap();
     drop(lane);
     assert_eq!(serving.join().unwrap().fences, sent);
 }
 
-/// A wait for a fence ends at its deadline, and a later wait for it still succeeds.
-pub fn waiting_for_a_fence_ends_at_its_deadline_and_can_be_taken_up_again(harness: &dyn Harness) {
+/// A wait for a fence ends at its stall limit, and a later wait for it still succeeds.
+pub fn waiting_for_a_fence_ends_where_nothing_moves_and_can_be_taken_up_again(
+    harness: &dyn Harness,
+) {
     let session = Session::prepared(harness, &[16]);
     let (mut sources, mut destinations) = session.open(1);
     let (mut lane, other) = (sources.pop().unwrap(), destinations.pop().unwrap());
     lane.put(&[run(0, 16)]).unwrap();
     let fence = lane.fence().unwrap();
     // Nobody looks at the other end.
-    let waited = lane.wait_fence(fence, shortly());
+    let waited = lane.wait_fence(fence, BRIEF);
     assert!(
         matches!(waited, Err(LaneError::Stalled { .. })),
         "{waited:?}"
     );
     let _serving = serve(other);
-    lane.wait_fence(fence, soon()).unwrap();
+    lane.wait_fence(fence, PATIENCE).unwrap();
     assert_all_same(&session);
+}
+
+/// A wait for a fence outlasts its limit for as long as something moves.
+pub fn waiting_for_a_fence_lasts_while_something_moves(harness: &dyn Harness) {
+    const FENCES: u64 = 20;
+    const PAUSE: Duration = Duration::from_millis(100);
+    // Half of what all takes, and ten times what one takes.
+    const LIMIT: Duration = Duration::from_secs(1);
+    let session = Session::prepared(harness, &[64]);
+    let (mut sources, mut destinations) = session.open(1);
+    let (mut lane, mut other) = (sources.pop().unwrap(), destinations.pop().unwrap());
+    let mut last = FenceNumber(0);
+    for page in 0..FENCES {
+        lane.put(&[run(page, 1)]).unwrap();
+        last = lane.fence().unwrap();
+    }
+    let taking = std::thread::spawn(move || {
+        for _ in 0..FENCES {
+            std::thread::sleep(PAUSE);
+            other.next_fence(soon()).unwrap();
+        }
+        other
+    });
+    lane.wait_fence(last, LIMIT).unwrap();
+    assert_eq!(last, FenceNumber(FENCES));
+    assert_same(&session, run(0, FENCES as u32));
+    taking.join().unwrap();
 }
 
 /// Nobody can confirm a fence that was never sent.
@@ -76,7 +109,7 @@ pub fn waiting_for_a_fence_that_was_never_sent_is_refused(harness: &dyn Harness)
     let session = Session::prepared(harness, &[16]);
     let (mut lane, _serving) = session.open_served();
     let fence = lane.fence().unwrap();
-    assert!(lane.wait_fence(FenceNumber(fence.0 + 1), soon()).is_err());
+    assert!(lane.wait_fence(FenceNumber(fence.0 + 1), PATIENCE).is_err());
 }
 
 /// The destination's wait ends at its deadline too.

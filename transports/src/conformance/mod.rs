@@ -89,7 +89,8 @@ macro_rules! conformance_tests {
             moving::random_traffic_on_many_lanes_compares_equal
             fences::a_fence_covers_what_was_put_on_every_lane
             fences::fences_count_from_one
-            fences::waiting_for_a_fence_ends_at_its_deadline_and_can_be_taken_up_again
+            fences::waiting_for_a_fence_ends_where_nothing_moves_and_can_be_taken_up_again
+            fences::waiting_for_a_fence_lasts_while_something_moves
             fences::waiting_for_a_fence_that_was_never_sent_is_refused
             fences::next_fence_ends_at_its_deadline
             admission::a_put_outside_of_memory_is_refused

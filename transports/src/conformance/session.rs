@@ -13,13 +13,17 @@ use crate::lane::{
 use crate::memory::{HostMapping, MemoryMap, OwnedMapping, PAGE_BYTES, PageNumber, Run};
 
 /// For what should happen: long, so that a slow machine fails nothing.
-pub(super) fn soon() -> Deadline {
-    Deadline::after(Duration::from_secs(30))
-}
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// For what should not happen.
+pub(super) const BRIEF: Duration = Duration::from_millis(100);
+
+pub(super) fn soon() -> Deadline {
+    Deadline::after(PATIENCE)
+}
+
 pub(super) fn shortly() -> Deadline {
-    Deadline::after(Duration::from_millis(100))
+    Deadline::after(BRIEF)
 }
 
 pub(super) fn run(first: u64, pages: u32) -> Run {
@@ -193,7 +197,7 @@ impl Session {
 pub(super) struct Served {
     pub(super) fences: Vec<FenceNumber>,
     pub(super) error: LaneError,
-    pub(super) counters: LaneCounters,
+    pub(super) counters: Option<LaneCounters>,
 }
 
 pub(super) type Serving = JoinHandle<Served>;
@@ -219,5 +223,5 @@ pub(super) fn serve(mut lane: Box<dyn DestinationLane>) -> Serving {
 /// Fences a lane, and waits for it.
 pub(super) fn settle(lane: &mut dyn SourceLane) {
     let fence = lane.fence().unwrap();
-    lane.wait_fence(fence, soon()).unwrap();
+    lane.wait_fence(fence, PATIENCE).unwrap();
 }

@@ -100,13 +100,21 @@ impl lane::DestinationEndpoint for DestinationEndpoint {
         let lane = tickets.first().map_or(NO_LANE, |ticket| ticket.number);
         let mut state = faults.state();
         loop {
+            if self.stopped.load(Ordering::SeqCst) {
+                return Err(LaneError::Stopped(lane));
+            }
+            if deadline.passed() {
+                return Err(lane_error(
+                    lane,
+                    WireError::TimedOut,
+                    "waiting for a lane",
+                    begun,
+                ));
+            }
             let waiting =
                 state.wires.requests.iter_mut().find(|request| {
                     request.network == self.network.id && request.verdict.is_none()
                 });
-            if self.stopped.load(Ordering::SeqCst) {
-                return Err(LaneError::Stopped(lane));
-            }
             if let Some(request) = waiting {
                 let asks = request.ticket.clone();
                 let id = request.id;
@@ -152,14 +160,6 @@ impl lane::DestinationEndpoint for DestinationEndpoint {
                 }
                 faults.changed.notify_all();
                 continue;
-            }
-            if deadline.passed() {
-                return Err(lane_error(
-                    lane,
-                    WireError::TimedOut,
-                    "waiting for a lane",
-                    begun,
-                ));
             }
             state = wire::wait(faults, state, deadline.remaining());
         }
@@ -243,7 +243,7 @@ impl DestinationLane for Destination {
         }
     }
 
-    fn counters(&self) -> LaneCounters {
-        self.counters
+    fn counters(&self) -> Option<LaneCounters> {
+        Some(self.counters)
     }
 }

@@ -2,13 +2,13 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::network::{
     Ends, NEXT_ID, NO_LANE, Network, Request, Verdict, lane_error, memory_error, pieces,
 };
 use super::wire::{self, Message, WireError};
-use crate::deadline::Deadline;
+use crate::deadline::{Deadline, StallWatch};
 use crate::lane::{
     self, FenceNumber, Grant, LaneCounters, LaneError, LaneNumber, LaneTicket, SourceLane,
 };
@@ -210,8 +210,9 @@ impl SourceLane for Source {
         Ok(FenceNumber(number))
     }
 
-    fn wait_fence(&mut self, number: FenceNumber, deadline: Deadline) -> Result<(), LaneError> {
-        let begun = Instant::now();
+    fn wait_fence(&mut self, number: FenceNumber, stall_limit: Duration) -> Result<(), LaneError> {
+        let mut watch = StallWatch::new(stall_limit);
+        let mut waiting = self.ends.outgoing.waiting();
         let lane = self.number;
         if number.0 > self.fences {
             return Err(LaneError::Protocol {
@@ -220,11 +221,21 @@ impl SourceLane for Source {
             });
         }
         while self.confirmed < number.0 {
-            let message = self.ends.incoming.receive(deadline, &self.stopped);
-            let message =
-                message.map_err(|error| lane_error(lane, error, "waiting for a fence", begun))?;
-            if let Message::Fence { number } = message {
-                self.confirmed = number;
+            let look = watch.next_look();
+            let error = match self.ends.incoming.receive(look, &self.stopped) {
+                Ok(Message::Fence { number }) => {
+                    self.confirmed = number;
+                    watch.is_stalled(true);
+                    continue;
+                }
+                Ok(_) => continue,
+                Err(error) => error,
+            };
+            let waiting_now = self.ends.outgoing.waiting();
+            let has_moved = std::mem::replace(&mut waiting, waiting_now) != waiting_now;
+            if error != WireError::TimedOut || watch.is_stalled(has_moved) {
+                let since = watch.since();
+                return Err(lane_error(lane, error, "waiting for a fence", since));
             }
         }
         Ok(())

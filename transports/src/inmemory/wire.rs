@@ -128,6 +128,13 @@ impl WireEnd {
         self.queue
     }
 
+    /// How many messages were sent and not yet received.
+    pub(super) fn waiting(&self) -> usize {
+        let state = self.faults.state();
+        let queue = state.wires.queues.get(&self.queue);
+        queue.map_or(0, |queue| queue.messages.len())
+    }
+
     /// Sends one message; waits while the queue is full, up to the stall limit and the
     /// deadline.
     pub(super) fn send(

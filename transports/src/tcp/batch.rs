@@ -2,29 +2,28 @@
 
 use super::stream::Segments;
 use super::wire::{Entry, HEAD_BYTES_MAX, HEADER_BYTES, Header, RUNS_MAX};
-use crate::memory::{PAGE_BYTES, PageNumber, Run};
+use crate::memory::{MemoryError, MemoryMap, PAGE_BYTES, PageNumber, Run};
 
 /// One frame of runs, and perhaps a fence behind it, on their way out.
 pub(super) struct Batch {
-    /// The header, the table, and behind them the fence's header: never more than its capacity, so
-    /// that it stays where it is while the kernel reads it.
+    /// Room for the header, the table, and the fence's header; leaves with the segments.
     head: Vec<u8>,
     entries: Vec<Entry>,
     data_pages: u64,
     /// The highest page behind an entry: a run from there on overlaps none.
     end: PageNumber,
-    /// The head's place, then the data.
+    /// The data.
     segments: Segments,
 }
 
 impl Batch {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(memory: MemoryMap) -> Self {
         Self {
             head: Vec::with_capacity(HEAD_BYTES_MAX + HEADER_BYTES),
             entries: Vec::with_capacity(RUNS_MAX),
             data_pages: 0,
             end: PageNumber(0),
-            segments: Segments::default(),
+            segments: Segments::new(memory),
         }
     }
 
@@ -34,9 +33,10 @@ impl Batch {
     }
 
     /// Takes segments that are used up, for their memory.
-    pub(super) fn reuse(&mut self, segments: Segments) {
+    pub(super) fn reuse(&mut self, mut segments: Segments) {
+        self.head = segments.take_buffer();
+        self.head.clear();
         self.segments = segments;
-        self.segments.clear();
     }
 
     pub(super) fn clear(&mut self) {
@@ -60,42 +60,37 @@ impl Batch {
                 .any(|entry| entry.run.first < run.end() && run.first < entry.run.end())
     }
 
-    /// Adds a run; `data` is where its bytes are, or `None` for a run of zeros.
-    pub(super) fn add(&mut self, run: Run, data: Option<*mut u8>) {
-        if self.entries.is_empty() {
-            self.segments.push(std::ptr::null_mut(), 0);
-        }
-        self.entries.push(Entry {
-            run,
-            is_zero: data.is_none(),
-        });
-        self.end = self.end.max(run.end());
-        if let Some(base) = data {
-            self.segments.push(base, run.bytes() as usize);
+    /// Adds a run: of zeros, or of the bytes that memory has when they leave.
+    pub(super) fn add(&mut self, run: Run, is_zero: bool) -> Result<(), MemoryError> {
+        if !is_zero {
+            self.segments.push_run(run)?;
             self.data_pages += u64::from(run.pages);
         }
+        self.entries.push(Entry { run, is_zero });
+        self.end = self.end.max(run.end());
+        Ok(())
     }
 
     /// Writes the headers and gives the segments to send; `fence` goes behind the data.
     pub(super) fn close(&mut self, fence: Option<u64>) -> Segments {
+        let mut head = std::mem::take(&mut self.head);
         if !self.entries.is_empty() {
             let header = Header::Runs {
                 count: self.entries.len() as u16,
                 data_bytes: self.data_pages * PAGE_BYTES,
             };
-            self.head.extend(header.encode());
+            head.extend(header.encode());
             for entry in &self.entries {
-                entry.encode_into(&mut self.head);
+                entry.encode_into(&mut head);
             }
-            self.segments
-                .set_first(self.head.as_mut_ptr(), self.head.len());
         }
+        let front = head.len();
         if let Some(number) = fence {
-            let at = self.head.len();
-            self.head.extend(Header::Fence { number }.encode());
-            let base = self.head.as_mut_ptr().wrapping_add(at);
-            self.segments.push(base, HEADER_BYTES);
+            head.extend(Header::Fence { number }.encode());
         }
-        std::mem::take(&mut self.segments)
+        let empty = self.segments.empty();
+        let mut segments = std::mem::replace(&mut self.segments, empty);
+        segments.wrap(head, front);
+        segments
     }
 }

@@ -28,6 +28,9 @@ const PAYLOAD_STEP_BYTES: usize = 64 << 10;
 /// `host:port`, IPv6 in brackets; a name's addresses are tried one after the other. Also returns
 /// the address that answered: lanes go to the same.
 ///
+/// The deadline holds for resolving the name too. The system's resolver can't be interrupted, so it
+/// has a thread of its own, which outlives a call that ended before it.
+///
 /// # Errors
 ///
 /// When no address can be reached by the deadline. That the peer turned the connection away, or is

@@ -161,6 +161,14 @@ impl lane::DestinationEndpoint for DestinationEndpoint {
             if self.sockets.is_stopped() {
                 return Err(LaneError::Stopped(lane));
             }
+            // Also where lanes that are turned away come without end.
+            if deadline.passed() {
+                return Err(LaneError::Stalled {
+                    lane,
+                    doing: "waiting for a lane",
+                    waited: begun.elapsed(),
+                });
+            }
             let wait = deadline.remaining().min(STOP_CHECK_INTERVAL);
             let incoming = {
                 let incoming = self.incoming.lock().unwrap_or_else(PoisonError::into_inner);
@@ -171,13 +179,6 @@ impl lane::DestinationEndpoint for DestinationEndpoint {
                     Ok(()) => return self.admit(incoming),
                     Err(refusal) => preamble::refuse(&incoming.stream, refusal),
                 },
-                Err(RecvTimeoutError::Timeout) if deadline.passed() => {
-                    return Err(LaneError::Stalled {
-                        lane,
-                        doing: "waiting for a lane",
-                        waited: begun.elapsed(),
-                    });
-                }
                 Err(RecvTimeoutError::Timeout) => {}
                 // Nobody accepts connections any more.
                 Err(RecvTimeoutError::Disconnected) => return Err(LaneError::Closed(lane)),

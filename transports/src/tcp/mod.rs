@@ -7,7 +7,7 @@
 //! | [`control`] | the control channel |
 //! | `wire` | what a lane's frames look like |
 //! | `batch` | what a lane sends in one piece |
-//! | `stream` | the byte stream that carries frames: whole lengths from and to raw memory |
+//! | `stream` | the byte stream that carries frames: whole lengths from and to guest memory |
 //! | `uring` | a byte stream over io_uring |
 //! | `plain` | a byte stream over `sendmsg`/`recvmsg` |
 //! | `sockets` | an endpoint's open sockets, and how it ends them |

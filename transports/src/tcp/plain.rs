@@ -2,7 +2,8 @@
 //!
 //! # Laws of this room
 //!
-//! The kernel touches the segments only while a call runs, so nothing outlives one.
+//! The kernel touches the segments only while a call runs, so nothing outlives one; and while it
+//! runs the segments keep their memory.
 
 use std::io;
 use std::net::{Shutdown, TcpStream};
@@ -19,7 +20,7 @@ use crate::deadline::Deadline;
 pub(super) struct PlainStream {
     socket: Arc<TcpStream>,
     stall_limit: Duration,
-    sending: Segments,
+    sending: Option<Segments>,
     submissions: u64,
 }
 
@@ -28,23 +29,19 @@ impl PlainStream {
         Self {
             socket,
             stall_limit,
-            sending: Segments::default(),
+            sending: None,
             submissions: 0,
         }
     }
 
     /// Sends what the socket takes without waiting; whether anything moved.
-    ///
-    /// # Safety
-    ///
-    /// `self.sending` is readable memory.
-    unsafe fn send_some(&mut self) -> Result<bool, StreamError> {
+    fn send_some(&mut self) -> Result<bool, StreamError> {
         let mut moved = false;
-        while self.sending.bytes() > 0 {
-            let message = self.sending.message();
+        while let Some(sending) = self.sending.as_mut().filter(|left| left.bytes() > 0) {
+            let message = sending.message();
             self.submissions += 1;
-            // SAFETY: the message points into `self.sending`, untouched during the call, whose
-            // segments the caller vouches for.
+            // SAFETY: the message points into `sending`, untouched during the call, whose segments
+            // are readable.
             let sent = unsafe {
                 libc::sendmsg(
                     self.socket.as_raw_fd(),
@@ -53,12 +50,16 @@ impl PlainStream {
                 )
             };
             match outcome(sent)? {
-                Some(sent) => self.sending.advance(sent),
+                Some(sent) => sending.advance(sent),
                 None => break,
             }
             moved = true;
         }
         Ok(moved)
+    }
+
+    fn is_sending(&self) -> bool {
+        self.sending.as_ref().is_some_and(|left| left.bytes() > 0)
     }
 }
 
@@ -75,33 +76,31 @@ fn outcome(result: isize) -> Result<Option<usize>, StreamError> {
 }
 
 impl ByteStream for PlainStream {
-    unsafe fn start_send(&mut self, segments: Segments) -> Result<(), StreamError> {
-        self.sending = segments;
-        // SAFETY: the caller vouches for the segments.
-        unsafe { self.send_some() }.map(|_| ())
+    fn start_send(&mut self, segments: Segments) -> Result<(), StreamError> {
+        self.sending = Some(segments);
+        self.send_some().map(|_| ())
     }
 
-    fn settle_send(&mut self) -> Result<Segments, StreamError> {
-        if self.sending.bytes() == 0 {
-            return Ok(std::mem::take(&mut self.sending));
+    fn settle_send(&mut self) -> Result<Option<Segments>, StreamError> {
+        if !self.is_sending() {
+            return Ok(self.sending.take());
         }
         let mut queue = SendQueue::of(&self.socket);
         let mut stalled = Deadline::after(self.stall_limit);
-        while self.sending.bytes() > 0 {
+        while self.is_sending() {
             self.submissions += 1;
             let is_late = !wait_ready(&*self.socket, PollFlags::OUT, stalled)?;
             if is_late && !queue.has_moved(&self.socket) {
                 return Err(StreamError::Stalled);
             }
-            // SAFETY: `start_send`'s caller vouched for the segments until this returns.
-            if unsafe { self.send_some() }? || is_late {
+            if self.send_some()? || is_late {
                 stalled = Deadline::after(self.stall_limit);
             }
         }
-        Ok(std::mem::take(&mut self.sending))
+        Ok(self.sending.take())
     }
 
-    unsafe fn receive(
+    fn receive(
         &mut self,
         segments: &mut Segments,
         want: Want,
@@ -116,8 +115,8 @@ impl ByteStream for PlainStream {
         while segments.bytes() > 0 {
             let mut message = segments.message();
             self.submissions += 1;
-            // SAFETY: the message points into `segments`, untouched during the call, which the
-            // caller vouches for.
+            // SAFETY: the message points into `segments`, untouched during the call, which are
+            // writable.
             let count =
                 unsafe { libc::recvmsg(self.socket.as_raw_fd(), &mut message, libc::MSG_DONTWAIT) };
             match outcome(count)? {

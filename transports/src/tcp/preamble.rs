@@ -42,9 +42,6 @@ pub(super) const ANSWER_BYTES: usize = 8;
 /// refused control connection can tell an answer from a frame.
 pub(super) const ANSWER_MAGIC: [u8; 4] = *b"DNLA";
 
-/// How long an answer may take to leave; it fits into any socket's buffer.
-const ANSWER_TIME_MAX: Duration = Duration::from_secs(1);
-
 /// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConnectionKind {
@@ -324,15 +321,17 @@ pub fn read_preamble(stream: &TcpStream, deadline: Deadline) -> Result<Preamble,
     preamble
 }
 
-/// Tells a peer why its connection is turned away. Best effort: drop the connection afterwards.
+/// Tells a peer why its connection is turned away. Best effort, and at once: drop the connection
+/// afterwards.
 pub fn refuse(stream: &TcpStream, refusal: Refusal) {
     let _ = answer(stream, Answer::Refused(refusal));
     let _ = stream.shutdown(std::net::Shutdown::Write);
 }
 
-/// Sends the answer to a preamble.
+/// Sends the answer to a preamble. It is not waited for: an answer is the first that is sent, so it
+/// fits into the socket's buffer whatever the peer does.
 pub(super) fn answer(stream: &TcpStream, answer: Answer) -> io::Result<()> {
-    socket::write_all(stream, &answer.encode(), Deadline::after(ANSWER_TIME_MAX))
+    socket::write_all(stream, &answer.encode(), Deadline::after(Duration::ZERO))
 }
 
 #[cfg(test)]

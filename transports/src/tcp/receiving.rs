@@ -26,7 +26,7 @@ const ZERO_PIECE_PAGES: u32 = 4096;
 
 /// Bytes received and not yet used.
 struct Staging {
-    bytes: Box<[u8]>,
+    bytes: Vec<u8>,
     next: usize,
     filled: usize,
 }
@@ -34,7 +34,7 @@ struct Staging {
 impl Staging {
     fn new() -> Self {
         Self {
-            bytes: vec![0; STAGING_BYTES].into(),
+            bytes: vec![0; STAGING_BYTES],
             next: 0,
             filled: 0,
         }
@@ -48,12 +48,11 @@ impl Staging {
         self.next = (self.next + count).min(self.filled);
     }
 
-    /// The room behind what is ready, after moving that to the front.
-    fn room(&mut self) -> &mut [u8] {
+    /// Moves what is ready to the front. The room begins behind it, at `filled`.
+    fn compact(&mut self) {
         self.bytes.copy_within(self.next..self.filled, 0);
         self.filled -= self.next;
         self.next = 0;
-        self.bytes.get_mut(self.filled..).unwrap_or_default()
     }
 }
 
@@ -86,7 +85,7 @@ impl ReceivingLane {
         Self {
             stream,
             staging: Staging::new(),
-            segments: Segments::default(),
+            segments: Segments::new(memory.clone()),
             entries: Vec::new(),
             number,
             memory,
@@ -128,15 +127,13 @@ impl ReceivingLane {
     fn stage(&mut self, count: usize, deadline: Deadline) -> Result<(), LaneError> {
         let begun = Instant::now();
         while self.staging.ready().len() < count {
-            let room = self.staging.room();
-            self.segments.clear();
-            self.segments.push(room.as_mut_ptr(), room.len());
-            // SAFETY: the segment is room in the staging buffer, which nobody else uses until this
-            // returns.
-            let received = unsafe {
-                self.stream
-                    .receive(&mut self.segments, Want::Some, deadline)
-            };
+            self.staging.compact();
+            let buffer = std::mem::take(&mut self.staging.bytes);
+            self.segments.set_buffer(buffer, self.staging.filled);
+            let received = self
+                .stream
+                .receive(&mut self.segments, Want::Some, deadline);
+            self.staging.bytes = self.segments.take_buffer();
             let received =
                 received.map_err(|error| self.error(error, "waiting for a fence", begun))?;
             self.staging.filled += received;
@@ -224,25 +221,21 @@ impl ReceivingLane {
             .map(|entry| entry.run);
         self.segments.clear();
         for run in runs.clone() {
-            let base = self
-                .memory
-                .host_address(run)
+            self.segments
+                .push_run(run)
                 .map_err(|source| LaneError::Memory { lane, source })?;
-            self.segments.push(base, run.bytes() as usize);
             self.counters.runs += 1;
         }
         let _permit = self
             .gate
             .enter(&self.place, runs)
             .map_err(|run| LaneError::NotPrepared { lane, run })?;
-        // SAFETY: the segments are guest memory inside of `memory`, which this lane holds.
-        let copied = unsafe { self.segments.fill_front(self.staging.ready()) };
+        let copied = self.segments.fill_front(self.staging.ready());
         self.staging.consume(copied);
         if self.segments.bytes() == 0 {
             return Ok(());
         }
-        // SAFETY: as above; `receive` does not return before the kernel has let go.
-        let received = unsafe { self.stream.receive(&mut self.segments, Want::All, deadline) };
+        let received = self.stream.receive(&mut self.segments, Want::All, deadline);
         match received {
             Ok(_) => Ok(()),
             Err(error) => Err(self.error(error, "receiving pages", begun)),
@@ -251,11 +244,10 @@ impl ReceivingLane {
 
     fn confirm(&mut self, number: u64) -> Result<(), LaneError> {
         let begun = Instant::now();
-        let mut word = Header::FenceSeen { number }.encode();
-        let mut segments = Segments::default();
-        segments.push(word.as_mut_ptr(), word.len());
-        // SAFETY: `word` lives until `settle_send` returned, on each path.
-        let sent = unsafe { self.stream.start_send(segments) };
+        let word = Header::FenceSeen { number }.encode();
+        let mut segments = self.segments.empty();
+        segments.set_buffer(word.to_vec(), 0);
+        let sent = self.stream.start_send(segments);
         let sent = sent.and_then(|()| self.stream.settle_send());
         match sent {
             Ok(_) => {
@@ -329,10 +321,10 @@ impl DestinationLane for ReceivingLane {
         })
     }
 
-    fn counters(&self) -> LaneCounters {
-        LaneCounters {
+    fn counters(&self) -> Option<LaneCounters> {
+        Some(LaneCounters {
             submissions: self.stream.submissions(),
             ..self.counters
-        }
+        })
     }
 }

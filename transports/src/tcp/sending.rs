@@ -1,17 +1,18 @@
 //! The source's end of a lane: gathers runs into batches, sends them, and waits for the
 //! destination's word.
 //!
-//! One batch is on its way while the next is filled. What it sends from is guest memory, which
-//! `memory` keeps mapped, and its own two heads; all of it outlives the stream.
+//! One batch is on its way while the next is filled.
 
+use std::net::TcpStream;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::batch::Batch;
+use super::socket::SendQueue;
 use super::sockets::LaneSockets;
 use super::stream::{ByteStream, Segments, StreamError, Want};
 use super::wire::{FRAME_BYTES_MAX, HEADER_BYTES, Header};
-use crate::deadline::Deadline;
+use crate::deadline::StallWatch;
 use crate::lane::{FenceNumber, LaneCounters, LaneError, LaneNumber, SourceLane};
 use crate::memory::{MemoryMap, PAGE_BYTES, Run};
 use crate::prepared::SourceRanges;
@@ -21,8 +22,9 @@ const BATCH_BYTES_MIN: u64 = 64 << 10;
 
 /// The source's end of a lane.
 pub(super) struct SendingLane {
-    /// Dropped before the batches and the memory that it sends from.
     stream: Box<dyn ByteStream>,
+    /// What the stream moves its bytes over, to see how they fare.
+    connection: Arc<TcpStream>,
     filling: Batch,
     leaving: Batch,
     number: LaneNumber,
@@ -34,8 +36,9 @@ pub(super) struct SendingLane {
     fences: u64,
     confirmed: u64,
     /// The destination's next word, as far as it has come.
-    word: [u8; HEADER_BYTES],
+    word: Vec<u8>,
     word_filled: usize,
+    word_segments: Segments,
     failed: bool,
 }
 
@@ -43,6 +46,7 @@ impl SendingLane {
     pub(super) fn new(
         number: LaneNumber,
         stream: Box<dyn ByteStream>,
+        connection: Arc<TcpStream>,
         memory: MemoryMap,
         ranges: Arc<SourceRanges>,
         sockets: Arc<LaneSockets>,
@@ -51,18 +55,20 @@ impl SendingLane {
         let batch_bytes = u64::from(batch_bytes).clamp(BATCH_BYTES_MIN, FRAME_BYTES_MAX);
         Self {
             stream,
-            filling: Batch::new(),
-            leaving: Batch::new(),
+            connection,
+            filling: Batch::new(memory.clone()),
+            leaving: Batch::new(memory.clone()),
             number,
-            memory,
             ranges,
             sockets,
             batch_pages: batch_bytes / PAGE_BYTES,
             counters: LaneCounters::default(),
             fences: 0,
             confirmed: 0,
-            word: [0; HEADER_BYTES],
+            word: vec![0; HEADER_BYTES],
             word_filled: 0,
+            word_segments: Segments::new(memory.clone()),
+            memory,
             failed: false,
         }
     }
@@ -117,9 +123,8 @@ impl SendingLane {
         self.counters.wire_bytes += segments.bytes() as u64;
         std::mem::swap(&mut self.filling, &mut self.leaving);
         self.filling.clear();
-        // SAFETY: the head is in `leaving`, which nobody touches until the next `settle`; the data
-        // is mapped as long as `memory` is held. Both are dropped behind `stream`.
-        unsafe { self.stream.start_send(segments) }
+        self.stream
+            .start_send(segments)
             .map_err(|error| self.error(error, "sending", begun))
     }
 
@@ -127,36 +132,56 @@ impl SendingLane {
         let begun = Instant::now();
         match self.stream.settle_send() {
             Ok(used) => {
-                // Keeps the vector's memory for a later batch.
-                self.leaving.reuse(used);
+                // Keeps their memory for a later batch.
+                if let Some(used) = used {
+                    self.leaving.reuse(used);
+                }
                 Ok(())
             }
             Err(error) => Err(self.error(error, "sending", begun)),
         }
     }
 
-    fn add(&mut self, run: Run, data: Option<*mut u8>) -> Result<(), LaneError> {
+    fn add(&mut self, run: Run, is_zero: bool) -> Result<(), LaneError> {
         if self.filling.is_full(self.batch_pages) || self.filling.overlaps(run) {
             self.flush(None)?;
         }
-        self.filling.add(run, data);
-        Ok(())
+        let lane = self.number;
+        self.filling
+            .add(run, is_zero)
+            .map_err(|source| LaneError::Memory { lane, source })
     }
 
-    fn receive_word(&mut self, deadline: Deadline) -> Result<u64, LaneError> {
-        let begun = Instant::now();
+    /// Receives the destination's next word, for as long as it takes what was sent.
+    fn receive_word(&mut self, stall_limit: Duration) -> Result<u64, LaneError> {
         let doing = "waiting for a fence";
+        let mut watch = StallWatch::new(stall_limit);
+        let mut queue = SendQueue::of(&self.connection);
         while self.word_filled < HEADER_BYTES {
-            let mut segments = Segments::default();
-            let rest = self.word.get_mut(self.word_filled..).unwrap_or_default();
-            segments.push(rest.as_mut_ptr(), rest.len());
-            // SAFETY: the segment is the rest of `self.word`, borrowed by nobody until this returns.
-            let received = unsafe { self.stream.receive(&mut segments, Want::Some, deadline) };
-            self.word_filled += received.map_err(|error| self.error(error, doing, begun))?;
+            let word = std::mem::take(&mut self.word);
+            self.word_segments.set_buffer(word, self.word_filled);
+            let look = watch.next_look();
+            let received = self
+                .stream
+                .receive(&mut self.word_segments, Want::Some, look);
+            self.word = self.word_segments.take_buffer();
+            self.word_filled += match received {
+                // Nothing is sent meanwhile, so a change is what the peer acknowledged.
+                Err(StreamError::TimedOut)
+                    if !watch.is_stalled(queue.has_moved(&self.connection)) =>
+                {
+                    self.check(&[])?;
+                    0
+                }
+                received => received.map_err(|error| self.error(error, doing, watch.since()))?,
+            };
         }
         self.word_filled = 0;
         self.counters.wire_bytes += HEADER_BYTES as u64;
-        match Header::decode(&self.word) {
+        let Some(word) = self.word.first_chunk::<HEADER_BYTES>() else {
+            return Err(self.error(StreamError::Closed, doing, watch.since()));
+        };
+        match Header::decode(word) {
             Ok(Header::FenceSeen { number })
                 if number == self.confirmed + 1 && number <= self.fences =>
             {
@@ -184,7 +209,6 @@ impl SourceLane for SendingLane {
     }
 
     fn put(&mut self, runs: &[Run]) -> Result<(), LaneError> {
-        let lane = self.number;
         self.check(runs)?;
         for run in runs {
             self.counters.runs += 1;
@@ -200,11 +224,7 @@ impl SourceLane for SendingLane {
                     first: rest.first,
                     pages: rest.pages.min(u32::try_from(room).unwrap_or(u32::MAX)),
                 };
-                let base = self
-                    .memory
-                    .host_address(piece)
-                    .map_err(|source| LaneError::Memory { lane, source })?;
-                self.add(piece, Some(base))?;
+                self.add(piece, false)?;
                 rest.first = piece.end();
                 rest.pages -= piece.pages;
             }
@@ -216,7 +236,7 @@ impl SourceLane for SendingLane {
         self.check(runs)?;
         for run in runs {
             self.counters.zero_pages += u64::from(run.pages);
-            self.add(*run, None)?;
+            self.add(*run, true)?;
         }
         Ok(())
     }
@@ -231,7 +251,7 @@ impl SourceLane for SendingLane {
         Ok(FenceNumber(number))
     }
 
-    fn wait_fence(&mut self, number: FenceNumber, deadline: Deadline) -> Result<(), LaneError> {
+    fn wait_fence(&mut self, number: FenceNumber, stall_limit: Duration) -> Result<(), LaneError> {
         if number.0 > self.fences {
             return Err(LaneError::Protocol {
                 lane: self.number,
@@ -240,7 +260,7 @@ impl SourceLane for SendingLane {
         }
         while self.confirmed < number.0 {
             self.check(&[])?;
-            self.confirmed = self.receive_word(deadline)?;
+            self.confirmed = self.receive_word(stall_limit)?;
         }
         Ok(())
     }

@@ -6,6 +6,7 @@
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -132,6 +133,48 @@ pub(super) fn connect(
     configure(stream, options)
 }
 
+/// The addresses behind `host:port`, by the deadline.
+fn resolve(peer: &str, deadline: Deadline) -> io::Result<Vec<SocketAddr>> {
+    // Nothing to ask anybody.
+    if let Ok(address) = peer.parse() {
+        return Ok(vec![address]);
+    }
+    let name = peer.to_owned();
+    resolve_by(
+        move || name.to_socket_addrs().map(Iterator::collect),
+        deadline,
+    )
+    .map_err(|error| {
+        if error.kind() == ErrorKind::TimedOut {
+            return io::Error::new(
+                ErrorKind::TimedOut,
+                format!("resolving {peer} takes too long"),
+            );
+        }
+        error
+    })
+}
+
+/// Runs a resolver on a thread of its own; it may outlive this call, for as long as the resolver's
+/// own limits are.
+fn resolve_by(
+    resolver: impl FnOnce() -> io::Result<Vec<SocketAddr>> + Send + 'static,
+    deadline: Deadline,
+) -> io::Result<Vec<SocketAddr>> {
+    let (sender, resolved) = std::sync::mpsc::sync_channel(1);
+    std::thread::Builder::new()
+        .name("dunlin-resolve".to_owned())
+        .spawn(move || {
+            // Fails where nobody waits any more.
+            let _ = sender.send(resolver());
+        })?;
+    match resolved.recv_timeout(deadline.remaining()) {
+        Ok(resolved) => resolved,
+        Err(RecvTimeoutError::Timeout) => Err(ErrorKind::TimedOut.into()),
+        Err(RecvTimeoutError::Disconnected) => Err(io::Error::other("the resolver's thread died")),
+    }
+}
+
 /// Connects to the first address of `peer` (`host:port`) that answers by the deadline. A name that
 /// has several gets an equal share of what is left of the time for each.
 pub(super) fn connect_by_name(
@@ -139,14 +182,12 @@ pub(super) fn connect_by_name(
     options: &Options,
     deadline: Deadline,
 ) -> io::Result<(TcpStream, SocketAddr)> {
-    let addresses: Vec<_> = peer
-        .to_socket_addrs()?
-        .filter(|address| {
-            options
-                .bind
-                .is_none_or(|local| local.is_ipv4() == address.is_ipv4())
-        })
-        .collect();
+    let mut addresses = resolve(peer, deadline)?;
+    addresses.retain(|address| {
+        options
+            .bind
+            .is_none_or(|local| local.is_ipv4() == address.is_ipv4())
+    });
     let mut last = no_address(peer);
     for (index, address) in addresses.iter().enumerate() {
         let shares = u32::try_from(addresses.len() - index).unwrap_or(u32::MAX);
@@ -291,4 +332,35 @@ pub(super) fn is_closed(error: &io::Error) -> bool {
             | ErrorKind::BrokenPipe
             | ErrorKind::NotConnected
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resolver_that_does_not_answer_is_held_to_the_deadline() {
+        let (answer, asked) = std::sync::mpsc::channel::<()>();
+        let silent = move || {
+            let _ = asked.recv();
+            Ok(Vec::new())
+        };
+        let resolved = resolve_by(silent, Deadline::after(Duration::from_millis(50)));
+        assert_eq!(resolved.unwrap_err().kind(), ErrorKind::TimedOut);
+        drop(answer);
+    }
+
+    #[test]
+    fn names_and_addresses_are_resolved() {
+        let soon = || Deadline::after(Duration::from_secs(30));
+        let literal = "127.0.0.1:7471".parse().unwrap();
+        assert_eq!(resolve("127.0.0.1:7471", soon()).unwrap(), [literal]);
+        assert!(
+            resolve("localhost:7471", soon())
+                .unwrap()
+                .iter()
+                .all(|address| address.ip().is_loopback())
+        );
+        assert!(resolve("no-port", soon()).is_err());
+    }
 }

@@ -175,6 +175,7 @@ impl lane::SourceEndpoint for SourceEndpoint {
         Ok(Box::new(SendingLane::new(
             lane,
             stream,
+            connection,
             self.memory.clone(),
             Arc::clone(&self.ranges),
             Arc::clone(&self.sockets),

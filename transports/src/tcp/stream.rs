@@ -1,4 +1,4 @@
-//! The byte stream that carries a lane's frames: whole lengths, from and to raw memory.
+//! The byte stream that carries a lane's frames: whole lengths, from and to guest memory.
 //!
 //! A lane frames; a stream moves bytes. TLS slots in here later.
 //!
@@ -6,10 +6,11 @@
 //!
 //! 1. **Segments are addresses, never slices**: they point into guest memory, which changes while
 //!    the kernel reads it (see [`crate::memory`]).
-//! 2. **Memory that was handed over belongs to the stream until it says otherwise**: a send until
-//!    `settle_send` returned or the stream was dropped, a receive until `receive` returned, with
-//!    whatever result. An implementation that ends a wait early first makes sure that the kernel
-//!    has let go.
+//! 2. **Segments keep alive what they point to**: guest memory by a [`MemoryMap`], everything else
+//!    as their own buffer, which nobody reaches while a segment leads into it. So whoever holds
+//!    them may hand them to the kernel.
+//! 3. **Segments that the kernel may still use are not dropped.** A stream takes them over, gives
+//!    them back once the kernel has let go, and leaks them where it can't know that.
 
 use std::io;
 use std::net::TcpStream;
@@ -20,43 +21,97 @@ use super::plain::PlainStream;
 use super::uring::UringStream;
 use super::{Mechanism, socket};
 use crate::deadline::Deadline;
+use crate::memory::{MemoryError, MemoryMap, Run};
 
-/// Pieces of memory, one behind the other, as the kernel wants them.
-#[derive(Default)]
+/// Pieces of guest memory, one behind the other, as the kernel wants them; and a buffer of their
+/// own around them, for what is not guest memory.
 pub(super) struct Segments {
+    memory: MemoryMap,
+    own: Vec<u8>,
+    /// The first is kept for the front of `own`, and is empty where there is none.
     iovecs: Vec<libc::iovec>,
     /// The first that is not used up.
     next: usize,
     bytes: usize,
 }
 
-// SAFETY: addresses and lengths; what is behind them is vouched for where they are handed over.
+// SAFETY: the addresses lead into `memory` and `own`, which go along.
 unsafe impl Send for Segments {}
 
 impl Segments {
+    /// No segments; those to come are of this memory.
+    pub(super) fn new(memory: MemoryMap) -> Self {
+        Self {
+            memory,
+            own: Vec::new(),
+            iovecs: Vec::new(),
+            next: 1,
+            bytes: 0,
+        }
+    }
+
+    /// No segments, of the same memory.
+    pub(super) fn empty(&self) -> Self {
+        Self::new(self.memory.clone())
+    }
+
+    /// Takes all segments out.
     pub(super) fn clear(&mut self) {
         self.iovecs.clear();
-        self.next = 0;
+        self.own.clear();
+        self.next = 1;
         self.bytes = 0;
     }
 
-    pub(super) fn push(&mut self, base: *mut u8, bytes: usize) {
-        self.iovecs.push(libc::iovec {
-            iov_base: base.cast(),
-            iov_len: bytes,
-        });
+    /// Adds a run of guest memory at the end.
+    pub(super) fn push_run(&mut self, run: Run) -> Result<(), MemoryError> {
+        let base = self.memory.host_address(run)?;
+        self.push(base, run.bytes() as usize);
+        Ok(())
+    }
+
+    fn push(&mut self, base: *mut u8, bytes: usize) {
+        if self.iovecs.is_empty() {
+            self.iovecs.push(iovec(std::ptr::null_mut(), 0));
+        }
+        self.iovecs.push(iovec(base, bytes));
         self.bytes += bytes;
     }
 
-    /// Gives the first segment its memory, where a place was kept for it by pushing nothing.
-    pub(super) fn set_first(&mut self, base: *mut u8, bytes: usize) {
-        if let Some(first) = self.iovecs.first_mut() {
-            self.bytes = self.bytes - first.iov_len + bytes;
-            *first = libc::iovec {
-                iov_base: base.cast(),
-                iov_len: bytes,
-            };
+    /// Puts a buffer around the runs: its first `front` bytes before them, the rest behind. Only
+    /// where there is none yet; else everything goes, so that nothing leads into the old one.
+    pub(super) fn wrap(&mut self, own: Vec<u8>, front: usize) {
+        if !self.own.is_empty() {
+            self.clear();
         }
+        self.own = own;
+        let front = front.min(self.own.len());
+        let back = self.own.len() - front;
+        let base = self.own.as_mut_ptr();
+        if back > 0 || self.iovecs.is_empty() {
+            self.push(base.wrapping_add(front), back);
+        }
+        if let Some(first) = self.iovecs.first_mut().filter(|_| front > 0) {
+            *first = iovec(base, front);
+            self.next = 0;
+            self.bytes += front;
+        }
+    }
+
+    /// Makes the bytes of a buffer from `from` on the only segment.
+    pub(super) fn set_buffer(&mut self, own: Vec<u8>, from: usize) {
+        self.clear();
+        self.own = own;
+        let from = from.min(self.own.len());
+        let (base, bytes) = (self.own.as_mut_ptr(), self.own.len());
+        self.push(base.wrapping_add(from), bytes - from);
+    }
+
+    /// Gives the buffer back, and takes all segments out.
+    pub(super) fn take_buffer(&mut self) -> Vec<u8> {
+        let own = std::mem::take(&mut self.own);
+        self.clear();
+        own
     }
 
     /// How many bytes are left.
@@ -80,19 +135,15 @@ impl Segments {
     }
 
     /// Copies bytes to the front, and takes it off. Returns how many found room.
-    ///
-    /// # Safety
-    ///
-    /// The segments are writable memory.
-    pub(super) unsafe fn fill_front(&mut self, mut bytes: &[u8]) -> usize {
+    pub(super) fn fill_front(&mut self, mut bytes: &[u8]) -> usize {
         let mut copied = 0;
         while let Some(first) = self.iovecs.get(self.next) {
             let part = first.iov_len.min(bytes.len());
             let Some((head, rest)) = bytes.split_at_checked(part).filter(|_| part > 0) else {
                 break;
             };
-            // SAFETY: `part` bytes are readable in `head` and, as the caller vouches, writable in
-            // the segment. A private buffer and guest memory do not overlap.
+            // SAFETY: `part` bytes are readable in `head`, and writable in the segment by law 2. A
+            // borrowed buffer is neither guest memory nor the one that is owned here.
             unsafe { crate::memory::copy_volatile(head.as_ptr(), first.iov_base.cast(), part) };
             self.advance(part);
             copied += part;
@@ -110,6 +161,13 @@ impl Segments {
         message.msg_iov = rest.as_mut_ptr();
         message.msg_iovlen = rest.len() as _;
         message
+    }
+}
+
+fn iovec(base: *mut u8, bytes: usize) -> libc::iovec {
+    libc::iovec {
+        iov_base: base.cast(),
+        iov_len: bytes,
     }
 }
 
@@ -151,22 +209,16 @@ pub(super) enum Want {
 /// Moves bytes over a connection. Used by one thread, not necessarily the one that made it.
 pub(super) trait ByteStream: Send {
     /// Starts to send all of `segments`. Only when nothing is being sent.
-    ///
-    /// # Safety
-    ///
-    /// The segments are readable memory until `settle_send` returns or the stream is dropped.
-    unsafe fn start_send(&mut self, segments: Segments) -> Result<(), StreamError>;
+    fn start_send(&mut self, segments: Segments) -> Result<(), StreamError>;
 
-    /// Waits until all has left, and gives the used segments back. It fails once nothing moves for
-    /// the stall limit.
-    fn settle_send(&mut self) -> Result<Segments, StreamError>;
+    /// Waits until all has left, and gives the used segments back; `None` when nothing was being
+    /// sent. It fails once nothing moves for the stall limit.
+    fn settle_send(&mut self) -> Result<Option<Segments>, StreamError>;
 
     /// Receives into `segments` (not empty) and takes off what was filled. Returns how many bytes.
     ///
-    /// # Safety
-    ///
-    /// The segments are writable memory until this returns.
-    unsafe fn receive(
+    /// Where the kernel can't be made to let go of them, an error and no segments are left.
+    fn receive(
         &mut self,
         segments: &mut Segments,
         want: Want,

@@ -3,22 +3,31 @@
 //! # Laws of this room
 //!
 //! 1. **Memory goes back only behind its completion.** An operation that has to end early (deadline,
-//!    stall) is cancelled, and its completion is awaited, before anybody hears of it. A socket that
-//!    was shut down completes its operations by itself.
-//! 2. **Nothing runs behind the thread's back.** With `DEFER_TASKRUN` the kernel moves bytes only
-//!    inside the issuing thread's `io_uring_enter`. So where an operation can't be completed any
-//!    more (the ring is broken, or dropped on another thread), nothing touches its memory: closing
-//!    the ring ends it.
-//! 3. **A receive never outlives the call** that started it; a send may, until `settle_send`.
+//!    stall, drop) is cancelled, and its completion is awaited, before anybody hears of it. A socket
+//!    that was shut down completes its operations by itself.
+//! 2. **Memory whose completion can't be awaited is never freed.** That is so when the kernel no
+//!    longer lets this thread into the ring, or when the stream is dropped or used, in the middle of
+//!    a send, on another thread than the ring's. What the operation reads or writes (its segments
+//!    with the guest memory and the buffer behind them, and its message header) is leaked then.
+//! 3. **Nothing is received behind an error.** Before such a stream is given up its socket is shut
+//!    down and emptied, so that an operation that still runs finds no byte to write into guest
+//!    memory. The socket's lock orders the two.
+//! 4. **A receive never outlives the call** that started it; a send may, until `settle_send`.
+//!
+//! Closing the ring would not do for laws 2 and 3. With `DEFER_TASKRUN` the kernel goes on with an
+//! operation inside the issuing thread's `io_uring_enter`, with two exceptions: one that had to wait
+//! for its socket 128 times (`APOLL_MAX_RETRY` in the kernel's io_uring/poll.c; a batch on a slow
+//! link does) is handed to a worker thread of the kernel, and what a closed ring leaves behind may
+//! run once more on the issuing thread, at any later time.
+//!
+//! `MSG_WAITALL` makes the kernel go on until a whole batch is moved, so an operation is one entry
+//! into the kernel on a fast link; what a cancelled one had moved, its completion says (since Linux
+//! 6.0; `DEFER_TASKRUN` itself needs 6.1, see io_uring_setup(2)).
 //!
 //! The ring is made disabled and enabled by the first call, because a lane is opened on one thread
 //! and used on another. A lane that moves to yet another thread, with nothing on its way, gets a
 //! new ring. The socket is its one registered file, which saves the lookup and the
 //! reference count of each operation.
-//!
-//! `MSG_WAITALL` makes the kernel go on until a whole batch is moved, so an operation is one entry
-//! into the kernel on a fast link; what a cancelled one had moved, its completion says (since Linux
-//! 6.0; `DEFER_TASKRUN` itself needs 6.1, see io_uring_setup(2)).
 
 use std::io;
 use std::net::{Shutdown, TcpStream};
@@ -29,6 +38,8 @@ use std::time::Duration;
 
 use io_uring::types::{Fixed, SubmitArgs, Timespec};
 use io_uring::{IoUring, opcode, squeue};
+use rustix::io::Errno;
+use rustix::net::RecvFlags;
 
 use super::socket::SendQueue;
 use super::stream::{ByteStream, Segments, StreamError, Want};
@@ -55,27 +66,41 @@ impl Operation {
     }
 }
 
+/// What an operation reads or writes, besides the socket.
+struct Flight {
+    segments: Segments,
+    /// Points into `segments`.
+    message: libc::msghdr,
+}
+
+// SAFETY: the pointers in `message` lead into `segments`, which go along.
+unsafe impl Send for Flight {}
+
+impl Flight {
+    fn new(mut segments: Segments) -> Box<Self> {
+        let message = segments.message();
+        Box::new(Self { segments, message })
+    }
+}
+
 pub(super) struct UringStream {
     ring: IoUring,
     /// The thread that may enter the ring: the first that did.
     issuer: Option<ThreadId>,
-    /// The kernel refused an entry: what is queued may point to memory that is gone, so nothing is
-    /// submitted any more.
+    /// The ring can't be entered any more; nothing is submitted.
     is_broken: bool,
     socket: Arc<TcpStream>,
     stall_limit: Duration,
-    /// What is being sent. `message` points into `segments`, whose heap block does not move.
-    sending: Segments,
-    message: Box<libc::msghdr>,
-    is_sending: bool,
+    /// What is being sent, from `start_send` to `settle_send`.
+    sending: Option<Box<Flight>>,
+    /// What is being received into, during `receive`.
+    receiving: Option<Box<Flight>>,
+    /// Operations that the kernel may be working on.
+    pending: [bool; 3],
     /// Results that were seen and not yet asked for, by operation.
     results: [Option<i32>; 3],
     submissions: u64,
 }
-
-// SAFETY: the pointers in `message` lead into `sending`, which moves along with the value; the ring
-// itself may move between threads, see the laws.
-unsafe impl Send for UringStream {}
 
 impl UringStream {
     /// Whether a ring can be made here.
@@ -90,39 +115,77 @@ impl UringStream {
             is_broken: false,
             socket,
             stall_limit,
-            sending: Segments::default(),
-            message: Box::new(Segments::default().message()),
-            is_sending: false,
+            sending: None,
+            receiving: None,
+            pending: [false; 3],
             results: [None; 3],
             submissions: 0,
         })
     }
 
-    /// Puts an entry into the submission queue, and enables the ring if this is the first.
-    ///
-    /// # Safety
-    ///
-    /// What the entry points to is valid until its completion was seen.
-    unsafe fn push(&mut self, entry: squeue::Entry) -> Result<(), StreamError> {
+    fn is_pending(&self, operation: Operation) -> bool {
+        self.pending.get(operation as usize) == Some(&true)
+    }
+
+    fn set_pending(&mut self, operation: Operation) {
+        if let Some(pending) = self.pending.get_mut(operation as usize) {
+            *pending = true;
+        }
+    }
+
+    /// Nothing can be awaited any more: sees to laws 2 and 3.
+    fn give_up(&mut self, error: io::Error) -> StreamError {
+        self.is_broken = true;
+        let _ = self.socket.shutdown(Shutdown::Both);
+        // Ends: a connection that was shut down takes no more bytes from the peer.
+        let mut discarded = [0; 16 << 10];
+        while matches!(
+            rustix::net::recv(&*self.socket, &mut discarded, RecvFlags::DONTWAIT),
+            Ok((1.., _)) | Err(Errno::INTR)
+        ) {}
+        error.into()
+    }
+
+    /// Sees to it that this thread may enter the ring.
+    fn enable(&mut self) -> Result<(), StreamError> {
         if self.is_broken {
             return Err(StreamError::Closed);
         }
         let this_thread = std::thread::current().id();
-        if self.issuer != Some(this_thread) {
-            if self.is_sending {
-                return Err(StreamError::System(io::Error::other(
-                    "the lane moved to another thread in the middle of a batch",
-                )));
-            }
-            if self.issuer.is_some() {
-                self.ring = ring_for(&self.socket)?;
-            }
-            self.ring.submitter().register_enable_rings()?;
-            self.issuer = Some(this_thread);
+        if self.issuer == Some(this_thread) {
+            return Ok(());
         }
+        if self.pending.contains(&true) {
+            return Err(self.give_up(io::Error::other(
+                "the lane moved to another thread in the middle of a batch",
+            )));
+        }
+        if self.issuer.is_some() {
+            self.ring = ring_for(&self.socket)?;
+        }
+        self.ring.submitter().register_enable_rings()?;
+        self.issuer = Some(this_thread);
+        Ok(())
+    }
+
+    /// Puts an entry into the submission queue.
+    ///
+    /// # Safety
+    ///
+    /// What the entry points to is valid until its completion was seen, for ever if it is not.
+    unsafe fn push(
+        &mut self,
+        operation: Operation,
+        entry: squeue::Entry,
+    ) -> Result<(), StreamError> {
+        self.enable()?;
+        let entry = entry.user_data(operation.tag());
         // SAFETY: the caller vouches for the entry.
         let pushed = unsafe { self.ring.submission().push(&entry) };
-        pushed.map_err(|_| StreamError::System(io::Error::other("the submission queue is full")))
+        pushed
+            .map_err(|_| StreamError::System(io::Error::other("the submission queue is full")))?;
+        self.set_pending(operation);
+        Ok(())
     }
 
     /// Submits what is queued, and waits for `operation`'s result; `None` at the deadline.
@@ -131,10 +194,8 @@ impl UringStream {
         operation: Operation,
         deadline: Deadline,
     ) -> Result<Option<i32>, StreamError> {
+        self.enable()?;
         loop {
-            if self.is_broken {
-                return Err(StreamError::Closed);
-            }
             self.reap();
             let result = self.results.get_mut(operation as usize);
             if let Some(result) = result.and_then(Option::take) {
@@ -152,16 +213,12 @@ impl UringStream {
             match self.ring.submitter().submit_with_args(1, &arguments) {
                 Ok(_) => {}
                 Err(error) => match error.raw_os_error() {
-                    // Over time or interrupted (both looked at above), or short of memory for a
-                    // moment.
+                    // Over time or interrupted; both are looked at above.
                     Some(libc::ETIME | libc::EINTR) => {}
-                    Some(libc::EAGAIN | libc::EBUSY) if !left.is_zero() => {
-                        std::thread::yield_now();
-                    }
-                    _ => {
-                        self.is_broken = true;
-                        return Err(error.into());
-                    }
+                    // Short of memory for a moment. What could not be submitted stays queued.
+                    Some(libc::EAGAIN | libc::EBUSY) if left.is_zero() => return Ok(None),
+                    Some(libc::EAGAIN | libc::EBUSY) => std::thread::yield_now(),
+                    _ => return Err(self.give_up(error)),
                 },
             }
         }
@@ -173,16 +230,17 @@ impl UringStream {
             if let Some(result) = self.results.get_mut(place) {
                 *result = Some(completion.result());
             }
+            if let Some(pending) = self.pending.get_mut(place) {
+                *pending = false;
+            }
         }
     }
 
     /// Cancels an operation and awaits its completion. Returns the bytes that it had moved.
     fn withdraw(&mut self, operation: Operation) -> Result<usize, StreamError> {
-        let cancel = opcode::AsyncCancel::new(operation.tag())
-            .build()
-            .user_data(Operation::Cancel.tag());
+        let cancel = opcode::AsyncCancel::new(operation.tag()).build();
         // SAFETY: a cancellation points to nothing.
-        unsafe { self.push(cancel) }?;
+        unsafe { self.push(Operation::Cancel, cancel) }?;
         // No overall limit: law 1. It ends, since both a cancelled operation and one on a socket
         // that was shut down complete.
         let result = loop {
@@ -203,22 +261,88 @@ impl UringStream {
     }
 
     /// Queues a send of what is left in `sending`.
-    ///
-    /// # Safety
-    ///
-    /// `self.sending` is readable memory until the completion was seen.
-    unsafe fn push_send(&mut self) -> Result<(), StreamError> {
-        *self.message = self.sending.message();
+    fn push_send(&mut self) -> Result<(), StreamError> {
+        let Some(flight) = self.sending.as_mut() else {
+            return Ok(());
+        };
+        flight.message = flight.segments.message();
         let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
-        let entry = opcode::SendMsg::new(Fixed(0), &raw const *self.message)
+        let entry = opcode::SendMsg::new(Fixed(0), &raw const flight.message)
             .flags(flags as u32)
-            .build()
-            .user_data(Operation::Send.tag());
-        // SAFETY: the message is on the heap and unchanged until the next send, which follows this
-        // one's completion; for the segments the caller vouches.
-        unsafe { self.push(entry) }?;
-        self.is_sending = true;
-        Ok(())
+            .build();
+        // SAFETY: the flight is on the heap, keeps what it points to, stays as it is until the
+        // completion is seen, and is leaked if it never is (law 2).
+        unsafe { self.push(Operation::Send, entry) }
+    }
+
+    /// Waits until all of `sending` has left.
+    fn settle_flight(&mut self) -> Result<(), StreamError> {
+        let mut queue = SendQueue::of(&self.socket);
+        loop {
+            let (moved, is_late) =
+                match self.wait(Operation::Send, Deadline::after(self.stall_limit))? {
+                    Some(result) => (count(result)?, false),
+                    None => (self.withdraw(Operation::Send)?, true),
+                };
+            if is_late && moved == 0 && !queue.has_moved(&self.socket) {
+                return Err(StreamError::Stalled);
+            }
+            let Some(flight) = self.sending.as_mut() else {
+                return Ok(());
+            };
+            flight.segments.advance(moved);
+            if flight.segments.bytes() == 0 {
+                return Ok(());
+            }
+            self.push_send()?;
+        }
+    }
+
+    /// Queues a receive into what is left in `receiving`.
+    fn push_receive(&mut self, flags: libc::c_int) -> Result<(), StreamError> {
+        let Some(flight) = self.receiving.as_mut() else {
+            return Ok(());
+        };
+        flight.message = flight.segments.message();
+        let entry = opcode::RecvMsg::new(Fixed(0), &raw mut flight.message)
+            .flags(flags as u32)
+            .build();
+        // SAFETY: as for a send.
+        unsafe { self.push(Operation::Receive, entry) }
+    }
+
+    /// Receives into `receiving`.
+    fn receive_flight(&mut self, want: Want, deadline: Deadline) -> Result<usize, StreamError> {
+        let mut received = 0;
+        loop {
+            let (until, flags) = match want {
+                Want::All => (
+                    Deadline::after(self.stall_limit).earlier(deadline),
+                    libc::MSG_WAITALL,
+                ),
+                Want::Some => (deadline, 0),
+            };
+            self.push_receive(flags)?;
+            let (moved, is_late) = match self.wait(Operation::Receive, until)? {
+                Some(0) => return Err(StreamError::Closed),
+                Some(result) => (count(result)?, false),
+                None => (self.withdraw(Operation::Receive)?, true),
+            };
+            received += moved;
+            let Some(flight) = self.receiving.as_mut() else {
+                return Ok(received);
+            };
+            flight.segments.advance(moved);
+            if flight.segments.bytes() == 0 || (want == Want::Some && moved > 0) {
+                return Ok(received);
+            }
+            if deadline.passed() {
+                return Err(StreamError::TimedOut);
+            }
+            if is_late && moved == 0 {
+                return Err(StreamError::Stalled);
+            }
+        }
     }
 }
 
@@ -248,11 +372,15 @@ fn count(result: i32) -> Result<usize, StreamError> {
 }
 
 impl ByteStream for UringStream {
-    unsafe fn start_send(&mut self, segments: Segments) -> Result<(), StreamError> {
-        self.sending = segments;
-        // SAFETY: the caller vouches for the segments until `settle_send` or drop, and both see to
-        // the completion.
-        unsafe { self.push_send() }?;
+    fn start_send(&mut self, segments: Segments) -> Result<(), StreamError> {
+        if self.is_broken || self.is_pending(Operation::Send) {
+            return Err(StreamError::Closed);
+        }
+        self.sending = Some(Flight::new(segments));
+        if let Err(error) = self.push_send() {
+            self.sending = None;
+            return Err(error);
+        }
         self.submissions += 1;
         // The kernel takes at once what the socket's buffer has room for; the rest moves while
         // `settle_send` waits. What could not be submitted now, `settle_send` submits.
@@ -260,86 +388,42 @@ impl ByteStream for UringStream {
             Ok(_) => Ok(()),
             Err(error) => match error.raw_os_error() {
                 Some(libc::EINTR | libc::EAGAIN | libc::EBUSY) => Ok(()),
-                _ => {
-                    self.is_broken = true;
-                    Err(error.into())
-                }
+                _ => Err(self.give_up(error)),
             },
         }
     }
 
-    fn settle_send(&mut self) -> Result<Segments, StreamError> {
-        if !self.is_sending {
-            return Ok(std::mem::take(&mut self.sending));
+    fn settle_send(&mut self) -> Result<Option<Segments>, StreamError> {
+        if self.sending.is_none() {
+            return Ok(None);
         }
-        let mut queue = SendQueue::of(&self.socket);
-        while self.is_sending {
-            let (moved, is_late) =
-                match self.wait(Operation::Send, Deadline::after(self.stall_limit))? {
-                    Some(result) => {
-                        self.is_sending = false;
-                        (count(result)?, false)
-                    }
-                    None => {
-                        let moved = self.withdraw(Operation::Send);
-                        self.is_sending = false;
-                        (moved?, true)
-                    }
-                };
-            if is_late && moved == 0 && !queue.has_moved(&self.socket) {
-                return Err(StreamError::Stalled);
-            }
-            self.sending.advance(moved);
-            if self.sending.bytes() > 0 {
-                // SAFETY: `start_send`'s caller vouched for the segments until this returns.
-                unsafe { self.push_send() }?;
-            }
+        let settled = self.settle_flight();
+        if self.is_pending(Operation::Send) {
+            // Only behind an error. Law 2: it stays here until the stream is dropped.
+            return settled.map(|()| None);
         }
-        Ok(std::mem::take(&mut self.sending))
+        let used = self.sending.take();
+        settled.map(|()| used.map(|flight| flight.segments))
     }
 
-    unsafe fn receive(
+    fn receive(
         &mut self,
         segments: &mut Segments,
         want: Want,
         deadline: Deadline,
     ) -> Result<usize, StreamError> {
-        let mut received = 0;
-        while segments.bytes() > 0 {
-            let (until, flags) = match want {
-                Want::All => (
-                    Deadline::after(self.stall_limit).earlier(deadline),
-                    libc::MSG_WAITALL,
-                ),
-                Want::Some => (deadline, 0),
-            };
-            let mut message = segments.message();
-            let entry = opcode::RecvMsg::new(Fixed(0), &raw mut message)
-                .flags(flags as u32)
-                .build()
-                .user_data(Operation::Receive.tag());
-            // SAFETY: `message` and `segments` stay as they are until the completion is seen, in
-            // `wait` or in `withdraw`; where these fail, law 2 holds. For the memory behind the
-            // segments the caller vouches.
-            unsafe { self.push(entry) }?;
-            let (moved, is_late) = match self.wait(Operation::Receive, until)? {
-                Some(0) => return Err(StreamError::Closed),
-                Some(result) => (count(result)?, false),
-                None => (self.withdraw(Operation::Receive)?, true),
-            };
-            segments.advance(moved);
-            received += moved;
-            if want == Want::Some && moved > 0 {
-                break;
-            }
-            if deadline.passed() && segments.bytes() > 0 {
-                return Err(StreamError::TimedOut);
-            }
-            if is_late && moved == 0 {
-                return Err(StreamError::Stalled);
-            }
+        if self.is_broken || self.is_pending(Operation::Receive) {
+            return Err(StreamError::Closed);
         }
-        Ok(received)
+        let empty = segments.empty();
+        self.receiving = Some(Flight::new(std::mem::replace(segments, empty)));
+        let received = self.receive_flight(want, deadline);
+        if !self.is_pending(Operation::Receive)
+            && let Some(flight) = self.receiving.take()
+        {
+            *segments = flight.segments;
+        }
+        received
     }
 
     fn submissions(&self) -> u64 {
@@ -352,9 +436,190 @@ impl Drop for UringStream {
         // Completes whatever is in flight, and tells the peer now: the ring's own reference to the
         // socket goes away only some time after the ring.
         let _ = self.socket.shutdown(Shutdown::Both);
-        if self.is_sending {
-            // Fails on another thread than the ring's; then law 2 holds.
-            let _ = self.withdraw(Operation::Send);
+        // What is complete may be known without entering the ring.
+        self.reap();
+        for operation in [Operation::Send, Operation::Receive] {
+            if self.is_pending(operation) {
+                // Fails where the ring can't be entered, on another thread than its own above all.
+                let _ = self.withdraw(operation);
+            }
         }
+        // Law 2: the kernel may still use these. At most once for each lane; the segments hold on
+        // to the guest's mappings themselves.
+        if self.is_pending(Operation::Send) {
+            std::mem::forget(self.sending.take());
+        }
+        if self.is_pending(Operation::Receive) {
+            std::mem::forget(self.receiving.take());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+    use std::sync::Weak;
+
+    use super::*;
+    use crate::memory::{HostMapping, MemoryMap, OwnedMapping, PAGE_BYTES, PageNumber, Run};
+
+    const PAGES: u32 = 8192;
+
+    const ALL: Run = Run {
+        first: PageNumber(0),
+        pages: PAGES,
+    };
+
+    /// A stream, the bare socket at its other end, and guest memory that shows whether it lives.
+    struct Lane {
+        stream: UringStream,
+        peer: TcpStream,
+        memory: MemoryMap,
+        mapping: Weak<OwnedMapping>,
+    }
+
+    fn lane() -> Option<Lane> {
+        if let Err(error) = UringStream::probe() {
+            println!("skipped: no io_uring: {error}");
+            return None;
+        }
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let socket = Arc::new(listener.accept().unwrap().0);
+        let mapping = Arc::new(OwnedMapping::new(u64::from(PAGES) * PAGE_BYTES).unwrap());
+        let alive = Arc::downgrade(&mapping);
+        let mapping: Arc<dyn HostMapping> = mapping;
+        Some(Lane {
+            stream: UringStream::new(socket, Duration::from_secs(30)).unwrap(),
+            peer,
+            memory: MemoryMap::new(vec![mapping]).unwrap(),
+            mapping: alive,
+        })
+    }
+
+    fn segments(memory: &MemoryMap, run: Run) -> Segments {
+        let mut segments = Segments::new(memory.clone());
+        segments.push_run(run).unwrap();
+        segments
+    }
+
+    /// From now on the ring can't be entered.
+    fn break_ring(stream: &UringStream) {
+        let file = std::fs::File::open("/dev/null").unwrap();
+        // SAFETY: the ring's descriptor is this test's; what it stands for is only given to
+        // io_uring_enter, which refuses.
+        let result = unsafe { libc::dup2(file.as_raw_fd(), stream.ring.as_raw_fd()) };
+        assert!(result >= 0);
+    }
+
+    #[test]
+    fn a_send_that_is_dropped_on_its_thread_gives_its_memory_back() {
+        let Some(mut lane) = lane() else { return };
+        let sent = segments(&lane.memory, ALL);
+        lane.stream.start_send(sent).unwrap();
+        assert!(lane.stream.is_pending(Operation::Send), "nothing waits");
+        drop(lane.stream);
+        drop(lane.memory);
+        assert!(lane.mapping.upgrade().is_none());
+    }
+
+    #[test]
+    fn memory_outlives_a_send_that_is_dropped_on_another_thread() {
+        let Some(mut lane) = lane() else { return };
+        let sent = segments(&lane.memory, ALL);
+        lane.stream.start_send(sent).unwrap();
+        drop(lane.memory);
+        let stream = lane.stream;
+        std::thread::spawn(move || drop(stream)).join().unwrap();
+        assert!(lane.mapping.upgrade().is_some());
+    }
+
+    #[test]
+    fn a_send_can_be_settled_by_no_other_thread() {
+        let Some(mut lane) = lane() else { return };
+        let sent = segments(&lane.memory, ALL);
+        lane.stream.start_send(sent).unwrap();
+        drop(lane.memory);
+        let mut stream = lane.stream;
+        let settling = std::thread::spawn(move || stream.settle_send().is_err());
+        assert!(settling.join().unwrap());
+        assert!(lane.mapping.upgrade().is_some());
+    }
+
+    #[test]
+    fn memory_outlives_a_send_whose_ring_is_broken() {
+        let Some(mut lane) = lane() else { return };
+        let sent = segments(&lane.memory, ALL);
+        lane.stream.start_send(sent).unwrap();
+        break_ring(&lane.stream);
+        assert!(lane.stream.settle_send().is_err());
+        assert!(lane.stream.settle_send().is_err());
+        let again = segments(&lane.memory, ALL);
+        assert!(lane.stream.start_send(again).is_err());
+        drop(lane.memory);
+        drop(lane.stream);
+        assert!(lane.mapping.upgrade().is_some());
+    }
+
+    #[test]
+    fn a_receive_whose_ring_is_broken_leaves_nothing_to_receive() {
+        let Some(mut lane) = lane() else { return };
+        let mut first = segments(&lane.memory, Run { pages: 1, ..ALL });
+        lane.peer.write_all(&[7; 4096]).unwrap();
+        let received = lane.stream.receive(
+            &mut first,
+            Want::All,
+            Deadline::after(Duration::from_secs(30)),
+        );
+        assert_eq!(received.unwrap(), 4096);
+        lane.peer.write_all(&[8; 65_536]).unwrap();
+        let deadline = Deadline::after(Duration::from_secs(30));
+        assert!(
+            crate::tcp::socket::wait_ready(
+                &*lane.stream.socket,
+                rustix::event::PollFlags::IN,
+                deadline
+            )
+            .unwrap()
+        );
+        break_ring(&lane.stream);
+        let mut rest = segments(&lane.memory, ALL);
+        assert!(lane.stream.receive(&mut rest, Want::All, deadline).is_err());
+        assert_eq!(rest.bytes(), 0, "the kernel may still hold them");
+        assert_eq!((&*lane.stream.socket).read(&mut [0; 1]).unwrap(), 0);
+        drop((first, rest, lane.memory));
+        drop(lane.stream);
+        assert!(lane.mapping.upgrade().is_some());
+    }
+
+    #[test]
+    fn a_receive_that_takes_more_waits_than_the_kernel_retries_arrives() {
+        let Some(mut lane) = lane() else { return };
+        let pages = 64;
+        let run = Run { pages, ..ALL };
+        let mut peer = lane.peer;
+        let sending = std::thread::spawn(move || {
+            for byte in 0..=255 {
+                peer.write_all(&[byte; 1024]).unwrap();
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            peer
+        });
+        let mut rest = segments(&lane.memory, run);
+        let deadline = Deadline::after(Duration::from_secs(30));
+        let received = lane.stream.receive(&mut rest, Want::All, deadline);
+        assert_eq!(received.unwrap(), 256 << 10);
+        let mut bytes = vec![0; 256 << 10];
+        lane.memory.copy_out(run, &mut bytes).unwrap();
+        assert!(
+            bytes
+                .iter()
+                .enumerate()
+                .all(|(at, byte)| *byte as usize == at / 1024)
+        );
+        // A worker's part in it shows nowhere, and the memory comes back.
+        drop((rest, lane.memory, lane.stream, sending.join().unwrap()));
+        assert!(lane.mapping.upgrade().is_none());
     }
 }

@@ -33,11 +33,12 @@ pub(super) const FRAME_BYTES_MAX: u64 = 4 << 20;
 
 /// About how many bytes of data a source puts into one frame.
 ///
-/// Measured with `lane_throughput` (1 GiB of touched memory, loopback, 2 cores, GB/s, two noisy
-/// series of five passes, io_uring): one lane 3.8 to 4.0 with 256 KiB, 5.0 to 5.8 with 1 MiB, 3.7
-/// to 4.0 with 2 MiB, 3.4 to 3.6 with 4 MiB; two lanes, which fill the machine, 3.9 to 4.1, 4.0 to
-/// 4.4, 4.2 to 4.6, 4.7 to 4.9. With plain calls the order is the same. So 1 MiB: still in the
-/// cache when the receiver copies it, and two entries into the kernel for each.
+/// Measured with `lane_throughput` (1 GiB of touched memory, loopback, 2 cores, GB/s, noisy series
+/// of five passes, io_uring): one lane 3.8 to 4.0 with 256 KiB, 4.8 to 5.8 with 1 MiB, 3.7 to 4.0
+/// with 2 MiB, 3.4 to 3.6 with 4 MiB; two lanes, which fill the machine, 3.9 to 4.1, 4.0 to 4.9, 4.2
+/// to 4.6, 4.7 to 4.9. So 1 MiB: still in the cache when the receiver copies it, and few entries
+/// into the kernel for each (one to send it, two to receive it). Plain calls are as fast here within
+/// the noise (4.8 to 4.9, and 4.4 to 4.7 with two lanes), with up to twelve entries to receive it.
 pub(super) const BATCH_BYTES: u32 = 1 << 20;
 
 /// The most bytes before a frame's data.

@@ -13,6 +13,8 @@ use dunlin_transports::tcp::{
     read_preamble,
 };
 
+mod without_uring;
+
 /// Accepts lanes until dropped, as a supervisor does.
 struct Acceptor {
     listener: TcpListener,
@@ -66,6 +68,28 @@ impl Tcp {
     }
 }
 
+/// Endpoints on loopback, each with its own mechanism.
+fn pair(
+    address: &str,
+    mechanisms: (Mechanism, Mechanism),
+    source: MemoryMap,
+    destination: MemoryMap,
+) -> Pair {
+    let options = |mechanism| Options {
+        mechanism,
+        ..Options::default()
+    };
+    let (from, to) = (options(mechanisms.0), options(mechanisms.1));
+    let listener = listen(address, &to).unwrap();
+    let peer = listener.local_addr().unwrap();
+    let (acceptor, incoming) = Acceptor::new(listener);
+    Pair {
+        source: Box::new(SourceEndpoint::new(peer, source, from)),
+        destination: Box::new(DestinationEndpoint::new(destination, incoming, to)),
+        keep: Box::new(acceptor),
+    }
+}
+
 impl Harness for Tcp {
     fn name(&self) -> String {
         format!("tcp, {:?}, {}", self.mechanism, self.listen)
@@ -85,18 +109,8 @@ impl Harness for Tcp {
     }
 
     fn pair(&self, source: MemoryMap, destination: MemoryMap) -> Pair {
-        let options = Options {
-            mechanism: self.mechanism,
-            ..Options::default()
-        };
-        let listener = listen(self.listen, &options).unwrap();
-        let peer = listener.local_addr().unwrap();
-        let (acceptor, incoming) = Acceptor::new(listener);
-        Pair {
-            source: Box::new(SourceEndpoint::new(peer, source, options.clone())),
-            destination: Box::new(DestinationEndpoint::new(destination, incoming, options)),
-            keep: Box::new(acceptor),
-        }
+        let mechanisms = (self.mechanism, self.mechanism);
+        pair(self.listen, mechanisms, source, destination)
     }
 }
 

@@ -243,7 +243,10 @@ impl Mover<'_, '_> {
             on_stall: self.settings.on_stall,
         };
         let rounds = u32::try_from(self.report.rounds.len()).unwrap_or(u32::MAX);
-        match self.convergence.judge(rounds, predicted, limits) {
+        let saved = self
+            .convergence
+            .saved_by_a_round(dirty_pages, self.dirty_rate);
+        match self.convergence.judge(rounds, predicted, saved, limits) {
             Verdict::Continue => Event::Continue,
             Verdict::Switch => Event::Converged,
             Verdict::GiveIn => {

@@ -94,14 +94,18 @@ impl Mover<'_, '_> {
             blackout_cap_ns: nanoseconds(self.blackout_cap()),
         };
         let event = self.send(&Message::Prepare(prepare));
-        self.mark("send-prepare");
+        if let Some(timeline) = &mut self.timeline {
+            timeline.mark_sent("send-prepare");
+        }
         event
     }
 
     pub(super) fn send_commit(&mut self) -> Option<Event> {
         let event = self.send(&Message::Commit);
         self.commit_sent = Some(Timestamp::now());
-        self.mark("commit");
+        if let Some(timeline) = &mut self.timeline {
+            timeline.mark_sent("commit");
+        }
         event
     }
 

@@ -3,7 +3,7 @@
 use super::*;
 
 impl Mover<'_, '_> {
-    pub(super) fn mark(&mut self, part: &str) {
+    pub(super) fn mark(&mut self, part: &'static str) {
         if let Some(timeline) = &mut self.timeline {
             timeline.mark_now(part);
         }

@@ -29,14 +29,16 @@ use super::ledger::{self, Ledger};
 use super::registry::{self, Registry, Route};
 use super::teller::{Happening, Teller};
 use crate::cli::guest::Receive;
+use crate::failure::Failure;
 use crate::local::client::Connection;
+use crate::local::protocol::{GuestState, GuestStatus};
 use crate::local::runtime_dir::RuntimeDir;
 
 /// How long another guest of this host may take to say its UUID.
 const NEIGHBOUR_MAX: Duration = Duration::from_secs(1);
 
-/// How long a process may take to end whose move has failed: whoever sends a guest again at once
-/// waits for it, and is not refused.
+/// How long a process may take to end whose move has failed, or whose guest was moved away: whoever
+/// sends a guest again at once waits for it, and is not refused.
 const LEAVING_MAX: Duration = Duration::from_secs(3);
 
 /// How often it is looked whether it has ended.
@@ -63,6 +65,11 @@ struct Admitted {
     name: String,
     promise: ledger::Entry,
     entry: registry::Entry,
+}
+
+/// Whether a guest's process is about to end.
+fn is_leaving(status: &GuestStatus) -> bool {
+    matches!(status.state, GuestState::Moved | GuestState::Ending)
 }
 
 impl Admission {
@@ -119,9 +126,7 @@ impl Admission {
         let offer = hello.offer();
         let name = &offer.identity.name;
         let entry = self.place(session, &offer.identity)?;
-        if self.runtime.is_taken(name) {
-            return Err(format!("a guest named '{name}' is already here"));
-        }
+        self.await_name(name)?;
         self.neighbours_differ(offer.identity.uuid)?;
         let promise = self
             .ledger
@@ -134,16 +139,44 @@ impl Admission {
         })
     }
 
-    /// A place for the guest. One that is taken by a move that just failed is waited for.
+    /// A place for the guest. One that is taken by a move that just failed, or by a guest that was
+    /// just moved away, is waited for.
     fn place(&self, session: SessionId, guest: &GuestIdentity) -> Result<registry::Entry, String> {
         let end = Deadline::after(LEAVING_MAX);
         loop {
             let alone = self.arguments.once;
             match self.registry.enter(session, &guest.name, guest.uuid, alone) {
-                Err(taken) if taken.may_pass && !end.passed() => thread::sleep(LEAVING_INTERVAL),
+                Err(taken) if !end.passed() && (taken.may_pass || self.is_going(&guest.name)) => {
+                    thread::sleep(LEAVING_INTERVAL);
+                }
                 entry => return entry.map_err(|taken| taken.reason),
             }
         }
+    }
+
+    /// Sees that no guest here has the name. One that was moved away and whose process is about to
+    /// end is waited for: it may be this very guest, on its way back.
+    fn await_name(&self, name: &str) -> Result<(), String> {
+        let end = Deadline::after(LEAVING_MAX);
+        while self.runtime.is_taken(name) {
+            if end.passed() || !self.is_going(name) {
+                return Err(format!("a guest named '{name}' is already here"));
+            }
+            thread::sleep(LEAVING_INTERVAL);
+        }
+        Ok(())
+    }
+
+    /// Whether the guest's process is about to end, or has ended: it says so, or says nothing.
+    fn is_going(&self, name: &str) -> bool {
+        self.status_of(name)
+            .map_or(true, |status| is_leaving(&status))
+    }
+
+    fn status_of(&self, name: &str) -> Result<GuestStatus, Failure> {
+        let mut neighbour = Connection::open(&self.runtime, name)?;
+        neighbour.answer_within(Some(NEIGHBOUR_MAX))?;
+        neighbour.status()
     }
 
     fn uses_huge_pages(&self, offer: &GuestOffer) -> bool {
@@ -162,11 +195,8 @@ impl Admission {
     fn neighbours_differ(&self, uuid: Uuid) -> Result<(), String> {
         let uuid = uuid.to_string();
         for name in self.runtime.names().map_err(|failure| failure.message)? {
-            let status = Connection::open(&self.runtime, &name).and_then(|mut neighbour| {
-                neighbour.answer_within(Some(NEIGHBOUR_MAX))?;
-                neighbour.status()
-            });
-            if status.is_ok_and(|status| status.uuid == uuid) {
+            let status = self.status_of(&name);
+            if status.is_ok_and(|status| status.uuid == uuid && !is_leaving(&status)) {
                 return Err(format!(
                     "a guest with UUID {uuid} is already here, named '{name}'"
                 ));
