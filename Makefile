@@ -32,9 +32,9 @@ build: ## Build the program: target/release/dunlin
 
 test: build ## Run every test: units, properties, and scenarios with the built program
 	@$(SETUP) --want ip
-	$(CARGO) test --workspace --exclude dunlin-tests --locked
+	$(CARGO) test --workspace --exclude dunlin-tests --locked -- --show-output
 	$(CARGO) test -p dunlin-engine --features vm-memory --lib --locked vm_memory
-	DUNLIN=$(DUNLIN) $(CARGO) test -p dunlin-tests --locked -- --test-threads=$(SCENARIO_THREADS)
+	DUNLIN=$(DUNLIN) $(CARGO) test -p dunlin-tests --locked -- --test-threads=$(SCENARIO_THREADS) --show-output
 
 bench: ## Run the micro-benchmarks (about a minute; ARGS=zero runs those named so)
 	@$(SETUP) rust cc

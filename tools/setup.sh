@@ -34,7 +34,7 @@ present() {
         clippy) cargo clippy --version >/dev/null 2>&1 ;;
         # A compiler without the C library's start files links nothing.
         cc) command -v cc >/dev/null && echo 'int main(void) { return 0; }' | cc -x c -o /dev/null - 2>/dev/null ;;
-        cargo-deny) command -v cargo-deny >/dev/null ;;
+        cargo-deny | make) command -v "$1" >/dev/null ;;
         ip) command -v ip >/dev/null || [ -x /sbin/ip ] || [ -x /usr/sbin/ip ] ;;
         *) die "there is no tool '$1' that this script knows" ;;
     esac
@@ -62,6 +62,7 @@ install() {
             cargo install cargo-deny --locked
             ;;
         cc) apt gcc libc6-dev ;;
+        make) apt make ;;
         ip) apt iproute2 ;;
     esac
 }

@@ -1,19 +1,26 @@
 //! Allocating guest memory.
 //!
-//! # Laws of this room
+//! Mapping is vm-memory's business. What is here is which file backs a region, and that memfd and
+//! huge pages are mapped twice, once for the guest and once for the lanes.
 //!
-//! A [`Mapping`] owns its address range: it is mapped in `new` and unmapped in `drop`, and nothing
-//! else maps or unmaps there. The address leaves as a raw pointer only.
+//! # Law of this room
+//!
+//! A `Mapping` owns its address range, and nothing else maps or unmaps there. The address leaves as
+//! a raw pointer only: never as a slice or a reference, since the guest may write at any time.
 
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use dunlin_engine::layout::{
     Backing, GuestAddress, GuestMemory, Layout, LayoutError, Region, RegionShape,
 };
 use dunlin_transports::memory::{HostMapping, MemoryError, PAGE_BYTES};
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use thiserror::Error;
+use vm_memory::mmap::MmapRegionError;
+use vm_memory::{FileOffset, MmapRegion};
 
 /// Where the hole below 4 GiB begins that a PC leaves for devices: memory past it continues at
 /// [`HIGH_MEMORY`].
@@ -180,15 +187,13 @@ fn hint(shape: &RegionShape, source: &io::Error) -> String {
 }
 
 fn memfd(bytes: u64, huge: bool) -> io::Result<OwnedFd> {
-    let flags = libc::MFD_CLOEXEC | if huge { libc::MFD_HUGETLB } else { 0 };
-    // SAFETY: the name is a NUL-terminated string; the call touches no other memory.
-    let fd = unsafe { libc::memfd_create(c"dunlin-guest".as_ptr(), flags) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: `fd` was opened just above and belongs to nobody else.
-    let file = unsafe { OwnedFd::from_raw_fd(fd) };
-    rustix::fs::ftruncate(&file, bytes)?;
+    let pages = if huge {
+        MemfdFlags::HUGETLB
+    } else {
+        MemfdFlags::empty()
+    };
+    let file = memfd_create("dunlin-guest", MemfdFlags::CLOEXEC | pages)?;
+    ftruncate(&file, bytes)?;
     Ok(file)
 }
 
@@ -203,70 +208,49 @@ fn huge_page_bytes() -> u64 {
 }
 
 /// A range of this process's address space that holds a region.
-pub struct Mapping {
-    base: *mut u8,
-    bytes: u64,
+struct Mapping {
+    region: MmapRegion<()>,
 }
 
 impl Mapping {
     fn shared(file: &OwnedFd, bytes: u64) -> io::Result<Self> {
-        Self::map(bytes, libc::MAP_SHARED, file.as_raw_fd())
+        let file = FileOffset::new(File::from(file.try_clone()?), 0);
+        Self::map(bytes, libc::MAP_SHARED, Some(file))
     }
 
     fn anonymous(bytes: u64) -> io::Result<Self> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        let mapping = Self::map(bytes, flags, -1)?;
+        let mapping = Self::map(bytes, flags, None)?;
         // Touching fresh memory is several times cheaper with transparent huge pages. Where the
         // kernel has none, small pages serve.
+        let (base, length) = (mapping.base(), mapping.region.size());
         // SAFETY: advice about a range that this value owns; it changes no contents.
-        unsafe {
-            libc::madvise(
-                mapping.base.cast(),
-                mapping.bytes as usize,
-                libc::MADV_HUGEPAGE,
-            )
-        };
+        unsafe { libc::madvise(base.cast(), length, libc::MADV_HUGEPAGE) };
         Ok(mapping)
     }
 
-    fn map(bytes: u64, flags: libc::c_int, fd: libc::c_int) -> io::Result<Self> {
+    fn map(bytes: u64, flags: libc::c_int, file: Option<FileOffset>) -> io::Result<Self> {
         let length = usize::try_from(bytes).map_err(io::Error::other)?;
         let protection = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
-        let base = unsafe { libc::mmap(std::ptr::null_mut(), length, protection, flags, fd, 0) };
-        if base == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
+        match MmapRegion::build(file, length, protection, flags) {
+            Ok(region) => Ok(Self { region }),
+            Err(MmapRegionError::Mmap(error)) => Err(error),
+            Err(error) => Err(io::Error::other(error)),
         }
-        Ok(Self {
-            base: base.cast(),
-            bytes,
-        })
     }
 }
 
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: the range was mapped by `map`, belongs to this value, and is unmapped only here.
-        unsafe { libc::munmap(self.base.cast(), self.bytes as usize) };
-    }
-}
-
-// SAFETY: the range stays mapped at one address until drop, mmap aligns it to pages, and it is
-// handed out as a raw pointer only.
+// SAFETY: an `MmapRegion` stays mapped at one address until it is dropped, mmap aligns it to pages,
+// and this value hands it out as a raw pointer only.
 unsafe impl HostMapping for Mapping {
     fn base(&self) -> *mut u8 {
-        self.base
+        self.region.as_ptr()
     }
 
     fn bytes(&self) -> u64 {
-        self.bytes
+        self.region.size() as u64
     }
 }
-
-// SAFETY: the value is an address range; access to what is behind it is raw and up to its users.
-unsafe impl Send for Mapping {}
-// SAFETY: as for `Send`.
-unsafe impl Sync for Mapping {}
 
 #[cfg(test)]
 mod tests {
