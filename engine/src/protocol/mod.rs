@@ -20,19 +20,31 @@
 //!   before COMMIT: either side ── ABORT / ABORTED ──▶ and the guest goes on at the source
 //! ```
 //!
+//! | room | what is in it |
+//! |---|---|
+//! | `message` | kinds and frames |
+//! | `body` | what each message carries |
+//! | `check` | from a body to what the engine works with, every value checked |
+//! | `limits` | how long each may be |
+//!
 //! Every message is a CBOR map with numbered fields (RFC 8949). A field that a reader does not know
 //! is skipped: what may not be skipped is guarded by the version or by a capability.
 
+mod body;
+mod check;
 mod limits;
 mod message;
+#[cfg(test)]
+mod tests;
 
+pub use body::{
+    Abort, Counts, Grants, Hello, Ping, Pong, Prepare, Ready, Refused, Running, Verified,
+    VerifyPages, Welcome, WireClaim, WireHost, WireLayout, WireRegion,
+};
 pub use limits::{
     HELLO_BYTES_MAX, REASON_BYTES_MAX, TEXT_BYTES_MAX, VERIFY_PAGES_MAX, frame_limit,
 };
-pub use message::{
-    Abort, Counts, Grants, Hello, Message, MessageError, MessageKind, Ping, Pong, Prepare, Ready,
-    Refused, Running, Verified, VerifyPages, Welcome, WireClaim, WireHost, WireLayout,
-};
+pub use message::{Message, MessageError, MessageKind};
 
 /// The newest protocol version that this build speaks.
 pub const VERSION_MAX: u16 = 1;
@@ -55,18 +67,4 @@ pub mod capability {
 pub fn common_version(min: u16, max: u16) -> Option<u16> {
     let newest = max.min(VERSION_MAX);
     (newest >= min.max(VERSION_MIN)).then_some(newest)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn versions_without_overlap_have_nothing_in_common() {
-        assert_eq!(common_version(1, 1), Some(1));
-        assert_eq!(common_version(1, 9), Some(1));
-        assert_eq!(common_version(2, 9), None);
-        assert_eq!(common_version(0, 0), None);
-        assert_eq!(common_version(9, 1), None);
-    }
 }

@@ -1,4 +1,13 @@
 //! Performs the session's actions and turns what happens into its events.
+//!
+//! | room | what is in it |
+//! |---|---|
+//! | here | making room, the destination's events and actions |
+//! | `lanes` | tokens, grants, letting lanes in, a thread for each |
+//! | `loading` | checking PREPARE, loading state, comparing pages |
+
+mod lanes;
+mod loading;
 
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -13,6 +22,7 @@ use dunlin_transports::lane::{
 };
 use dunlin_transports::memory::PageNumber;
 
+use self::lanes::{issue_tickets, prepare_all, start_lanes};
 use super::{Hello, ReceiveError, ReceiveSettings, Received};
 use crate::affinity::{lane_cpus, pin_current_thread};
 use crate::clock::{Timestamp, boot_id};
@@ -185,105 +195,6 @@ fn same_shape<G: IncomingGuest>(hello: &Hello, guest: &G) -> Result<(), GuestErr
     Err(GuestError::message(
         "the guest that was made has another memory layout",
     ))
-}
-
-fn prepare_all<G: IncomingGuest>(
-    endpoint: &dyn DestinationEndpoint,
-    guest: &G,
-) -> Result<Vec<Grant>, LaneError> {
-    guest
-        .memory()
-        .lane_map()
-        .whole()
-        .into_iter()
-        .map(|range| endpoint.prepare(range))
-        .collect()
-}
-
-fn issue_tickets(hello: &Hello, settings: &ReceiveSettings) -> Result<Vec<LaneTicket>, GuestError> {
-    let lanes = hello.message.lanes.min(settings.lanes_max).max(1);
-    let ticket = |number| {
-        let mut token = [0; 32];
-        getrandom::fill(&mut token)
-            .map_err(|error| GuestError::message(format!("no random numbers: {error}")))?;
-        Ok(LaneTicket {
-            session: hello.session(),
-            number: LaneNumber(number),
-            token: LaneToken(token),
-        })
-    };
-    (0..lanes).map(ticket).collect()
-}
-
-/// Starts the thread that lets lanes in; it starts one for each.
-fn start_lanes<'scope>(
-    scope: &'scope Scope<'scope, '_>,
-    endpoint: &'scope dyn DestinationEndpoint,
-    tickets: Vec<LaneTicket>,
-    hello: &Hello,
-    settings: &ReceiveSettings,
-    inputs: SyncSender<Input>,
-) -> std::io::Result<()> {
-    let lanes = u16::try_from(tickets.len()).unwrap_or(u16::MAX);
-    let cpus = lane_cpus(&settings.cpus, lanes, hello.offer().vcpus);
-    let peer_timeout = settings.peer_timeout;
-    let limit = Deadline::after(settings.session_limit);
-    let accept = move || {
-        for _ in 0..lanes {
-            let accepted = endpoint.accept_lane(&tickets, Deadline::after(peer_timeout));
-            let started = accepted.and_then(|lane| {
-                let number = lane.number();
-                let cpu = cpus.get(usize::from(number.0)).copied().flatten();
-                let inputs = inputs.clone();
-                let name = format!("dunlin-{}", number.0);
-                std::thread::Builder::new()
-                    .name(name)
-                    .spawn_scoped(scope, move || serve(lane, cpu, limit, &inputs))
-                    .map_err(|source| LaneError::System {
-                        lane: number,
-                        doing: "starting its thread",
-                        source,
-                    })
-            });
-            if let Err(error) = started {
-                let _ = inputs.send(Input::LaneFailed(error));
-                return;
-            }
-        }
-    };
-    std::thread::Builder::new()
-        .name("dunlin-accept".to_owned())
-        .spawn_scoped(scope, accept)?;
-    Ok(())
-}
-
-/// One lane's thread: takes what arrives, tells of each fence.
-///
-/// An idle lane is in order for as long as the session may last: a round may hold nothing for it,
-/// and whether the source is alive is for control to notice, which then stops the lanes.
-fn serve(
-    mut lane: Box<dyn DestinationLane>,
-    cpu: Option<usize>,
-    limit: Deadline,
-    inputs: &SyncSender<Input>,
-) {
-    if let Some(cpu) = cpu {
-        pin_current_thread(cpu);
-    }
-    loop {
-        let input = match lane.next_fence(limit) {
-            Ok(number) => Input::Fence {
-                lane: lane.number(),
-                number,
-                counters: lane.counters(),
-            },
-            Err(error) => Input::LaneFailed(error),
-        };
-        let last = matches!(input, Input::LaneFailed(_));
-        if inputs.send(input).is_err() || last {
-            return;
-        }
-    }
 }
 
 struct Destination<'a, G> {
@@ -516,68 +427,6 @@ impl<G: IncomingGuest> Destination<'_, G> {
         Some(self.lost(&error.to_string()))
     }
 
-    /// Checks what PREPARE says and loads the state, once every fence was seen.
-    fn load(&mut self) -> Option<Event> {
-        let prepare = self.prepare.as_ref()?;
-        if prepare.fences.len() != self.seen.len() {
-            let reason = format!(
-                "{} fences for {} lanes",
-                prepare.fences.len(),
-                self.seen.len()
-            );
-            return Some(self.failed(&reason));
-        }
-        if self
-            .seen
-            .iter()
-            .zip(&prepare.fences)
-            .any(|(seen, named)| seen < named)
-        {
-            return None;
-        }
-        let prepare = self.prepare.take()?;
-        self.ready.prepare_received_ns = self.prepare_received.0;
-        self.ready.fences_seen_ns = Timestamp::now().0;
-        Some(match self.check_and_load(&prepare) {
-            Ok(()) => Event::Loaded,
-            Err(reason) => self.failed(&reason),
-        })
-    }
-
-    fn check_and_load(&mut self, prepare: &Prepare) -> Result<(), String> {
-        let counts = prepare.counts;
-        let sent = (counts.payload_bytes, counts.zero_pages);
-        if let Some(arrived) = arrived(&self.counters).filter(|arrived| *arrived != sent) {
-            return Err(format!(
-                "{} bytes and {} zero pages arrived, {} and {} were sent",
-                arrived.0, arrived.1, sent.0, sent.1
-            ));
-        }
-        let guest = self.guest.as_mut().ok_or("no guest")?;
-        let memory = guest.memory().lane_map();
-        if !prepare.digests.is_empty() {
-            if prepare.digests.len() != digest_count(memory) {
-                return Err(format!("{} digests came", prepare.digests.len()));
-            }
-            let deadline = Deadline::after(self.handover_limit);
-            let own = digests(guest.memory(), self.seen.len(), deadline)
-                .map_err(|error| error.to_string())?;
-            if let Some(block) = own.iter().zip(&prepare.digests).position(|(a, b)| a != b) {
-                return Err(format!("memory differs in digest block {block}"));
-            }
-        }
-        self.ready.digests_compared_ns = Timestamp::now().0;
-        let state = DeviceState::decode(&prepare.state).map_err(|error| error.to_string())?;
-        guest
-            .load_state(&state)
-            .map_err(|error| error.to_string())?;
-        self.ready.state_loaded_ns = Timestamp::now().0;
-        // Law 9: from here on nothing of the source's reaches this memory.
-        self.endpoint.revoke_all();
-        self.ready.revoked_ns = Timestamp::now().0;
-        Ok(())
-    }
-
     fn enter(&mut self) -> Event {
         let epoch = self.epoch();
         let Some(guest) = self.guest.as_mut() else {
@@ -605,41 +454,6 @@ impl<G: IncomingGuest> Destination<'_, G> {
         self.hello.offer().identity.epoch.saturating_add(1)
     }
 
-    fn check_pages(&mut self) -> Option<Event> {
-        let pages = self.claims.take()?;
-        let check = self.guest.as_ref().and_then(IncomingGuest::self_check)?;
-        let first = PageNumber(pages.first);
-        let claims = match pages.claims() {
-            Ok(claims) => claims,
-            Err(error) => {
-                return Some(self.lost(&error.to_string()));
-            }
-        };
-        let layout = &self.hello.offer().layout;
-        let inside = |page: u64| layout.region_of(PageNumber(page)).map(|found| found.0);
-        let last = pages
-            .first
-            .checked_add(claims.len() as u64)?
-            .checked_sub(1)?;
-        if claims.len() > VERIFY_PAGES_MAX
-            || inside(pages.first).is_none()
-            || inside(pages.first) != inside(last)
-        {
-            return Some(self.lost("claims about pages outside of guest memory"));
-        }
-        let found = check.check(first, &claims, Deadline::after(SETTLE_TIME));
-        self.verified.checked = self.verified.checked.saturating_add(found.checked);
-        self.verified.same = self.verified.same.saturating_add(found.same);
-        self.verified.later = self.verified.later.saturating_add(found.later);
-        self.verified.different = self.verified.different.saturating_add(found.different);
-        let room = EXAMPLES_MAX.saturating_sub(self.verified.examples.len());
-        let examples = found.examples.into_iter().take(room);
-        self.verified
-            .examples
-            .extend(examples.map(|(page, what)| format!("{page}: {what}")));
-        None
-    }
-
     fn finish(mut self) -> Result<Received<G>, ReceiveError> {
         self.endpoint.stop();
         let epoch = self.epoch();
@@ -656,17 +470,6 @@ impl<G: IncomingGuest> Destination<'_, G> {
     }
 }
 
-/// The guest bytes and the zero pages that arrived on all lanes; `None` unless every lane tells.
-fn arrived(counters: &[Option<LaneCounters>]) -> Option<(u64, u64)> {
-    counters.iter().try_fold((0_u64, 0_u64), |sum, lane| {
-        let lane = lane.as_ref()?;
-        Some((
-            sum.0.saturating_add(lane.payload_bytes),
-            sum.1.saturating_add(lane.zero_pages),
-        ))
-    })
-}
-
 /// Waits for the peer to hang up, a moment at most: closing with bytes unread would make the kernel
 /// drop the last word.
 fn linger(inputs: &Receiver<Input>) {
@@ -676,23 +479,5 @@ fn linger(inputs: &Receiver<Input>) {
         if matches!(input, Input::Link(LinkEvent::Lost(_))) || deadline.passed() {
             return;
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_arrived_is_known_only_where_every_lane_tells() {
-        let lane = |payload_bytes, zero_pages| {
-            Some(LaneCounters {
-                payload_bytes,
-                zero_pages,
-                ..LaneCounters::default()
-            })
-        };
-        assert_eq!(arrived(&[lane(4096, 2), lane(8192, 0)]), Some((12_288, 2)));
-        assert_eq!(arrived(&[lane(4096, 2), None]), None);
     }
 }

@@ -1,0 +1,327 @@
+//! What each message carries: its fields and their numbers.
+
+use minicbor::bytes::{ByteArray, ByteVec};
+use minicbor::{Decode, Encode};
+
+use crate::guest::PageClaim;
+
+/// A region on the wire.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct WireRegion {
+    /// Guest-physical address, in bytes.
+    #[n(0)]
+    pub address: u64,
+    /// Length, in bytes.
+    #[n(1)]
+    pub bytes: u64,
+    /// 0 memfd, 1 hugetlb, 2 anonymous.
+    #[n(2)]
+    pub backing: u8,
+    /// The source backing's page size, in bytes.
+    #[n(3)]
+    pub backing_page_bytes: u64,
+}
+
+/// A layout on the wire.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct WireLayout {
+    /// The layout's generation.
+    #[n(0)]
+    pub generation: u64,
+    /// Its regions, at most [`REGIONS_MAX`](crate::layout::REGIONS_MAX).
+    #[n(1)]
+    pub regions: Vec<WireRegion>,
+}
+
+/// A host in a few words, on the wire; each text at most [`TEXT_BYTES_MAX`](super::TEXT_BYTES_MAX) bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct WireHost {
+    /// Kernel release.
+    #[n(0)]
+    pub kernel: String,
+    /// Processor model.
+    #[n(1)]
+    pub cpu: String,
+    /// Logical CPUs.
+    #[n(2)]
+    pub cpus: u32,
+    /// Program version.
+    #[n(3)]
+    pub dunlin: String,
+    /// Boot id; empty when unknown.
+    #[n(4)]
+    pub boot_id: String,
+}
+
+/// HELLO.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Hello {
+    /// Oldest version that the source speaks.
+    #[n(0)]
+    pub version_min: u16,
+    /// Newest version that the source speaks.
+    #[n(1)]
+    pub version_max: u16,
+    /// What the source can do; see [`super::capability`].
+    #[n(2)]
+    pub capabilities: u64,
+    /// The session.
+    #[n(3)]
+    pub session: ByteArray<16>,
+    /// The guest's UUID.
+    #[n(4)]
+    pub uuid: ByteArray<16>,
+    /// The guest's name.
+    #[n(5)]
+    pub name: String,
+    /// The guest's epoch before the move.
+    #[n(6)]
+    pub epoch: u64,
+    /// What runs the guest.
+    #[n(7)]
+    pub kind: String,
+    /// Its vCPUs.
+    #[n(8)]
+    pub vcpus: u32,
+    /// Its memory's shape.
+    #[n(9)]
+    pub layout: WireLayout,
+    /// Its configuration, encoded device state.
+    #[n(10)]
+    pub configuration: ByteVec,
+    /// How many lanes the source wants.
+    #[n(11)]
+    pub lanes: u16,
+    /// Over which transport the lanes go.
+    #[n(12)]
+    pub transport: String,
+    /// The source's host.
+    #[n(13)]
+    pub host: WireHost,
+    /// How long the source bears silence, in milliseconds.
+    #[n(14)]
+    pub peer_timeout_ms: u64,
+}
+
+/// What ranges the source may write, on the wire.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Grants {
+    /// First page of each range.
+    #[n(0)]
+    pub first: Vec<u64>,
+    /// Pages of each range.
+    #[n(1)]
+    pub pages: Vec<u32>,
+    /// The transport's key of each range, at most [`GRANT_KEY_BYTES_MAX`](dunlin_transports::lane::GRANT_KEY_BYTES_MAX) bytes.
+    #[n(2)]
+    pub keys: Vec<ByteVec>,
+}
+
+/// WELCOME.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Welcome {
+    /// The version that is spoken from here on.
+    #[n(0)]
+    pub version: u16,
+    /// What both sides can do.
+    #[n(1)]
+    pub capabilities: u64,
+    /// A token for each lane that is granted, in lane order; at most as many as were asked for.
+    #[n(2)]
+    pub tokens: Vec<ByteArray<32>>,
+    /// Ranges that are ready to be written.
+    #[n(3)]
+    pub grants: Grants,
+    /// The destination's host.
+    #[n(4)]
+    pub host: WireHost,
+    /// How the transport works there.
+    #[n(5)]
+    pub mechanism: String,
+}
+
+/// REFUSED.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Refused {
+    /// Why, in words, at most [`REASON_BYTES_MAX`](super::REASON_BYTES_MAX) bytes.
+    #[n(0)]
+    pub reason: String,
+}
+
+/// PING.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Ping {
+    /// When it was sent, on the sender's clock.
+    #[n(0)]
+    pub sent_ns: u64,
+}
+
+/// PONG.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Pong {
+    /// The PING's `sent_ns`.
+    #[n(0)]
+    pub ping_sent_ns: u64,
+    /// When the PING was answered, on the answering side's clock.
+    #[n(1)]
+    pub answered_ns: u64,
+}
+
+/// What the lanes carried, for the destination to compare with what it received.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Counts {
+    /// Guest bytes put.
+    #[n(0)]
+    pub payload_bytes: u64,
+    /// Pages put as zero.
+    #[n(1)]
+    pub zero_pages: u64,
+}
+
+/// PREPARE.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Prepare {
+    /// The last fence of each lane, in lane order: all of them must have been seen.
+    #[n(0)]
+    pub fences: Vec<u64>,
+    /// What all lanes carried in the whole move.
+    #[n(1)]
+    pub counts: Counts,
+    /// Digests of all memory, one for each digest block; empty unless asked for. On the wire they
+    /// are 8 bytes each, in one byte string: a peer's bytes become no more memory than they are.
+    #[cbor(n(2), with = "packed")]
+    pub digests: Vec<u64>,
+    /// The device state, encoded.
+    #[n(3)]
+    pub state: ByteVec,
+    /// The most that the pause may last before the source takes the guest back, in nanoseconds.
+    #[n(4)]
+    pub blackout_cap_ns: u64,
+}
+
+/// Numbers as one byte string, 8 bytes each, little-endian.
+mod packed {
+    use minicbor::decode::Error as DecodeError;
+    use minicbor::encode::{Error as EncodeError, Write};
+    use minicbor::{Decoder, Encoder};
+
+    pub(super) fn encode<C, W: Write>(
+        numbers: &[u64],
+        encoder: &mut Encoder<W>,
+        _context: &mut C,
+    ) -> Result<(), EncodeError<W::Error>> {
+        let bytes: Vec<u8> = numbers
+            .iter()
+            .flat_map(|number| number.to_le_bytes())
+            .collect();
+        encoder.bytes(&bytes)?;
+        Ok(())
+    }
+
+    pub(super) fn decode<C>(
+        decoder: &mut Decoder<'_>,
+        _context: &mut C,
+    ) -> Result<Vec<u64>, DecodeError> {
+        let (numbers, rest) = decoder.bytes()?.as_chunks::<8>();
+        if !rest.is_empty() {
+            return Err(DecodeError::message(
+                "numbers of 8 bytes, and a part of one",
+            ));
+        }
+        Ok(numbers.iter().copied().map(u64::from_le_bytes).collect())
+    }
+}
+
+/// READY. Times are on the destination's clock.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Ready {
+    /// PREPARE was there, whole.
+    #[n(0)]
+    pub prepare_received_ns: u64,
+    /// All fences were seen.
+    #[n(1)]
+    pub fences_seen_ns: u64,
+    /// Digests were compared.
+    #[n(2)]
+    pub digests_compared_ns: u64,
+    /// The state was loaded.
+    #[n(3)]
+    pub state_loaded_ns: u64,
+    /// Remote access was revoked; READY is sent.
+    #[n(4)]
+    pub revoked_ns: u64,
+}
+
+/// RUNNING. Times are on the destination's clock.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Running {
+    /// COMMIT was there.
+    #[n(0)]
+    pub commit_received_ns: u64,
+    /// When each vCPU was entered, in vCPU order.
+    #[n(1)]
+    pub running_ns: Vec<u64>,
+}
+
+/// ABORT and ABORTED.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Abort {
+    /// Why, in words, at most [`REASON_BYTES_MAX`](super::REASON_BYTES_MAX) bytes.
+    #[n(0)]
+    pub reason: String,
+}
+
+/// A page's claim on the wire: digest, generation (0 when it never changes) and flags (bit 0: the
+/// page never changes; bit 1: it is settled).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WireClaim(pub PageClaim);
+
+/// VERIFY_PAGES.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct VerifyPages {
+    /// The first page.
+    #[n(0)]
+    pub first: u64,
+    /// A claim for each page from there on, [`WireClaim`] packed; at most [`VERIFY_PAGES_MAX`](super::VERIFY_PAGES_MAX).
+    #[n(1)]
+    pub claims: ByteVec,
+}
+
+/// VERIFIED.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Verified {
+    /// Pages compared.
+    #[n(0)]
+    pub checked: u64,
+    /// Pages with the same bytes.
+    #[n(1)]
+    pub same: u64,
+    /// Pages rewritten since, consistent and no older.
+    #[n(2)]
+    pub later: u64,
+    /// Pages that are wrong.
+    #[n(3)]
+    pub different: u64,
+    /// The first few wrong pages, in words.
+    #[n(4)]
+    pub examples: Vec<String>,
+    /// The longest gap that the guest measured; absent when it does not measure.
+    #[n(5)]
+    pub guest_visible_ns: Option<u64>,
+}
