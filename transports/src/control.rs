@@ -69,6 +69,9 @@ pub enum ControlError {
     /// The peer's first bytes are not those of this protocol.
     #[error("the peer does not speak Dunlin's protocol: {0}")]
     NotDunlin(String),
+    /// The peer speaks this protocol, and wants no connection now.
+    #[error("the other side turned the connection away: {0}")]
+    TurnedAway(String),
     /// The channel was stopped from this side.
     #[error("control connection: stopped")]
     Stopped,

@@ -14,7 +14,7 @@ mod receiver;
 use std::time::Duration;
 
 use dunlin_transports::control::{ControlChannel, ControlError};
-use dunlin_transports::lane::{DestinationEndpointFactory, LaneError};
+use dunlin_transports::lane::{DestinationEndpointFactory, LANES_MAX, LaneError};
 use thiserror::Error;
 
 pub use self::admission::{Hello, read_hello, refuse};
@@ -40,7 +40,7 @@ impl Default for ReceiveSettings {
         Self {
             peer_timeout: Duration::from_secs(5),
             session_limit: Duration::from_secs(24 * 60 * 60),
-            lanes_max: 16,
+            lanes_max: LANES_MAX,
             cpus: Vec::new(),
         }
     }

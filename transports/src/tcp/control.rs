@@ -183,9 +183,10 @@ impl Receiver {
         socket::read_exact(stream, &mut header, deadline).map_err(error)?;
         if header.starts_with(&ANSWER_MAGIC) {
             let reason = Answer::decode(header).and_then(Answer::reason);
-            return Err(ControlError::NotDunlin(
-                reason.unwrap_or_else(|| "it answered as if to a lane".to_owned()),
-            ));
+            return Err(match reason {
+                Some(reason) => ControlError::TurnedAway(reason),
+                None => ControlError::NotDunlin("it answered as if to a lane".to_owned()),
+            });
         }
         let mut rest = header.as_slice();
         let length = u32::from_le_bytes(take(&mut rest));

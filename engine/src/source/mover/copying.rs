@@ -89,6 +89,12 @@ impl Mover<'_, '_> {
                 .prepare(range)
                 .map_err(|error| error.to_string())?;
         }
+        if self.settings.lanes.is_some() && tickets.len() < usize::from(asked) {
+            let granted = tickets.len();
+            self.observer.note(&format!(
+                "the destination grants {granted} of {asked} lanes"
+            ));
+        }
         let mut lanes = Vec::with_capacity(tickets.len());
         // One limit for all: a destination that lets each in at the last moment gains nothing.
         let deadline = Deadline::after(self.settings.peer_timeout);
@@ -237,7 +243,8 @@ impl Mover<'_, '_> {
             round.predicted_blackout_ns = nanoseconds(predicted);
         }
         let limits = Limits {
-            max_blackout: self.handle.max_blackout(),
+            // A pause that would pass the cap is called off: there is no use in beginning it.
+            max_blackout: self.handle.max_blackout().min(self.blackout_cap()),
             blackout_cap: self.blackout_cap(),
             max_rounds: self.settings.max_rounds,
             on_stall: self.settings.on_stall,
