@@ -152,7 +152,7 @@ fn frames_beyond_their_limits_are_refused() {
     let error = refusal(b"\0\0\0\0\x03\0\0\0");
     assert!(matches!(error, ControlError::UnknownKind(3)), "{error}");
     let error = refusal(b"\0\0\0\0\x01\0\x01\0");
-    assert!(matches!(error, ControlError::TurnedAway(_)), "{error}");
+    assert!(matches!(error, ControlError::NotDunlin(_)), "{error}");
 }
 
 #[test]
