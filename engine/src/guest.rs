@@ -224,6 +224,12 @@ pub trait GuestFactory {
     ///
     /// When this host can't run such a guest; the reason is told to the source.
     fn create(&mut self, offer: &GuestOffer) -> Result<Self::Guest, GuestError>;
+
+    /// The guest that was made runs here, as `epoch`: told at once, while the source still compares
+    /// memory. Must not take long.
+    fn entered(&mut self, epoch: u64) {
+        let _ = epoch;
+    }
 }
 
 /// What the source says of one page of its frozen memory.

@@ -147,6 +147,7 @@ pub(super) fn receive<F: GuestFactory>(
         mechanism: endpoint.mechanism(),
     }))?;
 
+    let mut entered = |epoch| factory.entered(epoch);
     std::thread::scope(|scope| {
         let began = Timestamp::now();
         let receiver = Destination {
@@ -158,6 +159,7 @@ pub(super) fn receive<F: GuestFactory>(
             inputs,
             link,
             lost: false,
+            entered: &mut entered,
             guest: Some(guest),
             session: DestinationSession::new(),
             reason: None,
@@ -206,6 +208,8 @@ struct Destination<'a, G> {
     link: Link,
     /// Whether the link is of no use any more.
     lost: bool,
+    /// Told once the guest runs here.
+    entered: &'a mut dyn FnMut(u64),
     guest: Option<G>,
     session: DestinationSession,
     /// Why the move is ending, where it is not going well: the first reason counts.
@@ -389,6 +393,8 @@ impl<G: IncomingGuest> Destination<'_, G> {
             Action::Run => Some(self.enter()),
             Action::SendRunning => {
                 let lost = self.send(&Message::Running(self.running.clone()));
+                let epoch = self.epoch();
+                (self.entered)(epoch);
                 // Now, before comparing memory competes with the guest for the processors.
                 self.verified.guest_visible_ns = self
                     .guest
