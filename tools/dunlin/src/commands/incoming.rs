@@ -22,6 +22,7 @@ use dunlin_transports::tcp::{
 use dunlin_vmm::machine::{Machine, MachineFactory};
 
 use crate::cli::guest::Incoming;
+use crate::console;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::guest::board::Facts;
@@ -46,9 +47,9 @@ pub(crate) fn run(arguments: &Incoming) -> Result<Exit, Failure> {
             };
             // A supervisor that is gone by now is no reason to give the guest up.
             let _ = say(&socket, &word);
-            println!("{} runs here", arguments.name.0);
+            console::tell(format_args!("{} runs here", arguments.name.0));
             match arrived.desk.keep(arrived.machine)? {
-                Stay::Ended => println!("{} ended", arguments.name.0),
+                Stay::Ended => console::tell(format_args!("{} ended", arguments.name.0)),
                 Stay::Moved => {}
             }
             Ok(Exit::Done)

@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::cli::guest::{Run, Serial};
 use crate::cli::values::GuestKind;
+use crate::console;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::guest::board::Facts;
@@ -46,16 +47,16 @@ pub(crate) fn run(arguments: &Run) -> Result<Exit, Failure> {
     let machine = Machine::start(kind, &spec, serial)
         .map_err(|error| Failure::system(format!("guest '{name}' can't start"), error))?;
     desk.open(listener)?;
-    println!(
+    console::tell(format_args!(
         "{name} runs: {} of {} memory, {} vcpus, {}; control socket {}",
         format_size(spec.memory_bytes),
         spec.backing.name(),
         spec.vcpus,
         kind.name(),
         runtime.socket(name).display()
-    );
+    ));
     match desk.keep(machine)? {
-        Stay::Ended => println!("{name} ended"),
+        Stay::Ended => console::tell(format_args!("{name} ended")),
         Stay::Moved => {}
     }
     Ok(Exit::Done)

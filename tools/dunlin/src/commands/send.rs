@@ -9,6 +9,7 @@ use std::time::Duration;
 use dunlin_engine::report::{Outcome, Report};
 
 use crate::cli::moves::Send;
+use crate::console;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::local::client::Connection;
@@ -46,10 +47,10 @@ pub(crate) fn run(arguments: &Send) -> Result<Exit, Failure> {
     } else if report.outcome != Outcome::Moved {
         // Quiet is not silent: why there is nothing to be quiet about.
         let headline = headline(&report, Palette::of(&io::stderr()));
-        eprintln!(
-            "dunlin: {headline}: {}",
+        console::warn(format_args!(
+            "{headline}: {}",
             report.reason.as_deref().unwrap_or_default()
-        );
+        ));
     }
     Ok(Exit::of(report.outcome))
 }

@@ -24,6 +24,7 @@ use dunlin_vmm::machine::Machine;
 
 use self::answer::{Answers, Event};
 use self::board::{Board, Facts};
+use crate::console;
 use crate::failure::Failure;
 use crate::local::protocol::{GuestState, MoveOrder};
 use crate::local::server::serve;
@@ -79,10 +80,10 @@ impl Desk {
         let answers = Arc::clone(&self.answers);
         signals::on_each(move |_| match answers.end(false) {
             Ok(()) if answers.board.status().move_under_way.is_some() => {
-                eprintln!("dunlin: the move is being cancelled; then the guest ends");
+                console::warn("the move is being cancelled; then the guest ends");
             }
             Ok(()) => {}
-            Err(failure) => eprintln!("dunlin: {failure}"),
+            Err(failure) => console::warn(failure),
         })
     }
 
@@ -119,7 +120,7 @@ impl Desk {
                 Err(RecvTimeoutError::Timeout) => {}
             }
             if let Some(warning) = machine.take_warning() {
-                eprintln!("dunlin: guest '{}': {warning}", offer.identity.name);
+                console::warn(format_args!("guest '{}': {warning}", offer.identity.name));
             }
             match self.board.state() {
                 GuestState::Moved => return Ok(Stay::Moved),
@@ -143,17 +144,19 @@ impl Desk {
             return;
         };
         let report = departure::depart(machine, offer, order, &handle, self.board.as_ref());
-        announce(&report, &order.to);
+        let announcement = announcement(&report, &order.to);
+        // First the guest's affairs, then the talk of them: the stream may be slow.
         self.board.end_move(report);
+        console::tell(announcement);
     }
 }
 
-fn announce(report: &Report, to: &str) {
+fn announcement(report: &Report, to: &str) -> String {
     let headline = headline(report, Palette::of(&std::io::stdout()));
     let reason = report.reason.as_deref().unwrap_or_default();
     if report.outcome.moved() {
-        println!("{headline}; it runs at {to}");
+        format!("{headline}; it runs at {to}")
     } else {
-        println!("{headline}: {reason}");
+        format!("{headline}: {reason}")
     }
 }
