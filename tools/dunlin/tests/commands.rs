@@ -455,3 +455,35 @@ fn a_guest_arrives_where_its_log_can_not_be_written() {
     assert_eq!(status["state"], "running");
     place.stop("b", "vm1");
 }
+
+#[test]
+fn a_report_that_can_not_be_written_does_not_change_what_a_move_came_to() {
+    let mut place = Place::new();
+    place.guest("a", "vm1", "32MiB", "hot=0");
+    let (there, _) = place.destination("b", &[]);
+    let (a, b) = (place.directory("a"), place.directory("b"));
+    let missing = place.directory("missing").join("report.json");
+    let path = missing.to_str().unwrap();
+
+    let sent = run(&a, &["send", "vm1", "--to", &there, "--report", path]);
+    assert_eq!(code(&sent), 2, "{}", said(&sent));
+    assert!(said(&sent).contains(path), "{}", said(&sent));
+    let status = json(&run(&a, &["status", "vm1", "--json"]));
+    assert_eq!(status["last_move"], Value::Null, "nothing was tried");
+
+    let full = || std::fs::OpenOptions::new().write(true).open("/dev/full");
+    let Ok(output) = full() else {
+        println!("skipped: no /dev/full");
+        return;
+    };
+    let sent = dunlin(&a, &["send", "vm1", "--to", &there])
+        .args(["--report", "/dev/full"])
+        .stdout(output)
+        .output()
+        .unwrap();
+    assert_eq!(code(&sent), 0, "{}", said(&sent));
+    assert!(said(&sent).contains("the report /dev/full"), "{sent:?}");
+    assert!(said(&sent).contains("standard output"), "{sent:?}");
+    place.stop("b", "vm1");
+    assert_eq!(code(&run(&b, &["status", "vm1"])), 3);
+}
