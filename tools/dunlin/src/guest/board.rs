@@ -356,7 +356,17 @@ impl MoveObserver for Board {
     fn progress(&self, progress: &Progress) {
         let mut inner = self.lock();
         if let Some(under_way) = &mut inner.under_way {
-            under_way.progress = Some(progress.clone());
+            let budget_ns = nanoseconds(under_way.handle.max_blackout());
+            let mut progress = progress.clone();
+            // With no prediction yet the end can't be told, and within the budget the pause is
+            // next: either way a time left would be a guess that people hold against the move.
+            if progress
+                .predicted_blackout_ns
+                .is_none_or(|predicted| predicted <= budget_ns)
+            {
+                progress.eta_ns = None;
+            }
+            under_way.progress = Some(progress);
             under_way.progress_count += 1;
             self.changed.notify_all();
         }
@@ -483,5 +493,26 @@ mod tests {
         );
         assert_eq!(board.state(), GuestState::UnknownOwner);
         assert_eq!(board.request_end(true), Ok(EndAnswer::Now));
+    }
+
+    #[test]
+    fn a_time_left_is_told_only_while_the_prediction_is_above_the_budget() {
+        let board = board();
+        let order = order();
+        board.begin_move(&order).unwrap();
+        let budget_ns = order.max_blackout_ns;
+        for (predicted, told) in [
+            (None, None),
+            (Some(budget_ns), None),
+            (Some(budget_ns + 1), Some(7)),
+        ] {
+            board.progress(&Progress {
+                eta_ns: Some(7),
+                predicted_blackout_ns: predicted,
+                ..progress(1)
+            });
+            let shown = board.status().move_under_way.unwrap().progress.unwrap();
+            assert_eq!(shown.eta_ns, told, "{predicted:?}");
+        }
     }
 }
