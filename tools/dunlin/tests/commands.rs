@@ -487,3 +487,20 @@ fn a_report_that_can_not_be_written_does_not_change_what_a_move_came_to() {
     place.stop("b", "vm1");
     assert_eq!(code(&run(&b, &["status", "vm1"])), 3);
 }
+
+#[test]
+fn a_uuid_is_taken_once() {
+    let mut place = Place::new();
+    place.guest("a", "vm1", "16MiB", "hot=0");
+    let a = place.directory("a");
+    let status = json(&run(&a, &["status", "vm1", "--json"]));
+    let uuid = status["uuid"].as_str().unwrap();
+    let twin = run(
+        &a,
+        &["run", "--name", "vm2", "--memory", "16MiB", "--uuid", uuid],
+    );
+    assert_eq!(code(&twin), 14, "{}", said(&twin));
+    assert!(said(&twin).contains("'vm1'"), "{}", said(&twin));
+    assert_eq!(code(&run(&a, &["status", "vm2"])), 3, "its name is free");
+    place.stop("a", "vm1");
+}

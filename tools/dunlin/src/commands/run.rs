@@ -15,6 +15,9 @@ use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::guest::board::Facts;
 use crate::guest::{Desk, Stay};
+use crate::local::client::Connection;
+use crate::local::protocol::GuestState;
+use crate::local::runtime_dir::RuntimeDir;
 
 /// Runs a guest until it ends or was moved away.
 pub(crate) fn run(arguments: &Run) -> Result<Exit, Failure> {
@@ -25,6 +28,9 @@ pub(crate) fn run(arguments: &Run) -> Result<Exit, Failure> {
     runtime.prepare()?;
     let name = &arguments.name.0;
     let (_claim, listener) = runtime.claim(name)?;
+    if let Some(uuid) = arguments.uuid {
+        refuse_twin(&runtime, name, uuid)?;
+    }
     let serial = serial(&arguments.serial)?;
     let kind = kind(arguments.guest);
     let spec = GuestSpec {
@@ -60,6 +66,30 @@ pub(crate) fn run(arguments: &Run) -> Result<Exit, Failure> {
         Stay::Moved => {}
     }
     Ok(Exit::Done)
+}
+
+/// Refuses a UUID that another guest here has. Guests that are about to be gone don't count, and
+/// those that don't answer can't be asked.
+fn refuse_twin(runtime: &RuntimeDir, own_name: &str, uuid: Uuid) -> Result<(), Failure> {
+    let text = uuid.to_string();
+    for name in runtime.names()? {
+        if name == own_name || !runtime.is_taken(&name) {
+            continue;
+        }
+        let status = Connection::open(runtime, &name).and_then(|mut guest| guest.status());
+        let is_twin = status.is_ok_and(|status| {
+            status.uuid == text && !matches!(status.state, GuestState::Moved | GuestState::Ending)
+        });
+        if is_twin {
+            return Err(Failure::new(
+                Exit::Conflict,
+                format!(
+                    "a guest with UUID {uuid} is already here, named '{name}'; without --uuid a new one is drawn"
+                ),
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// What runs the guest, where the choice is left to this host.
