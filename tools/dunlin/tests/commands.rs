@@ -82,7 +82,10 @@ impl Place {
             .spawn()
             .unwrap();
         self.running.push(Running(child));
-        wait_until(|| code(&run(&path, &["status", name])) == 0);
+        wait_until(|| {
+            let status = run(&path, &["status", name, "--json"]);
+            code(&status) == 0 && json(&status)["state"] == "running"
+        });
     }
 
     /// A destination; says where it listens, and what it tells from then on.

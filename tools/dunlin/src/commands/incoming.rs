@@ -27,6 +27,7 @@ use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::guest::board::Facts;
 use crate::guest::{Desk, Stay};
+use crate::local::protocol::GuestState;
 use crate::local::runtime_dir::NameClaim;
 use crate::supervisor::handoff::{Parcel, Word, say, take};
 
@@ -140,8 +141,9 @@ fn prepare(arguments: &Incoming, offer: &GuestOffer) -> Result<Prepared, Failure
         .backing()
         .or_else(|| offer.layout.regions().first().map(|region| region.backing))
         .map_or("", |backing| backing.name());
-    let desk = Desk::new(Facts::of(offer, backing));
+    let desk = Desk::new(Facts::of(offer, backing), GuestState::Incoming);
     desk.open(listener)?;
+    desk.heed_signals()?;
     Ok((claim, desk, serial))
 }
 

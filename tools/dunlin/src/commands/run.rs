@@ -28,9 +28,6 @@ pub(crate) fn run(arguments: &Run) -> Result<Exit, Failure> {
     runtime.prepare()?;
     let name = &arguments.name.0;
     let (_claim, listener) = runtime.claim(name)?;
-    if let Some(uuid) = arguments.uuid {
-        refuse_twin(&runtime, name, uuid)?;
-    }
     let serial = serial(&arguments.serial)?;
     let kind = kind(arguments.guest);
     let spec = GuestSpec {
@@ -42,17 +39,24 @@ pub(crate) fn run(arguments: &Run) -> Result<Exit, Failure> {
         workload: arguments.workload.clone(),
         tracking: arguments.dirty_tracking.into(),
     };
-    let desk = Desk::new(Facts {
+    let facts = Facts {
         name: name.clone(),
         uuid: spec.uuid.to_string(),
         kind: kind.name().to_owned(),
         memory_bytes: spec.memory_bytes,
         backing: spec.backing.name().to_owned(),
         vcpus: spec.vcpus,
-    });
+    };
+    // To fill the memory takes its time, and a guest that does not answer looks dead.
+    let desk = Desk::new(facts, GuestState::Starting);
+    desk.open(listener)?;
+    // Behind that, so that of two twins that start at once each sees the other.
+    if let Some(uuid) = arguments.uuid {
+        refuse_twin(&runtime, name, uuid)?;
+    }
     let machine = Machine::start(kind, &spec, serial)
         .map_err(|error| Failure::system(format!("guest '{name}' can't start"), error))?;
-    desk.open(listener)?;
+    desk.heed_signals()?;
     console::tell(format_args!(
         "{name} runs: {} of {} memory, {} vcpus, {}; control socket {}",
         format_size(spec.memory_bytes),

@@ -55,9 +55,9 @@ pub(crate) enum Stay {
 }
 
 impl Desk {
-    /// A desk for a guest that does not run yet.
-    pub(crate) fn new(facts: Facts) -> Self {
-        let board = Arc::new(Board::new(facts));
+    /// A desk for a guest that does not run yet: it is starting, or it is on its way here.
+    pub(crate) fn new(facts: Facts, state: GuestState) -> Self {
+        let board = Arc::new(Board::new(facts, state));
         let (owner, events) = mpsc::channel();
         let answers = Arc::new(Answers {
             board: Arc::clone(&board),
@@ -70,13 +70,21 @@ impl Desk {
         }
     }
 
-    /// Opens the control socket to everyone, and lets signals end the guest.
+    /// Opens the control socket to everyone.
     ///
     /// # Errors
     ///
     /// When a thread can't be made.
     pub(crate) fn open(&self, listener: UnixListener) -> Result<(), Failure> {
-        serve(listener, Arc::clone(&self.answers) as _)?;
+        serve(listener, Arc::clone(&self.answers) as _)
+    }
+
+    /// Lets signals end the guest. Until then they end the process, as where nothing is to lose.
+    ///
+    /// # Errors
+    ///
+    /// When a thread can't be made.
+    pub(crate) fn heed_signals(&self) -> Result<(), Failure> {
         let answers = Arc::clone(&self.answers);
         signals::on_each(move |_| match answers.end(false) {
             Ok(()) if answers.board.status().move_under_way.is_some() => {

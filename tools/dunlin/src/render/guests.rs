@@ -93,6 +93,7 @@ pub(crate) fn full(guest: &GuestStatus, palette: Palette) -> String {
 
 fn state(state: GuestState) -> &'static str {
     match state {
+        GuestState::Starting => "starting",
         GuestState::Incoming => "incoming",
         GuestState::Running => "running",
         GuestState::Moving => "moving",
