@@ -10,12 +10,16 @@
 //! | [`render`] | how things look on a terminal |
 //! | [`exit`] | exit codes |
 //! | [`failure`] | why a command did not do what it was asked |
+//! | [`console`] | what a process says of itself |
 //! | [`signals`] | being asked to end |
 
 #![forbid(unsafe_code)]
+// The macros panic when the stream fails, and a guest must outlive its operator's terminal.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod cli;
 mod commands;
+mod console;
 mod exit;
 mod failure;
 mod guest;
@@ -41,9 +45,9 @@ fn main() -> ExitCode {
         Ok(exit) => exit,
         Err(failure) => {
             if json {
-                println!("{}", failure.json());
+                console::tell(failure.json());
             } else {
-                eprintln!("dunlin: {failure}");
+                console::warn(&failure);
             }
             failure.exit
         }
@@ -61,7 +65,7 @@ fn usage(error: &clap::Error) -> ExitCode {
     let json = std::env::args_os().any(|argument| argument == "--json");
     if json && !asked_for {
         let text = error.render().to_string();
-        println!("{}", Failure::new(Exit::Usage, text.trim()).json());
+        console::tell(Failure::new(Exit::Usage, text.trim()).json());
     } else {
         // A terminal that is gone can't be told.
         let _ = error.print();

@@ -82,7 +82,10 @@ impl Place {
             .spawn()
             .unwrap();
         self.running.push(Running(child));
-        wait_until(|| code(&run(&path, &["status", name])) == 0);
+        wait_until(|| {
+            let status = run(&path, &["status", name, "--json"]);
+            code(&status) == 0 && json(&status)["state"] == "running"
+        });
     }
 
     /// A destination; says where it listens, and what it tells from then on.
@@ -400,4 +403,107 @@ fn the_demo_moves_a_guest_and_leaves_nothing_behind() {
         .map(|entry| entry.unwrap().file_name())
         .collect();
     assert_eq!(left, ["report.json"]);
+}
+
+#[test]
+fn a_guest_outlives_the_reader_of_its_output() {
+    let mut place = Place::new();
+    let a = place.directory("a");
+    let mut child = dunlin(&a, &["run", "--guest", "process", "--name", "vm1"])
+        .args(["--memory", "32MiB", "--workload", "hot=0"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop((child.stdout.take(), child.stderr.take()));
+    place.running.push(Running(child));
+    wait_until(|| code(&run(&a, &["status", "vm1"])) == 0);
+    // Nobody listens at the discard port of a test machine's loopback.
+    for _ in 0..2 {
+        let sent = run(&a, &["send", "vm1", "--to", "tcp://127.0.0.1:9", "--quiet"]);
+        assert_eq!(code(&sent), 5, "{}", said(&sent));
+    }
+    let status = json(&run(&a, &["status", "vm1", "--json"]));
+    assert_eq!(status["state"], "running");
+    place.stop("a", "vm1");
+}
+
+#[test]
+fn a_guest_arrives_where_its_log_can_not_be_written() {
+    let mut place = Place::new();
+    place.guest("a", "vm1", "32MiB", "hot=0");
+    let (a, b) = (place.directory("a"), place.directory("b"));
+    // No file may grow, as on a full disk; the signal for it is ignored, as a disk sends none.
+    let mut child = Command::new("sh")
+        .args(["-c", "trap '' XFSZ; ulimit -f 0; exec \"$0\" \"$@\""])
+        .arg(env!("CARGO_BIN_EXE_dunlin"))
+        .args(["receive", "--json", "--listen", "tcp://127.0.0.1:0"])
+        .args(["--memory-backing", "anon"])
+        .env("DUNLIN_RUNTIME_DIR", &b)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut told = Told(BufReader::new(child.stdout.take().unwrap()));
+    place.running.push(Running(child));
+    let listening = told.next("listening");
+    let there = listening["endpoint"].as_str().unwrap();
+    let sent = run(&a, &["send", "vm1", "--to", there, "--json"]);
+    assert_eq!(code(&sent), 0, "{}", said(&sent));
+    let log = std::fs::metadata(b.join("vm1.log")).map_or(0, |log| log.len());
+    assert_eq!(log, 0, "the log could be written");
+    let refused = run(&b, &["send", "vm1", "--to", "tcp://127.0.0.1:9", "--quiet"]);
+    assert_eq!(code(&refused), 5, "{}", said(&refused));
+    let status = json(&run(&b, &["status", "vm1", "--json"]));
+    assert_eq!(status["state"], "running");
+    place.stop("b", "vm1");
+}
+
+#[test]
+fn a_report_that_can_not_be_written_does_not_change_what_a_move_came_to() {
+    let mut place = Place::new();
+    place.guest("a", "vm1", "32MiB", "hot=0");
+    let (there, _) = place.destination("b", &[]);
+    let (a, b) = (place.directory("a"), place.directory("b"));
+    let missing = place.directory("missing").join("report.json");
+    let path = missing.to_str().unwrap();
+
+    let sent = run(&a, &["send", "vm1", "--to", &there, "--report", path]);
+    assert_eq!(code(&sent), 2, "{}", said(&sent));
+    assert!(said(&sent).contains(path), "{}", said(&sent));
+    let status = json(&run(&a, &["status", "vm1", "--json"]));
+    assert_eq!(status["last_move"], Value::Null, "nothing was tried");
+
+    let full = || std::fs::OpenOptions::new().write(true).open("/dev/full");
+    let Ok(output) = full() else {
+        println!("skipped: no /dev/full");
+        return;
+    };
+    let sent = dunlin(&a, &["send", "vm1", "--to", &there])
+        .args(["--report", "/dev/full"])
+        .stdout(output)
+        .output()
+        .unwrap();
+    assert_eq!(code(&sent), 0, "{}", said(&sent));
+    assert!(said(&sent).contains("the report /dev/full"), "{sent:?}");
+    assert!(said(&sent).contains("standard output"), "{sent:?}");
+    place.stop("b", "vm1");
+    assert_eq!(code(&run(&b, &["status", "vm1"])), 3);
+}
+
+#[test]
+fn a_uuid_is_taken_once() {
+    let mut place = Place::new();
+    place.guest("a", "vm1", "16MiB", "hot=0");
+    let a = place.directory("a");
+    let status = json(&run(&a, &["status", "vm1", "--json"]));
+    let uuid = status["uuid"].as_str().unwrap();
+    let twin = run(
+        &a,
+        &["run", "--name", "vm2", "--memory", "16MiB", "--uuid", uuid],
+    );
+    assert_eq!(code(&twin), 14, "{}", said(&twin));
+    assert!(said(&twin).contains("'vm1'"), "{}", said(&twin));
+    assert_eq!(code(&run(&a, &["status", "vm2"])), 3, "its name is free");
+    place.stop("a", "vm1");
 }

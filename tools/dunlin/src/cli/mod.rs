@@ -191,6 +191,7 @@ mod tests {
             ("dunlin send vm1 --to tcp://h --max-bandwidth 64MiB", "rate"),
             ("dunlin run --name a --memory 1GB", "GiB"),
             ("dunlin set vm1", "required"),
+            ("dunlin set vm1 --max-blackout 0s", "more than 0"),
         ] {
             let error = Cli::try_parse_from(line.split_whitespace()).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{line}");

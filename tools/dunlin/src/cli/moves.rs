@@ -10,9 +10,7 @@ use dunlin_vmm::size::parse_rate;
 
 use super::Runtime;
 use super::endpoint::Endpoint;
-use super::values::{
-    CpuList, GuestName, Lanes, StallChoice, VerifyChoice, duration, some_duration,
-};
+use super::values::{CpuList, GuestName, Lanes, StallChoice, VerifyChoice, some_duration};
 use crate::exit::{Exit, help};
 use crate::local::protocol::{IoChoice, MoveOrder, nanoseconds};
 
@@ -187,7 +185,7 @@ pub(crate) struct Set {
     #[arg(value_name = "GUEST")]
     pub(crate) name: GuestName,
     /// The new budget for the pause
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    #[arg(long, value_name = "TIME", value_parser = some_duration)]
     pub(crate) max_blackout: Option<Duration>,
     /// The new bandwidth, as in 64MiB/s; 'none' lifts the limit
     #[arg(long, value_name = "RATE", value_parser = rate_or_none)]

@@ -11,8 +11,9 @@ use dunlin_vmm::size::{format_rate, format_size};
 use dunlin_vmm::workload::{Pattern, Workload};
 
 use self::stage::{GUEST, Stage};
+use super::report_file::ReportFile;
 use super::run::kind;
-use super::send::{Interrupts, watch_move, write_report};
+use super::send::{Interrupts, watch_move};
 use crate::cli::guest::{Demo, TransportChoice};
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -35,6 +36,11 @@ pub(super) const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Moves a guest, and tells about it.
 pub(crate) fn run(arguments: &Demo) -> Result<Exit, Failure> {
+    let file = arguments
+        .json
+        .as_deref()
+        .map(ReportFile::open)
+        .transpose()?;
     let interrupts = Interrupts::watch()?;
     let teller = Teller {
         quiet: arguments.quiet,
@@ -77,8 +83,8 @@ pub(crate) fn run(arguments: &Demo) -> Result<Exit, Failure> {
         outcome = verdict(&report);
     }
     teller.tell(&format!("\n{}", receipt(&report, teller.palette)))?;
-    if let Some(path) = &arguments.json {
-        write_report(&report, path)?;
+    if let Some(file) = file {
+        file.write(&report)?;
     }
     stage.clear()?;
     Ok(outcome)

@@ -22,10 +22,12 @@ use dunlin_transports::tcp::{
 use dunlin_vmm::machine::{Machine, MachineFactory};
 
 use crate::cli::guest::Incoming;
+use crate::console;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::guest::board::Facts;
 use crate::guest::{Desk, Stay};
+use crate::local::protocol::GuestState;
 use crate::local::runtime_dir::NameClaim;
 use crate::supervisor::handoff::{Parcel, Word, say, take};
 
@@ -46,9 +48,9 @@ pub(crate) fn run(arguments: &Incoming) -> Result<Exit, Failure> {
             };
             // A supervisor that is gone by now is no reason to give the guest up.
             let _ = say(&socket, &word);
-            println!("{} runs here", arguments.name.0);
+            console::tell(format_args!("{} runs here", arguments.name.0));
             match arrived.desk.keep(arrived.machine)? {
-                Stay::Ended => println!("{} ended", arguments.name.0),
+                Stay::Ended => console::tell(format_args!("{} ended", arguments.name.0)),
                 Stay::Moved => {}
             }
             Ok(Exit::Done)
@@ -139,8 +141,9 @@ fn prepare(arguments: &Incoming, offer: &GuestOffer) -> Result<Prepared, Failure
         .backing()
         .or_else(|| offer.layout.regions().first().map(|region| region.backing))
         .map_or("", |backing| backing.name());
-    let desk = Desk::new(Facts::of(offer, backing));
+    let desk = Desk::new(Facts::of(offer, backing), GuestState::Incoming);
     desk.open(listener)?;
+    desk.heed_signals()?;
     Ok((claim, desk, serial))
 }
 

@@ -6,6 +6,7 @@
 //! | [`incoming`] | the process of a guest that is let in |
 //! | [`receive`] | waiting for guests |
 //! | [`send`] | asking a guest to move, and watching |
+//! | [`report_file`] | the file that a move's report goes to |
 //! | [`steer`] | `cancel`, `set`, `stop` |
 //! | [`status`] | showing guests |
 //! | [`demo`] | a move on this machine, told as a story |
@@ -15,6 +16,7 @@ mod demo;
 mod doctor;
 mod incoming;
 mod receive;
+mod report_file;
 mod run;
 mod send;
 mod status;

@@ -10,10 +10,14 @@ use uuid::Uuid;
 
 use crate::cli::guest::{Run, Serial};
 use crate::cli::values::GuestKind;
+use crate::console;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::guest::board::Facts;
 use crate::guest::{Desk, Stay};
+use crate::local::client::Connection;
+use crate::local::protocol::GuestState;
+use crate::local::runtime_dir::RuntimeDir;
 
 /// Runs a guest until it ends or was moved away.
 pub(crate) fn run(arguments: &Run) -> Result<Exit, Failure> {
@@ -35,30 +39,61 @@ pub(crate) fn run(arguments: &Run) -> Result<Exit, Failure> {
         workload: arguments.workload.clone(),
         tracking: arguments.dirty_tracking.into(),
     };
-    let desk = Desk::new(Facts {
+    let facts = Facts {
         name: name.clone(),
         uuid: spec.uuid.to_string(),
         kind: kind.name().to_owned(),
         memory_bytes: spec.memory_bytes,
         backing: spec.backing.name().to_owned(),
         vcpus: spec.vcpus,
-    });
+    };
+    // To fill the memory takes its time, and a guest that does not answer looks dead.
+    let desk = Desk::new(facts, GuestState::Starting);
+    desk.open(listener)?;
+    // Behind that, so that of two twins that start at once each sees the other.
+    if let Some(uuid) = arguments.uuid {
+        refuse_twin(&runtime, name, uuid)?;
+    }
     let machine = Machine::start(kind, &spec, serial)
         .map_err(|error| Failure::system(format!("guest '{name}' can't start"), error))?;
-    desk.open(listener)?;
-    println!(
+    desk.heed_signals()?;
+    console::tell(format_args!(
         "{name} runs: {} of {} memory, {} vcpus, {}; control socket {}",
         format_size(spec.memory_bytes),
         spec.backing.name(),
         spec.vcpus,
         kind.name(),
         runtime.socket(name).display()
-    );
+    ));
     match desk.keep(machine)? {
-        Stay::Ended => println!("{name} ended"),
+        Stay::Ended => console::tell(format_args!("{name} ended")),
         Stay::Moved => {}
     }
     Ok(Exit::Done)
+}
+
+/// Refuses a UUID that another guest here has. Guests that are about to be gone don't count, and
+/// those that don't answer can't be asked.
+fn refuse_twin(runtime: &RuntimeDir, own_name: &str, uuid: Uuid) -> Result<(), Failure> {
+    let text = uuid.to_string();
+    for name in runtime.names()? {
+        if name == own_name || !runtime.is_taken(&name) {
+            continue;
+        }
+        let status = Connection::open(runtime, &name).and_then(|mut guest| guest.status());
+        let is_twin = status.is_ok_and(|status| {
+            status.uuid == text && !matches!(status.state, GuestState::Moved | GuestState::Ending)
+        });
+        if is_twin {
+            return Err(Failure::new(
+                Exit::Conflict,
+                format!(
+                    "a guest with UUID {uuid} is already here, named '{name}'; without --uuid a new one is drawn"
+                ),
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// What runs the guest, where the choice is left to this host.

@@ -1,14 +1,15 @@
 //! `dunlin send`: asks a guest's process to move it, shows the move, prints the receipt.
 
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use dunlin_engine::report::{Outcome, Report};
 
+use super::report_file::ReportFile;
 use crate::cli::moves::Send;
+use crate::console;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::local::client::Connection;
@@ -25,6 +26,11 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// Moves a guest.
 pub(crate) fn run(arguments: &Send) -> Result<Exit, Failure> {
     let runtime = arguments.runtime.directory();
+    let file = arguments
+        .report
+        .as_deref()
+        .map(ReportFile::open)
+        .transpose()?;
     let interrupts = Interrupts::watch()?;
     let mut live = LiveLine::new(arguments.quiet);
     let name = &arguments.name.0;
@@ -36,28 +42,27 @@ pub(crate) fn run(arguments: &Send) -> Result<Exit, Failure> {
             format!("detached: the move of '{name}' goes on; 'dunlin status {name}' shows it"),
         ));
     };
-    if let Some(path) = &arguments.report {
-        write_report(&report, path)?;
-    }
-    if arguments.json {
-        super::print_json(&report)?;
+    // What became of the guest is the exit code, whether or not it can be told of.
+    let written = file.map_or(Ok(()), |file| file.write(&report));
+    let printed = if arguments.json {
+        super::print_json(&report)
     } else if !arguments.quiet {
-        super::print(&receipt(&report, Palette::of(&io::stdout())))?;
-    } else if report.outcome != Outcome::Moved {
+        super::print(&receipt(&report, Palette::of(&io::stdout())))
+    } else {
+        Ok(())
+    };
+    for failure in [written, printed].into_iter().filter_map(Result::err) {
+        console::warn(failure);
+    }
+    if arguments.quiet && !arguments.json && report.outcome != Outcome::Moved {
         // Quiet is not silent: why there is nothing to be quiet about.
         let headline = headline(&report, Palette::of(&io::stderr()));
-        eprintln!(
-            "dunlin: {headline}: {}",
+        console::warn(format_args!(
+            "{headline}: {}",
             report.reason.as_deref().unwrap_or_default()
-        );
+        ));
     }
     Ok(Exit::of(report.outcome))
-}
-
-/// Writes a report to a file.
-pub(super) fn write_report(report: &Report, path: &Path) -> Result<(), Failure> {
-    std::fs::write(path, super::json(report)?)
-        .map_err(|error| Failure::system(format!("the report {}", path.display()), error))
 }
 
 /// Orders a move and watches it until it is over; `None` when a second interrupt detached.

@@ -5,6 +5,7 @@ use std::io;
 use serde::Serialize;
 
 use crate::cli::looks::Status;
+use crate::console;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::local::client::Connection;
@@ -40,7 +41,7 @@ pub(crate) fn run(arguments: &Status) -> Result<Exit, Failure> {
             Ok(guest) => found.push(guest),
             // It may have ended between the two looks.
             Err(_) if !runtime.is_taken(&name) => {}
-            Err(failure) => eprintln!("dunlin: {failure}"),
+            Err(failure) => console::warn(failure),
         }
     }
     if arguments.json {

@@ -106,11 +106,15 @@ impl Answers {
 }
 
 impl Answers {
-    /// Waits a moment for a guest that is about to arrive: its source may have been told that it
-    /// runs here before this process has put its affairs in order.
+    /// Waits a moment for a guest that is starting or about to arrive: its source may have been
+    /// told that it runs here before this process has put its affairs in order.
     fn await_arrival(&self) {
         let deadline = Instant::now() + ARRIVAL_TIME_MAX;
-        while self.board.status().state == GuestState::Incoming && Instant::now() < deadline {
+        let is_coming = || {
+            let state = self.board.status().state;
+            matches!(state, GuestState::Starting | GuestState::Incoming)
+        };
+        while is_coming() && Instant::now() < deadline {
             std::thread::sleep(ARRIVAL_INTERVAL);
         }
     }

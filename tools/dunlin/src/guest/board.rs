@@ -95,13 +95,13 @@ pub(crate) enum EndAnswer {
 }
 
 impl Board {
-    /// The board of a guest that does not run yet.
-    pub(crate) fn new(facts: Facts) -> Self {
+    /// The board of a guest that does not run yet: it is starting, or it is on its way here.
+    pub(crate) fn new(facts: Facts, state: GuestState) -> Self {
         Self {
             inner: Mutex::new(Inner {
                 facts,
                 epoch: 0,
-                state: GuestState::Incoming,
+                state,
                 gauge: None,
                 under_way: None,
                 finished: None,
@@ -134,7 +134,7 @@ impl Board {
         inner.facts = facts;
         inner.epoch = epoch;
         inner.gauge = Some(gauge);
-        if inner.state == GuestState::Incoming {
+        if matches!(inner.state, GuestState::Starting | GuestState::Incoming) {
             inner.state = GuestState::Running;
         }
         self.changed.notify_all();
@@ -184,6 +184,7 @@ impl Board {
         let name = inner.facts.name.clone();
         let reason = match inner.state {
             GuestState::Running => None,
+            GuestState::Starting => Some("is still starting; try again when it runs".to_owned()),
             GuestState::Incoming => Some("is still on its way here".to_owned()),
             GuestState::Moving => {
                 let to = inner.under_way.as_ref().map(|move_| move_.to.clone());
@@ -356,7 +357,17 @@ impl MoveObserver for Board {
     fn progress(&self, progress: &Progress) {
         let mut inner = self.lock();
         if let Some(under_way) = &mut inner.under_way {
-            under_way.progress = Some(progress.clone());
+            let budget_ns = nanoseconds(under_way.handle.max_blackout());
+            let mut progress = progress.clone();
+            // With no prediction yet the end can't be told, and within the budget the pause is
+            // next: either way a time left would be a guess that people hold against the move.
+            if progress
+                .predicted_blackout_ns
+                .is_none_or(|predicted| predicted <= budget_ns)
+            {
+                progress.eta_ns = None;
+            }
+            under_way.progress = Some(progress);
             under_way.progress_count += 1;
             self.changed.notify_all();
         }
@@ -384,16 +395,19 @@ mod tests {
     use crate::render::example;
 
     fn board() -> Arc<Board> {
-        let board = Board::new(Facts {
+        let board = Board::new(facts(), GuestState::Running);
+        Arc::new(board)
+    }
+
+    fn facts() -> Facts {
+        Facts {
             name: "vm1".to_owned(),
             uuid: String::new(),
             kind: "kvm".to_owned(),
             memory_bytes: 0,
             backing: String::new(),
             vcpus: 1,
-        });
-        board.lock().state = GuestState::Running;
-        Arc::new(board)
+        }
     }
 
     fn order() -> MoveOrder {
@@ -483,5 +497,36 @@ mod tests {
         );
         assert_eq!(board.state(), GuestState::UnknownOwner);
         assert_eq!(board.request_end(true), Ok(EndAnswer::Now));
+    }
+
+    #[test]
+    fn a_time_left_is_told_only_while_the_prediction_is_above_the_budget() {
+        let board = board();
+        let order = order();
+        board.begin_move(&order).unwrap();
+        let budget_ns = order.max_blackout_ns;
+        for (predicted, told) in [
+            (None, None),
+            (Some(budget_ns), None),
+            (Some(budget_ns + 1), Some(7)),
+        ] {
+            board.progress(&Progress {
+                eta_ns: Some(7),
+                predicted_blackout_ns: predicted,
+                ..progress(1)
+            });
+            let shown = board.status().move_under_way.unwrap().progress.unwrap();
+            assert_eq!(shown.eta_ns, told, "{predicted:?}");
+        }
+    }
+
+    #[test]
+    fn a_guest_that_is_starting_is_not_moved_and_can_be_ended() {
+        let board = Board::new(facts(), GuestState::Starting);
+        let refusal = board.begin_move(&order()).unwrap_err();
+        assert_eq!(refusal.exit, Exit::Conflict);
+        assert!(refusal.message.contains("starting"), "{refusal}");
+        assert_eq!(board.request_end(false).unwrap(), EndAnswer::Now);
+        assert_eq!(board.state(), GuestState::Ending);
     }
 }

@@ -24,6 +24,7 @@ use dunlin_vmm::machine::Machine;
 
 use self::answer::{Answers, Event};
 use self::board::{Board, Facts};
+use crate::console;
 use crate::failure::Failure;
 use crate::local::protocol::{GuestState, MoveOrder};
 use crate::local::server::serve;
@@ -54,9 +55,9 @@ pub(crate) enum Stay {
 }
 
 impl Desk {
-    /// A desk for a guest that does not run yet.
-    pub(crate) fn new(facts: Facts) -> Self {
-        let board = Arc::new(Board::new(facts));
+    /// A desk for a guest that does not run yet: it is starting, or it is on its way here.
+    pub(crate) fn new(facts: Facts, state: GuestState) -> Self {
+        let board = Arc::new(Board::new(facts, state));
         let (owner, events) = mpsc::channel();
         let answers = Arc::new(Answers {
             board: Arc::clone(&board),
@@ -69,20 +70,28 @@ impl Desk {
         }
     }
 
-    /// Opens the control socket to everyone, and lets signals end the guest.
+    /// Opens the control socket to everyone.
     ///
     /// # Errors
     ///
     /// When a thread can't be made.
     pub(crate) fn open(&self, listener: UnixListener) -> Result<(), Failure> {
-        serve(listener, Arc::clone(&self.answers) as _)?;
+        serve(listener, Arc::clone(&self.answers) as _)
+    }
+
+    /// Lets signals end the guest. Until then they end the process, as where nothing is to lose.
+    ///
+    /// # Errors
+    ///
+    /// When a thread can't be made.
+    pub(crate) fn heed_signals(&self) -> Result<(), Failure> {
         let answers = Arc::clone(&self.answers);
         signals::on_each(move |_| match answers.end(false) {
             Ok(()) if answers.board.status().move_under_way.is_some() => {
-                eprintln!("dunlin: the move is being cancelled; then the guest ends");
+                console::warn("the move is being cancelled; then the guest ends");
             }
             Ok(()) => {}
-            Err(failure) => eprintln!("dunlin: {failure}"),
+            Err(failure) => console::warn(failure),
         })
     }
 
@@ -119,7 +128,7 @@ impl Desk {
                 Err(RecvTimeoutError::Timeout) => {}
             }
             if let Some(warning) = machine.take_warning() {
-                eprintln!("dunlin: guest '{}': {warning}", offer.identity.name);
+                console::warn(format_args!("guest '{}': {warning}", offer.identity.name));
             }
             match self.board.state() {
                 GuestState::Moved => return Ok(Stay::Moved),
@@ -143,17 +152,19 @@ impl Desk {
             return;
         };
         let report = departure::depart(machine, offer, order, &handle, self.board.as_ref());
-        announce(&report, &order.to);
+        let announcement = announcement(&report, &order.to);
+        // First the guest's affairs, then the talk of them: the stream may be slow.
         self.board.end_move(report);
+        console::tell(announcement);
     }
 }
 
-fn announce(report: &Report, to: &str) {
+fn announcement(report: &Report, to: &str) -> String {
     let headline = headline(report, Palette::of(&std::io::stdout()));
     let reason = report.reason.as_deref().unwrap_or_default();
     if report.outcome.moved() {
-        println!("{headline}; it runs at {to}");
+        format!("{headline}; it runs at {to}")
     } else {
-        println!("{headline}: {reason}");
+        format!("{headline}: {reason}")
     }
 }

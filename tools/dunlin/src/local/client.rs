@@ -24,8 +24,10 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// [`Exit::NoGuest`] when there is no such guest, or its process is dead.
+    /// [`Exit::NoGuest`] when there is no such guest, or its process is dead. [`Exit::Local`] when
+    /// others can write to the directory: what listens there need not be a guest's process.
     pub(crate) fn open(runtime: &RuntimeDir, name: &str) -> Result<Self, Failure> {
+        runtime.check_if_there()?;
         let socket = runtime.socket(name);
         let stream = UnixStream::connect(&socket).map_err(|error| {
             let directory = runtime.path().display();

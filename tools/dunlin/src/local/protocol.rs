@@ -206,6 +206,8 @@ pub(crate) fn nanoseconds(duration: Duration) -> u64 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum GuestState {
+    /// It is being made here: its memory is filled.
+    Starting,
     /// It is being sent here.
     Incoming,
     /// It runs.

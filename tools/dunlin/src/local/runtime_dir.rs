@@ -84,6 +84,19 @@ impl RuntimeDir {
         Ok(())
     }
 
+    /// As the check of [`RuntimeDir::prepare`], for those who only look: a directory that is not
+    /// there holds nothing to be wary of.
+    ///
+    /// # Errors
+    ///
+    /// When it is not this user's alone to write.
+    pub(crate) fn check_if_there(&self) -> Result<(), Failure> {
+        match std::fs::symlink_metadata(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            _ => self.check(),
+        }
+    }
+
     /// Where a guest's control socket is.
     pub(crate) fn socket(&self, name: &str) -> PathBuf {
         self.path.join(format!("{name}.sock"))
@@ -254,6 +267,7 @@ fn usual_path() -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::local::client::Connection;
 
     fn temporary() -> (tempfile::TempDir, RuntimeDir) {
         let directory = tempfile::tempdir().unwrap();
@@ -285,6 +299,18 @@ mod tests {
         let (claim, _listener) = runtime.claim("vm1").unwrap();
         let mode = std::fs::metadata(&claim.socket).unwrap().mode();
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn nobody_speaks_in_a_directory_that_others_may_write() {
+        let (_keep, runtime) = temporary();
+        let exit = |runtime: &RuntimeDir| Connection::open(runtime, "vm1").err().unwrap().exit;
+        assert_eq!(exit(&runtime), Exit::NoGuest);
+        runtime.prepare().unwrap();
+        let (_claim, _listener) = runtime.claim("vm1").unwrap();
+        assert!(Connection::open(&runtime, "vm1").is_ok());
+        std::fs::set_permissions(runtime.path(), Permissions::from_mode(0o777)).unwrap();
+        assert_eq!(exit(&runtime), Exit::Local);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! What `dunlin status` shows: a table of guests, or one guest in full.
 
+use dunlin_engine::report::Outcome;
+
 use super::amounts::{bytes, count, counted, nanoseconds};
 use super::palette::Palette;
 use super::progress;
@@ -83,7 +85,7 @@ pub(crate) fn full(guest: &GuestStatus, palette: Palette) -> String {
         let reason = last.reason.as_deref().unwrap_or("well");
         fact(
             "last move",
-            format!("to {}: {:?}: {reason}", last.to, last.outcome),
+            format!("to {}: {}: {reason}", last.to, outcome(last.outcome)),
         );
     }
     text
@@ -91,6 +93,7 @@ pub(crate) fn full(guest: &GuestStatus, palette: Palette) -> String {
 
 fn state(state: GuestState) -> &'static str {
     match state {
+        GuestState::Starting => "starting",
         GuestState::Incoming => "incoming",
         GuestState::Running => "running",
         GuestState::Moving => "moving",
@@ -98,6 +101,23 @@ fn state(state: GuestState) -> &'static str {
         GuestState::UnknownOwner => "UNKNOWN OWNER",
         GuestState::Paused => "PAUSED",
         GuestState::Ending => "ending",
+    }
+}
+
+/// An outcome's name, as in JSON.
+fn outcome(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Moved => "moved",
+        Outcome::MovedUnverified => "moved-unverified",
+        Outcome::Cancelled => "cancelled",
+        Outcome::NotConverging => "not-converging",
+        Outcome::BlackoutCap => "blackout-cap",
+        Outcome::TimedOut => "timed-out",
+        Outcome::Refused => "refused",
+        Outcome::PeerFailed => "peer-failed",
+        Outcome::Failed => "failed",
+        Outcome::NotResumed => "not-resumed",
+        Outcome::Unknown => "unknown",
     }
 }
 
@@ -111,8 +131,17 @@ fn coloured(state: GuestState, text: &str, palette: Palette) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::example;
     use super::*;
     use crate::local::protocol::WorkloadStatus;
+
+    #[test]
+    fn outcomes_are_named_as_in_json() {
+        for each in example::OUTCOMES {
+            let json = serde_json::to_value(each).unwrap();
+            assert_eq!(json, outcome(each));
+        }
+    }
 
     #[test]
     fn a_guest_is_one_line() {

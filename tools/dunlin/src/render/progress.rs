@@ -15,6 +15,9 @@ const PLAIN_INTERVAL: Duration = Duration::from_secs(5);
 /// The width of a terminal that does not tell.
 const COLUMNS_DEFAULT: usize = 80;
 
+/// What stands between two fields of the line.
+const FIELD_BREAK: &str = " · ";
+
 /// Draws the live line on standard error, so that standard output stays the receipt's.
 pub(crate) struct LiveLine {
     mode: Mode,
@@ -50,10 +53,7 @@ impl LiveLine {
                     .ok()
                     .filter(|columns| *columns > 0)
                     .unwrap_or(COLUMNS_DEFAULT);
-                let line: String = line(name, progress)
-                    .chars()
-                    .take(columns.saturating_sub(1))
-                    .collect();
+                let line = fitted(&line(name, progress), columns.saturating_sub(1));
                 // Back to the line's begin, the new text, the rest cleared.
                 write(&format!("\r{line}\u{1b}[K"));
                 self.drawn = true;
@@ -127,6 +127,27 @@ pub(crate) fn line(name: &str, progress: &Progress) -> String {
     }
 }
 
+/// As many whole fields of a line as fit. The first is cut where it alone is too wide.
+fn fitted(line: &str, columns: usize) -> String {
+    let mut shown = String::new();
+    let mut shown_columns = 0;
+    for field in line.split(FIELD_BREAK) {
+        let mut needed = field.chars().count();
+        if shown.is_empty() {
+            shown = field.chars().take(columns).collect();
+        } else {
+            needed += FIELD_BREAK.chars().count();
+            if shown_columns + needed > columns {
+                break;
+            }
+            shown.push_str(FIELD_BREAK);
+            shown.push_str(field);
+        }
+        shown_columns += needed;
+    }
+    shown
+}
+
 fn done_percent(progress: &Progress) -> u64 {
     let done = progress
         .dirty_pages
@@ -163,5 +184,21 @@ mod tests {
             ..progress
         };
         assert!(line("vm1", &none).contains("100%"));
+    }
+
+    #[test]
+    fn a_narrow_terminal_shows_whole_fields() {
+        let line = "vm1: round 2 · 75% · blackout ≈ 9 ms";
+        for (columns, shown) in [
+            (80, line),
+            (36, line),
+            (35, "vm1: round 2 · 75%"),
+            (18, "vm1: round 2 · 75%"),
+            (17, "vm1: round 2"),
+            (5, "vm1: "),
+            (0, ""),
+        ] {
+            assert_eq!(fitted(line, columns), shown, "{columns}");
+        }
     }
 }

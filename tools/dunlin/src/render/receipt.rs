@@ -13,6 +13,9 @@ const ROUNDS_SHOWN: usize = 12;
 /// Of many rounds, how many of the first are shown.
 const ROUNDS_FIRST: usize = 5;
 
+/// A page of guest memory.
+const PAGE_BYTES: u64 = 4096;
+
 /// The receipt of a move, with a line end behind each line.
 pub(crate) fn receipt(report: &Report, palette: Palette) -> String {
     let plain = headline(report, Palette::PLAIN);
@@ -72,8 +75,11 @@ pub(crate) fn headline(report: &Report, palette: Palette) -> String {
             );
         }
         Outcome::Cancelled => format!("{name} was not moved: cancelled after {total}"),
-        Outcome::NotConverging => {
+        Outcome::NotConverging if writes_outrun_link(report) => {
             format!("{name} was not moved: its writes outrun the link ({total})")
+        }
+        Outcome::NotConverging => {
+            format!("{name} was not moved: the blackout stays above the budget ({total})")
         }
         Outcome::BlackoutCap => {
             format!("{name} was not moved: the pause reached its cap and was called off")
@@ -90,6 +96,19 @@ pub(crate) fn headline(report: &Report, palette: Palette) -> String {
         Outcome::Unknown => format!("{name}: it is NOT KNOWN which side owns the guest"),
     };
     palette.bad(&sentence)
+}
+
+/// Whether the guest wrote at least as fast as its memory was sent, going by the last round that
+/// was followed by another: what the next one found dirty was written in its time.
+fn writes_outrun_link(report: &Report) -> bool {
+    let mut copied = report.rounds.iter().filter(|round| !round.is_final).rev();
+    let (Some(last), Some(before)) = (copied.next(), copied.next()) else {
+        return false;
+    };
+    let dirtied_bytes = u128::from(last.dirty_pages) * u128::from(PAGE_BYTES);
+    let sendable_bytes =
+        u128::from(report.goodput_bytes_per_s) * u128::from(before.duration_ns) / 1_000_000_000;
+    sendable_bytes > 0 && dirtied_bytes >= sendable_bytes
 }
 
 /// Why, where the guest is, and what to do next.
@@ -111,8 +130,11 @@ fn explanation(report: &Report, palette: Palette) -> Vec<String> {
             "The guest runs on the destination, and its memory may be damaged: stop it there and start it anew from its own data. Please report this with the JSON report."
         }
         Outcome::Cancelled => "The guest runs on the source, as before.",
-        Outcome::NotConverging => {
+        Outcome::NotConverging if writes_outrun_link(report) => {
             "The guest runs on the source, as before. A larger --max-blackout, more --lanes, a higher --max-bandwidth or a quieter hour lets it converge; --on-stall switchover pauses it anyway, up to the cap."
+        }
+        Outcome::NotConverging => {
+            "The guest runs on the source, as before. A larger --max-blackout lets it converge; --on-stall switchover pauses it anyway, up to the cap."
         }
         Outcome::BlackoutCap => {
             "The guest runs on the source, after a pause. A larger --blackout-cap allows a longer one."
@@ -195,7 +217,7 @@ fn round_line(round: &RoundReport) -> String {
 }
 
 fn pages(pages: u64) -> String {
-    bytes(pages.saturating_mul(4096))
+    bytes(pages.saturating_mul(PAGE_BYTES))
 }
 
 fn per_second(bytes: u64, duration_ns: u64) -> String {
@@ -365,6 +387,32 @@ mod tests {
                 .all(|letter| letter == '\n' || !letter.is_control()),
             "{text:?}"
         );
+    }
+
+    #[test]
+    fn writes_outrun_the_link_only_where_the_rounds_say_so() {
+        let mut report = example::failed(Outcome::NotConverging, "after 2 rounds");
+        report.goodput_bytes_per_s = 100 << 20;
+        let round = |number, dirty_pages| RoundReport {
+            number,
+            dirty_pages,
+            duration_ns: 1_000_000_000,
+            ..RoundReport::default()
+        };
+        // 100 MiB are 25,600 pages.
+        for (dirty_pages, outrun) in [(25_600, true), (25_599, false), (0, false)] {
+            report.rounds = vec![round(1, 262_144), round(2, dirty_pages)];
+            let text = receipt(&report, Palette::PLAIN);
+            assert_eq!(
+                text.contains("its writes outrun the link"),
+                outrun,
+                "{text}"
+            );
+            assert_eq!(text.contains("--lanes"), outrun, "{text}");
+            assert_eq!(text.contains("stays above the budget"), !outrun, "{text}");
+        }
+        report.rounds.truncate(1);
+        assert!(receipt(&report, Palette::PLAIN).contains("stays above the budget"));
     }
 
     #[test]
