@@ -337,6 +337,32 @@ fn once_ends_with_the_first_guest_which_goes_on() {
 }
 
 #[test]
+fn a_supervisor_counts_the_guests_that_were_here_before_it() {
+    let mut place = Place::new();
+    place.guest("a", "one", "32MiB", "hot=0");
+    place.guest("a", "two", "32MiB", "hot=0");
+    let a = place.directory("a");
+    let limit = ["--memory-limit", "48MiB"];
+    let (first, mut told) = place.destination("b", &limit);
+    let sent = run(&a, &["send", "one", "--to", &first, "--quiet"]);
+    assert_eq!(code(&sent), 0, "{}", said(&sent));
+    told.next("arrived");
+    drop(place.running.pop());
+
+    let (second, _) = place.destination("b", &limit);
+    let sent = run(&a, &["send", "two", "--to", &second, "--json"]);
+    assert_eq!(code(&sent), 4, "{}", said(&sent));
+    let reason = json(&sent)["reason"].as_str().unwrap().to_owned();
+    let both = "leaves 16 MiB for guests here, the guest needs 32 MiB";
+    assert!(reason.contains(both), "{reason}");
+
+    place.stop("b", "one");
+    let sent = run(&a, &["send", "two", "--to", &second, "--quiet"]);
+    assert_eq!(code(&sent), 0, "{}", said(&sent));
+    place.stop("b", "two");
+}
+
+#[test]
 fn names_are_taken_once_and_the_dead_leave_none() {
     let mut place = Place::new();
     place.guest("a", "vm1", "16MiB", "hot=0");

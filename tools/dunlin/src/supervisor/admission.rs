@@ -25,7 +25,7 @@ use uuid::Uuid;
 
 use super::Ending;
 use super::handoff::{Parcel, Word, hear};
-use super::ledger::{self, Ledger};
+use super::ledger::{self, Ledger, Neighbour};
 use super::registry::{self, Registry, Route};
 use super::teller::{Happening, Teller};
 use crate::cli::guest::Receive;
@@ -127,10 +127,14 @@ impl Admission {
         let name = &offer.identity.name;
         let entry = self.place(session, &offer.identity)?;
         self.await_name(name)?;
-        self.neighbours_differ(offer.identity.uuid)?;
+        let neighbours = self.neighbours(offer.identity.uuid)?;
         let promise = self
             .ledger
-            .promise(offer.layout.bytes(), self.uses_huge_pages(offer))
+            .promise(
+                offer.layout.bytes(),
+                self.uses_huge_pages(offer),
+                &neighbours,
+            )
             .map_err(|shortage| shortage.to_string())?;
         Ok(Admitted {
             name: name.clone(),
@@ -190,19 +194,32 @@ impl Admission {
         }
     }
 
-    /// Asks the other guests of the runtime directory for their UUIDs. One that does not answer
-    /// holds its name, and that is known.
-    fn neighbours_differ(&self, uuid: Uuid) -> Result<(), String> {
+    /// Asks the other guests of the runtime directory who they are and what memory they have: they
+    /// may have come to a supervisor before this one. One that does not answer holds its name, and
+    /// that is known. One that is about to end gives its memory back.
+    fn neighbours(&self, uuid: Uuid) -> Result<Vec<Neighbour>, String> {
         let uuid = uuid.to_string();
+        let mut neighbours = Vec::new();
         for name in self.runtime.names().map_err(|failure| failure.message)? {
-            let status = self.status_of(&name);
-            if status.is_ok_and(|status| status.uuid == uuid && !is_leaving(&status)) {
+            let Ok(status) = self.status_of(&name) else {
+                continue;
+            };
+            if is_leaving(&status) {
+                continue;
+            }
+            if status.uuid == uuid {
                 return Err(format!(
                     "a guest with UUID {uuid} is already here, named '{name}'"
                 ));
             }
+            neighbours.push(Neighbour {
+                process: status.pid,
+                bytes: status.memory_bytes,
+                huge: status.backing == Backing::Hugetlb.name(),
+                allocated: status.state != GuestState::Incoming,
+            });
         }
-        Ok(())
+        Ok(neighbours)
     }
 
     fn spawn(

@@ -10,6 +10,10 @@
 //!
 //! Huge pages are different: the kernel sets them aside when the memory is allocated. Until then
 //! they are promised here.
+//!
+//! Guests that this supervisor did not let in (they came to one before it, to another, or were
+//! started here) were promised their memory by someone else. The ledger does not keep them: whoever
+//! asks for a promise names them ([`Neighbour`]), as they are at that moment.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -147,6 +151,30 @@ impl Promise {
     }
 }
 
+/// Another guest of this host, as it says of itself. It may be one that the ledger knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Neighbour {
+    /// Its process.
+    pub(crate) process: u32,
+    /// Its memory.
+    pub(crate) bytes: u64,
+    /// Whether that is in huge pages.
+    pub(crate) huge: bool,
+    /// Whether it is allocated: a guest that is arriving may not have come to that.
+    pub(crate) allocated: bool,
+}
+
+impl Neighbour {
+    fn promise(&self) -> Promise {
+        Promise {
+            bytes: self.bytes,
+            huge: self.huge,
+            huge_set_aside: self.allocated,
+            process: Some(self.process),
+        }
+    }
+}
+
 /// What a guest of this size takes in all.
 fn need(bytes: u64) -> u64 {
     bytes
@@ -158,6 +186,23 @@ fn need(bytes: u64) -> u64 {
 struct Book {
     next: u64,
     promises: BTreeMap<u64, Promise>,
+}
+
+impl Book {
+    /// All that was promised on this host: here, and to neighbours that are not in this book.
+    fn all(&self, neighbours: &[Neighbour]) -> Vec<Promise> {
+        let known = |neighbour: &&Neighbour| {
+            self.promises
+                .values()
+                .any(|promise| promise.process == Some(neighbour.process))
+        };
+        let others = neighbours.iter().filter(|neighbour| !known(neighbour));
+        self.promises
+            .values()
+            .copied()
+            .chain(others.map(Neighbour::promise))
+            .collect()
+    }
 }
 
 /// The ledger. Clones share it.
@@ -176,21 +221,33 @@ impl Ledger {
         }
     }
 
-    /// Promises a guest its memory, for as long as the entry lives.
+    /// Promises a guest its memory, for as long as the entry lives. `neighbours` are the guests of
+    /// this host; those that have a promise here are counted once.
     ///
     /// # Errors
     ///
     /// When there is too little, with both numbers.
-    pub(crate) fn promise(&self, memory: u64, huge: bool) -> Result<Entry, Shortage> {
-        self.promise_of(memory, huge, host_memory())
+    pub(crate) fn promise(
+        &self,
+        memory: u64,
+        huge: bool,
+        neighbours: &[Neighbour],
+    ) -> Result<Entry, Shortage> {
+        self.promise_of(memory, huge, neighbours, host_memory())
     }
 
-    fn promise_of(&self, memory: u64, huge: bool, host: HostMemory) -> Result<Entry, Shortage> {
+    fn promise_of(
+        &self,
+        memory: u64,
+        huge: bool,
+        neighbours: &[Neighbour],
+        host: HostMemory,
+    ) -> Result<Entry, Shortage> {
         let mut book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
+        let promises = book.all(neighbours);
         if let Some(limit) = self.limit {
-            let free = book
-                .promises
-                .values()
+            let free = promises
+                .iter()
                 .fold(limit, |left, promise| left.saturating_sub(promise.bytes));
             if memory > free {
                 return Err(Shortage::Limit {
@@ -199,15 +256,16 @@ impl Ledger {
                 });
             }
         }
-        let (small, large) = book.promises.values().map(Promise::outstanding).fold(
-            (0_u64, 0_u64),
-            |sum, promise| {
-                (
-                    sum.0.saturating_add(promise.0),
-                    sum.1.saturating_add(promise.1),
-                )
-            },
-        );
+        let (small, large) =
+            promises
+                .iter()
+                .map(Promise::outstanding)
+                .fold((0_u64, 0_u64), |sum, promise| {
+                    (
+                        sum.0.saturating_add(promise.0),
+                        sum.1.saturating_add(promise.1),
+                    )
+                });
         let small_needed = if huge { OVERHEAD_BYTES } else { need(memory) };
         let small_free = host.available.saturating_sub(small);
         if small_needed > small_free {
@@ -290,24 +348,28 @@ mod tests {
     #[test]
     fn two_promises_do_not_share_the_same_memory() {
         let ledger = Ledger::new(None);
-        let first = ledger.promise_of(2 * GIB, false, host(4 * GIB, 0)).unwrap();
+        let first = ledger
+            .promise_of(2 * GIB, false, &[], host(4 * GIB, 0))
+            .unwrap();
         let shortage = ledger
-            .promise_of(2 * GIB, false, host(4 * GIB, 0))
+            .promise_of(2 * GIB, false, &[], host(4 * GIB, 0))
             .unwrap_err();
         assert!(matches!(shortage, Shortage::Memory { .. }), "{shortage}");
         drop(first);
-        ledger.promise_of(2 * GIB, false, host(4 * GIB, 0)).unwrap();
+        ledger
+            .promise_of(2 * GIB, false, &[], host(4 * GIB, 0))
+            .unwrap();
     }
 
     #[test]
     fn the_limit_counts_all_guests() {
         let ledger = Ledger::new(Some(3 * GIB));
         let _first = ledger
-            .promise_of(2 * GIB, false, host(99 * GIB, 0))
+            .promise_of(2 * GIB, false, &[], host(99 * GIB, 0))
             .unwrap();
         assert_eq!(
             ledger
-                .promise_of(2 * GIB, false, host(99 * GIB, 0))
+                .promise_of(2 * GIB, false, &[], host(99 * GIB, 0))
                 .unwrap_err()
                 .to_string(),
             "--memory-limit leaves 1 GiB for guests here, the guest needs 2 GiB"
@@ -315,24 +377,50 @@ mod tests {
     }
 
     #[test]
+    fn neighbours_count_once_whoever_let_them_in() {
+        let ledger = Ledger::new(Some(3 * GIB));
+        // No process has this number: nothing of the memory is taken yet.
+        let neighbour = |process| Neighbour {
+            process,
+            bytes: GIB,
+            huge: false,
+            allocated: true,
+        };
+        let (known, stranger) = (neighbour(u32::MAX), neighbour(u32::MAX - 1));
+        let all = host(99 * GIB, 0);
+        let first = ledger.promise_of(GIB, false, &[], all).unwrap();
+        first.belongs_to(known.process);
+        drop(ledger.promise_of(2 * GIB, false, &[known], all).unwrap());
+        assert!(matches!(
+            ledger.promise_of(2 * GIB, false, &[known, stranger], all),
+            Err(Shortage::Limit { free: GIB, .. })
+        ));
+        // What they have not taken yet is still inside of MemAvailable.
+        assert!(matches!(
+            ledger.promise_of(GIB, false, &[stranger], host(3 * GIB, 0)),
+            Err(Shortage::Memory { .. })
+        ));
+    }
+
+    #[test]
     fn huge_pages_are_promised_until_the_kernel_sets_them_aside() {
         let ledger = Ledger::new(None);
         let all = host(GIB, 3 * GIB);
-        let first = ledger.promise_of(2 * GIB, true, all).unwrap();
+        let first = ledger.promise_of(2 * GIB, true, &[], all).unwrap();
         assert!(matches!(
-            ledger.promise_of(2 * GIB, true, all),
+            ledger.promise_of(2 * GIB, true, &[], all),
             Err(Shortage::HugePages { free: GIB, .. })
         ));
         first.is_allocated();
         // The kernel's own number now lacks what the first guest has.
-        assert!(ledger.promise_of(GIB, true, host(GIB, GIB)).is_ok());
+        assert!(ledger.promise_of(GIB, true, &[], host(GIB, GIB)).is_ok());
     }
 
     #[test]
     fn a_size_beyond_all_measure_is_a_shortage_and_no_overflow() {
         let ledger = Ledger::new(None);
         let all = host(u64::MAX - 1, 0);
-        assert!(ledger.promise_of(u64::MAX, false, all).is_err());
+        assert!(ledger.promise_of(u64::MAX, false, &[], all).is_err());
     }
 
     #[test]
