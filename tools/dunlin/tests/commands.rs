@@ -363,6 +363,22 @@ fn a_supervisor_counts_the_guests_that_were_here_before_it() {
 }
 
 #[test]
+fn a_guest_that_is_too_large_for_this_host_is_refused() {
+    let place = Place::new();
+    let output = dunlin(&place.directory("a"), &["run", "--guest", "process"])
+        .args(["--name", "vm1", "--memory", "8000TiB"])
+        .output()
+        .unwrap();
+    assert_eq!(code(&output), 12, "{}", said(&output));
+    let said = said(&output);
+    assert!(
+        said.contains("guest 'vm1' can't start: this host has"),
+        "{said}"
+    );
+    assert!(said.contains("the guest needs"), "{said}");
+}
+
+#[test]
 fn names_are_taken_once_and_the_dead_leave_none() {
     let mut place = Place::new();
     place.guest("a", "vm1", "16MiB", "hot=0");

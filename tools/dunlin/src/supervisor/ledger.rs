@@ -16,11 +16,11 @@
 //! asks for a promise names them ([`Neighbour`]), as they are at that moment.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use thiserror::Error;
 
+use super::host::{HostMemory, host_memory, taken_by};
 use crate::render::amounts::bytes;
 
 /// What a guest costs besides its memory: the process, its threads' stacks and rings.
@@ -57,78 +57,6 @@ pub(crate) enum Shortage {
         /// What is needed.
         needed: u64,
     },
-}
-
-/// What the host has, in bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct HostMemory {
-    /// What could be given out without swapping.
-    pub(crate) available: u64,
-    /// What is in huge pages that nobody reserved.
-    pub(crate) huge_free: u64,
-}
-
-/// Reads what the host has: `/proc/meminfo` and, within a control group, its limit.
-pub(crate) fn host_memory() -> HostMemory {
-    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let mut memory = parse_meminfo(&meminfo);
-    if let Some(left) = control_group_left() {
-        memory.available = memory.available.min(left);
-    }
-    memory
-}
-
-fn parse_meminfo(meminfo: &str) -> HostMemory {
-    let value = |name: &str| {
-        meminfo
-            .lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
-            .and_then(|rest| rest.split_whitespace().next())
-            .and_then(|number| number.parse::<u64>().ok())
-            .unwrap_or(0)
-    };
-    let huge_pages = value("HugePages_Free").saturating_sub(value("HugePages_Rsvd"));
-    HostMemory {
-        available: value("MemAvailable").saturating_mul(1024),
-        huge_free: huge_pages.saturating_mul(value("Hugepagesize").saturating_mul(1024)),
-    }
-}
-
-/// What this process's control group (version 2) leaves, over all its levels; `None`: no limit.
-fn control_group_left() -> Option<u64> {
-    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
-    let path = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
-    let mut level = std::path::Path::new("/sys/fs/cgroup").join(path.trim_start_matches('/'));
-    let mut left: Option<u64> = None;
-    while level.starts_with("/sys/fs/cgroup") {
-        let number = |file: &str| {
-            fs::read_to_string(level.join(file))
-                .ok()
-                .and_then(|text| text.trim().parse::<u64>().ok())
-        };
-        // "max" is no number: no limit on this level.
-        if let (Some(limit), Some(used)) = (number("memory.max"), number("memory.current")) {
-            let here = limit.saturating_sub(used);
-            left = Some(left.map_or(here, |left| left.min(here)));
-        }
-        if !level.pop() {
-            break;
-        }
-    }
-    left
-}
-
-/// How much of its memory a process has taken, in bytes: the proportional share, which counts a
-/// page once however often the process maps it. 0 where the kernel does not tell.
-fn taken_by(process: u32) -> u64 {
-    let rollup = fs::read_to_string(format!("/proc/{process}/smaps_rollup")).unwrap_or_default();
-    rollup
-        .lines()
-        .find_map(|line| line.strip_prefix("Pss:"))
-        .and_then(|rest| rest.split_whitespace().next())
-        .and_then(|number| number.parse::<u64>().ok())
-        .unwrap_or(0)
-        .saturating_mul(1024)
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -180,6 +108,33 @@ fn need(bytes: u64) -> u64 {
     bytes
         .saturating_add(bytes / PAGE_TABLE_SHARE)
         .saturating_add(OVERHEAD_BYTES)
+}
+
+/// Whether a guest that takes `memory` at once has room on this host. For one that is started here:
+/// nothing is promised, since it takes its memory before it can be asked about it.
+///
+/// # Errors
+///
+/// When there is too little, with both numbers.
+pub(crate) fn has_room(memory: u64, huge: bool) -> Result<(), Shortage> {
+    fits(memory, huge, host_memory())
+}
+
+fn fits(memory: u64, huge: bool, free: HostMemory) -> Result<(), Shortage> {
+    let needed = if huge { OVERHEAD_BYTES } else { need(memory) };
+    if needed > free.available {
+        return Err(Shortage::Memory {
+            free: free.available,
+            needed,
+        });
+    }
+    if huge && memory > free.huge_free {
+        return Err(Shortage::HugePages {
+            free: free.huge_free,
+            needed: memory,
+        });
+    }
+    Ok(())
 }
 
 #[derive(Debug, Default)]
@@ -266,21 +221,11 @@ impl Ledger {
                         sum.1.saturating_add(promise.1),
                     )
                 });
-        let small_needed = if huge { OVERHEAD_BYTES } else { need(memory) };
-        let small_free = host.available.saturating_sub(small);
-        if small_needed > small_free {
-            return Err(Shortage::Memory {
-                free: small_free,
-                needed: small_needed,
-            });
-        }
-        let large_free = host.huge_free.saturating_sub(large);
-        if huge && memory > large_free {
-            return Err(Shortage::HugePages {
-                free: large_free,
-                needed: memory,
-            });
-        }
+        let free = HostMemory {
+            available: host.available.saturating_sub(small),
+            huge_free: host.huge_free.saturating_sub(large),
+        };
+        fits(memory, huge, free)?;
         let number = book.next;
         book.next += 1;
         book.promises.insert(
@@ -421,14 +366,5 @@ mod tests {
         let ledger = Ledger::new(None);
         let all = host(u64::MAX - 1, 0);
         assert!(ledger.promise_of(u64::MAX, false, &[], all).is_err());
-    }
-
-    #[test]
-    fn meminfo_is_read() {
-        let text = "MemTotal: 9 kB\nMemAvailable:    2048 kB\nHugePages_Free:  5\nHugePages_Rsvd: 2\nHugepagesize: 2048 kB\n";
-        assert_eq!(parse_meminfo(text), host(2 << 20, 6 << 20));
-        assert_eq!(parse_meminfo("nonsense"), host(0, 0));
-        assert!(host_memory().available > 0);
-        assert!(taken_by(std::process::id()) > 0);
     }
 }

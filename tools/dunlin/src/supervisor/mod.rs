@@ -7,6 +7,7 @@
 //! | [`admission`] | whether a guest may come, and its process |
 //! | [`registry`] | the guests that are here or on their way, by session, name and UUID |
 //! | [`ledger`] | the memory that they were promised |
+//! | [`host`] | what memory this host has |
 //! | [`handoff`] | giving a connection to a guest's process |
 //! | [`teller`] | telling the operator what happens |
 //!
@@ -15,6 +16,7 @@
 
 pub(crate) mod admission;
 pub(crate) mod handoff;
+pub(crate) mod host;
 pub(crate) mod ledger;
 pub(crate) mod registry;
 pub(crate) mod teller;
