@@ -172,8 +172,10 @@ fn a_guest_goes_there_and_comes_back() {
     );
     assert_eq!(code(&sent), 0, "{}", said(&sent));
     wait_until(|| code(&run(&place.directory("b"), &["status", "vm1"])) == 3);
-    let status = json(&run(&place.directory("a"), &["status", "vm1", "--json"]));
-    assert_eq!(status["state"], "running");
+    // The source may learn of the arrival a moment before the guest's new process tells of it.
+    let status = || json(&run(&place.directory("a"), &["status", "vm1", "--json"]));
+    wait_until(|| status()["state"] == "running");
+    let status = status();
     assert_eq!(status["epoch"], 3);
     assert_eq!(
         status["backing"], "anon",
@@ -235,6 +237,9 @@ fn a_move_can_be_cancelled_and_the_guest_sent_again() {
     assert_eq!(code(&run(&a, &["cancel", "vm1"])), 0);
     assert_eq!(slow.wait_with_output().unwrap().status.code(), Some(9));
     assert_eq!(code(&run(&a, &["cancel", "vm1"])), 14);
+    // Nothing of it stays behind.
+    let b = place.directory("b");
+    wait_until(|| std::fs::read_dir(&b).unwrap().count() == 0);
 
     let sent = run(&a, &["send", "vm1", "--to", &there, "--quiet"]);
     assert_eq!(code(&sent), 0, "{}", said(&sent));

@@ -1,12 +1,11 @@
 //! `dunlin incoming`: the process of a guest that `receive` lets in. Its standard input is the
 //! socket to the supervisor.
 
-use std::fs::OpenOptions;
+mod serial_file;
+
 use std::io::{self, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
@@ -21,6 +20,7 @@ use dunlin_transports::tcp::{
 };
 use dunlin_vmm::machine::{Machine, MachineFactory};
 
+use self::serial_file::SerialFile;
 use crate::cli::guest::Incoming;
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -133,7 +133,10 @@ fn prepare(arguments: &Incoming, offer: &GuestOffer) -> Result<Prepared, Failure
         )));
     }
     let (claim, listener) = arguments.runtime.directory().claim(name)?;
-    let serial = serial(&arguments.serial)?;
+    let serial = SerialFile::open(&arguments.serial).map_err(|error| {
+        let path = arguments.serial.display();
+        Failure::system(format!("the serial port's file {path}"), error)
+    })?;
     let backing = arguments
         .memory_backing
         .backing()
@@ -141,20 +144,7 @@ fn prepare(arguments: &Incoming, offer: &GuestOffer) -> Result<Prepared, Failure
         .map_or("", |backing| backing.name());
     let desk = Desk::new(Facts::of(offer, backing));
     desk.open(listener)?;
-    Ok((claim, desk, serial))
-}
-
-fn serial(path: &Path) -> Result<Box<dyn Write + Send>, Failure> {
-    let file = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .mode(0o600)
-        .custom_flags(libc::O_NOFOLLOW)
-        .open(path)
-        .map_err(|error| {
-            Failure::system(format!("the serial port's file {}", path.display()), error)
-        })?;
-    Ok(Box::new(file))
+    Ok((claim, desk, Box::new(serial)))
 }
 
 /// Takes lanes from the supervisor on a thread of its own, for as long as there is one. When the

@@ -26,6 +26,7 @@ use uuid::Uuid;
 use super::Ending;
 use super::handoff::{Parcel, Word, hear};
 use super::ledger::{self, Ledger, Neighbour};
+use super::leftovers::{Leftovers, last_line};
 use super::registry::{self, Registry, Route};
 use super::teller::{Happening, Teller};
 use crate::cli::guest::Receive;
@@ -232,6 +233,8 @@ impl Admission {
         let name = &admitted.name;
         let (near, far) = UnixStream::pair().map_err(failed)?;
         let log_path = self.runtime.log(name);
+        let serial_path = self.serial(name);
+        let leftovers = Leftovers::of([&log_path, &serial_path]);
         let log = OpenOptions::new()
             .create(true)
             .append(true)
@@ -250,7 +253,7 @@ impl Admission {
             .arg("--dirty-tracking")
             .arg(value_name(&self.arguments.dirty_tracking))
             .arg("--serial")
-            .arg(self.serial(name))
+            .arg(serial_path)
             .arg("--runtime-dir")
             .arg(self.runtime.path())
             .stdin(Stdio::from(OwnedFd::from(far)))
@@ -269,6 +272,7 @@ impl Admission {
         Ok(GuestProcess {
             child,
             socket: near,
+            leftovers,
         })
     }
 
@@ -357,11 +361,14 @@ impl Admission {
         if arrived {
             self.teller.tell(&Happening::Gone { name, status });
         } else if !told {
-            let log = self.runtime.log(&name);
+            let last = last_line(&self.runtime.log(&name));
             self.teller.tell(&Happening::Failed {
                 name,
-                reason: format!("its process ended, {status}; see {}", log.display()),
+                reason: format!("its process ended, {status}; the last line of its log: {last}"),
             });
+        }
+        if !arrived {
+            guest.leftovers.remove();
         }
         // The places are given back only now that the process is gone.
         drop(admitted);
@@ -372,6 +379,7 @@ impl Admission {
 struct GuestProcess {
     child: Child,
     socket: UnixStream,
+    leftovers: Leftovers,
 }
 
 impl GuestProcess {
@@ -380,6 +388,7 @@ impl GuestProcess {
         // It may be gone already.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        self.leftovers.remove();
     }
 }
 

@@ -9,6 +9,7 @@
 //! | [`ledger`] | the memory that they were promised |
 //! | [`host`] | what memory this host has |
 //! | [`handoff`] | giving a connection to a guest's process |
+//! | [`leftovers`] | the files of a guest that did not come |
 //! | [`teller`] | telling the operator what happens |
 //!
 //! A stranger costs a thread and a few hundred KiB, for at most [`GREETING_MAX`], and there are at
@@ -18,6 +19,7 @@ pub(crate) mod admission;
 pub(crate) mod handoff;
 pub(crate) mod host;
 pub(crate) mod ledger;
+mod leftovers;
 pub(crate) mod registry;
 pub(crate) mod teller;
 
