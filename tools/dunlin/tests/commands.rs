@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 /// How long anything may take here before it counts as stuck.
@@ -447,4 +448,47 @@ fn the_demo_moves_a_guest_and_leaves_nothing_behind() {
         .map(|entry| entry.unwrap().file_name())
         .collect();
     assert_eq!(left, ["report.json"]);
+}
+
+#[test]
+fn a_demo_that_is_killed_takes_its_guests_along() {
+    let place = Place::new();
+    let mut demo = dunlin(place.root.path(), &["demo", "--guest", "process"])
+        .args(["--memory", "32MiB", "--workload", "hot=0"])
+        .env("TMPDIR", place.root.path())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut story = BufReader::new(demo.stdout.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("begins") {
+        line.clear();
+        assert!(story.read_line(&mut line).unwrap() > 0, "no move began");
+    }
+    let stage = std::fs::read_dir(place.root.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .find(|path| path.join("destination").exists())
+        .unwrap();
+    let state = |side: &str| {
+        let status = run(&stage.join(side), &["status", "demo", "--json"]);
+        json(&status)["state"].as_str().map(str::to_owned)
+    };
+    // It stands still whenever it is looked whether the guest has come, and so can't end it before.
+    let process = Pid::from_child(&demo);
+    loop {
+        kill_process(process, Signal::STOP).unwrap();
+        if state("destination").as_deref() == Some("running") {
+            break;
+        }
+        assert!(
+            stage.exists(),
+            "the demo is over, and was not looked at in time"
+        );
+        kill_process(process, Signal::CONT).unwrap();
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    demo.kill().unwrap();
+    demo.wait().unwrap();
+    wait_until(|| state("source").is_none() && state("destination").is_none());
 }

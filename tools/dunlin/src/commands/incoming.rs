@@ -3,6 +3,7 @@
 
 mod serial_file;
 
+use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -19,6 +20,7 @@ use dunlin_transports::tcp::{
     DestinationEndpoint as TcpEndpoint, IncomingLane, Options, Preamble, control_channel,
 };
 use dunlin_vmm::machine::{Machine, MachineFactory};
+use rustix::process::{Signal, getpid, kill_process};
 
 use self::serial_file::SerialFile;
 use crate::cli::guest::Incoming;
@@ -34,6 +36,9 @@ pub(crate) fn run(arguments: &Incoming) -> Result<Exit, Failure> {
     // A session of its own: a Ctrl-C meant for the supervisor does not reach the guest. Fails only
     // for the leader of a process group, which is apart from the supervisor's already.
     let _ = rustix::process::setsid();
+    if let Some(leash) = arguments.leash {
+        end_with(leash)?;
+    }
     let socket = io::stdin()
         .as_fd()
         .try_clone_to_owned()
@@ -61,6 +66,24 @@ pub(crate) fn run(arguments: &Incoming) -> Result<Exit, Failure> {
             Err(failure)
         }
     }
+}
+
+/// Ends this process, as a signal would, when nobody can write to a pipe any more: whoever held the
+/// other end is gone, however it went.
+fn end_with(leash: u32) -> Result<(), Failure> {
+    let failed = |error| Failure::system(format!("the leash, descriptor {leash}"), error);
+    // Opened anew, since a number alone is nothing that can be owned (proc(5), `/proc/pid/fd`).
+    let mut pipe = File::open(format!("/proc/self/fd/{leash}")).map_err(failed)?;
+    thread::Builder::new()
+        .name("leash".to_owned())
+        .spawn(move || {
+            // Nothing is ever written.
+            let _ = io::copy(&mut pipe, &mut io::sink());
+            // A process may always signal itself.
+            let _ = kill_process(getpid(), Signal::TERM);
+        })
+        .map(|_| ())
+        .map_err(failed)
 }
 
 struct Arrived {

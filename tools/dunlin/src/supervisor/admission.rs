@@ -2,7 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::net::{SocketAddr, TcpStream};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -259,6 +259,14 @@ impl Admission {
             .stdin(Stdio::from(OwnedFd::from(far)))
             .stdout(log)
             .stderr(errors);
+        // A copy that is left open for the program that follows.
+        let leash = match self.arguments.with_parent {
+            true => Some(rustix::io::dup(std::io::stdin()).map_err(|error| failed(error.into()))?),
+            false => None,
+        };
+        if let Some(leash) = &leash {
+            command.args(["--leash", &leash.as_raw_fd().to_string()]);
+        }
         let child = command.spawn().map_err(failed)?;
         let pid = child.id();
         admitted.promise.belongs_to(pid);
