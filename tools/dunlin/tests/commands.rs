@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 /// How long anything may take here before it counts as stuck.
@@ -175,8 +176,10 @@ fn a_guest_goes_there_and_comes_back() {
     );
     assert_eq!(code(&sent), 0, "{}", said(&sent));
     wait_until(|| code(&run(&place.directory("b"), &["status", "vm1"])) == 3);
-    let status = json(&run(&place.directory("a"), &["status", "vm1", "--json"]));
-    assert_eq!(status["state"], "running");
+    // The source may learn of the arrival a moment before the guest's new process tells of it.
+    let status = || json(&run(&place.directory("a"), &["status", "vm1", "--json"]));
+    wait_until(|| status()["state"] == "running");
+    let status = status();
     assert_eq!(status["epoch"], 3);
     assert_eq!(
         status["backing"], "anon",
@@ -238,6 +241,9 @@ fn a_move_can_be_cancelled_and_the_guest_sent_again() {
     assert_eq!(code(&run(&a, &["cancel", "vm1"])), 0);
     assert_eq!(slow.wait_with_output().unwrap().status.code(), Some(9));
     assert_eq!(code(&run(&a, &["cancel", "vm1"])), 14);
+    // Nothing of it stays behind.
+    let b = place.directory("b");
+    wait_until(|| std::fs::read_dir(&b).unwrap().count() == 0);
 
     let sent = run(&a, &["send", "vm1", "--to", &there, "--quiet"]);
     assert_eq!(code(&sent), 0, "{}", said(&sent));
@@ -337,6 +343,48 @@ fn once_ends_with_the_first_guest_which_goes_on() {
     let mut supervisor = place.running.pop().unwrap();
     assert_eq!(supervisor.0.wait().unwrap().code(), Some(0));
     place.stop("b", "vm1");
+}
+
+#[test]
+fn a_supervisor_counts_the_guests_that_were_here_before_it() {
+    let mut place = Place::new();
+    place.guest("a", "one", "32MiB", "hot=0");
+    place.guest("a", "two", "32MiB", "hot=0");
+    let a = place.directory("a");
+    let limit = ["--memory-limit", "48MiB"];
+    let (first, mut told) = place.destination("b", &limit);
+    let sent = run(&a, &["send", "one", "--to", &first, "--quiet"]);
+    assert_eq!(code(&sent), 0, "{}", said(&sent));
+    told.next("arrived");
+    drop(place.running.pop());
+
+    let (second, _) = place.destination("b", &limit);
+    let sent = run(&a, &["send", "two", "--to", &second, "--json"]);
+    assert_eq!(code(&sent), 4, "{}", said(&sent));
+    let reason = json(&sent)["reason"].as_str().unwrap().to_owned();
+    let both = "leaves 16 MiB for guests here, the guest needs 32 MiB";
+    assert!(reason.contains(both), "{reason}");
+
+    place.stop("b", "one");
+    let sent = run(&a, &["send", "two", "--to", &second, "--quiet"]);
+    assert_eq!(code(&sent), 0, "{}", said(&sent));
+    place.stop("b", "two");
+}
+
+#[test]
+fn a_guest_that_is_too_large_for_this_host_is_refused() {
+    let place = Place::new();
+    let output = dunlin(&place.directory("a"), &["run", "--guest", "process"])
+        .args(["--name", "vm1", "--memory", "8000TiB"])
+        .output()
+        .unwrap();
+    assert_eq!(code(&output), 12, "{}", said(&output));
+    let said = said(&output);
+    assert!(
+        said.contains("guest 'vm1' can't start: this host has"),
+        "{said}"
+    );
+    assert!(said.contains("the guest needs"), "{said}");
 }
 
 #[test]
@@ -506,4 +554,47 @@ fn a_uuid_is_taken_once() {
     assert!(said(&twin).contains("'vm1'"), "{}", said(&twin));
     assert_eq!(code(&run(&a, &["status", "vm2"])), 3, "its name is free");
     place.stop("a", "vm1");
+}
+
+#[test]
+fn a_demo_that_is_killed_takes_its_guests_along() {
+    let place = Place::new();
+    let mut demo = dunlin(place.root.path(), &["demo", "--guest", "process"])
+        .args(["--memory", "32MiB", "--workload", "hot=0"])
+        .env("TMPDIR", place.root.path())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut story = BufReader::new(demo.stdout.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("begins") {
+        line.clear();
+        assert!(story.read_line(&mut line).unwrap() > 0, "no move began");
+    }
+    let stage = std::fs::read_dir(place.root.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .find(|path| path.join("destination").exists())
+        .unwrap();
+    let state = |side: &str| {
+        let status = run(&stage.join(side), &["status", "demo", "--json"]);
+        json(&status)["state"].as_str().map(str::to_owned)
+    };
+    // It stands still whenever it is looked whether the guest has come, and so can't end it before.
+    let process = Pid::from_child(&demo);
+    loop {
+        kill_process(process, Signal::STOP).unwrap();
+        if state("destination").as_deref() == Some("running") {
+            break;
+        }
+        assert!(
+            stage.exists(),
+            "the demo is over, and was not looked at in time"
+        );
+        kill_process(process, Signal::CONT).unwrap();
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    demo.kill().unwrap();
+    demo.wait().unwrap();
+    wait_until(|| state("source").is_none() && state("destination").is_none());
 }

@@ -119,7 +119,8 @@ pub(crate) struct Receive {
     /// Tell what happens as JSON, one object a line
     #[arg(long)]
     pub(crate) json: bool,
-    /// End with the process that started this one (for 'dunlin demo')
+    /// End with the process that started this one, guests that have arrived when standard input
+    /// ends (for 'dunlin demo')
     #[arg(long, hide = true)]
     pub(crate) with_parent: bool,
 }
@@ -159,6 +160,9 @@ pub(crate) struct Incoming {
     /// Where its serial port writes
     #[arg(long)]
     pub(crate) serial: PathBuf,
+    /// The descriptor of a pipe; the guest ends when nobody can write to it any more
+    #[arg(long, value_name = "FD")]
+    pub(crate) leash: Option<u32>,
     #[command(flatten)]
     pub(crate) runtime: Runtime,
 }

@@ -1,12 +1,12 @@
 //! `dunlin incoming`: the process of a guest that `receive` lets in. Its standard input is the
 //! socket to the supervisor.
 
-use std::fs::OpenOptions;
+mod serial_file;
+
+use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
@@ -20,7 +20,9 @@ use dunlin_transports::tcp::{
     DestinationEndpoint as TcpEndpoint, IncomingLane, Options, Preamble, control_channel,
 };
 use dunlin_vmm::machine::{Machine, MachineFactory};
+use rustix::process::{Signal, getpid, kill_process};
 
+use self::serial_file::SerialFile;
 use crate::cli::guest::Incoming;
 use crate::console;
 use crate::exit::Exit;
@@ -36,6 +38,9 @@ pub(crate) fn run(arguments: &Incoming) -> Result<Exit, Failure> {
     // A session of its own: a Ctrl-C meant for the supervisor does not reach the guest. Fails only
     // for the leader of a process group, which is apart from the supervisor's already.
     let _ = rustix::process::setsid();
+    if let Some(leash) = arguments.leash {
+        end_with(leash)?;
+    }
     let socket = io::stdin()
         .as_fd()
         .try_clone_to_owned()
@@ -63,6 +68,24 @@ pub(crate) fn run(arguments: &Incoming) -> Result<Exit, Failure> {
             Err(failure)
         }
     }
+}
+
+/// Ends this process, as a signal would, when nobody can write to a pipe any more: whoever held the
+/// other end is gone, however it went.
+fn end_with(leash: u32) -> Result<(), Failure> {
+    let failed = |error| Failure::system(format!("the leash, descriptor {leash}"), error);
+    // Opened anew, since a number alone is nothing that can be owned (proc(5), `/proc/pid/fd`).
+    let mut pipe = File::open(format!("/proc/self/fd/{leash}")).map_err(failed)?;
+    thread::Builder::new()
+        .name("leash".to_owned())
+        .spawn(move || {
+            // Nothing is ever written.
+            let _ = io::copy(&mut pipe, &mut io::sink());
+            // A process may always signal itself.
+            let _ = kill_process(getpid(), Signal::TERM);
+        })
+        .map(|_| ())
+        .map_err(failed)
 }
 
 struct Arrived {
@@ -135,7 +158,10 @@ fn prepare(arguments: &Incoming, offer: &GuestOffer) -> Result<Prepared, Failure
         )));
     }
     let (claim, listener) = arguments.runtime.directory().claim(name)?;
-    let serial = serial(&arguments.serial)?;
+    let serial = SerialFile::open(&arguments.serial).map_err(|error| {
+        let path = arguments.serial.display();
+        Failure::system(format!("the serial port's file {path}"), error)
+    })?;
     let backing = arguments
         .memory_backing
         .backing()
@@ -144,20 +170,7 @@ fn prepare(arguments: &Incoming, offer: &GuestOffer) -> Result<Prepared, Failure
     let desk = Desk::new(Facts::of(offer, backing), GuestState::Incoming);
     desk.open(listener)?;
     desk.heed_signals()?;
-    Ok((claim, desk, serial))
-}
-
-fn serial(path: &Path) -> Result<Box<dyn Write + Send>, Failure> {
-    let file = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .mode(0o600)
-        .custom_flags(libc::O_NOFOLLOW)
-        .open(path)
-        .map_err(|error| {
-            Failure::system(format!("the serial port's file {}", path.display()), error)
-        })?;
-    Ok(Box::new(file))
+    Ok((claim, desk, Box::new(serial)))
 }
 
 /// Takes lanes from the supervisor on a thread of its own, for as long as there is one. When the

@@ -3,9 +3,11 @@
 use std::fs::File;
 use std::io::{self, Write};
 
+use dunlin_engine::layout::Backing;
 use dunlin_vmm::machine::{Machine, MachineKind};
 use dunlin_vmm::size::format_size;
 use dunlin_vmm::spec::GuestSpec;
+use dunlin_vmm::workload::fill::bytes_taken;
 use uuid::Uuid;
 
 use crate::cli::guest::{Run, Serial};
@@ -18,6 +20,7 @@ use crate::guest::{Desk, Stay};
 use crate::local::client::Connection;
 use crate::local::protocol::GuestState;
 use crate::local::runtime_dir::RuntimeDir;
+use crate::supervisor::ledger;
 
 /// Runs a guest until it ends or was moved away.
 pub(crate) fn run(arguments: &Run) -> Result<Exit, Failure> {
@@ -39,6 +42,10 @@ pub(crate) fn run(arguments: &Run) -> Result<Exit, Failure> {
         workload: arguments.workload.clone(),
         tracking: arguments.dirty_tracking.into(),
     };
+    // Without this, a guest that is too large is ended by the kernel while its memory is filled.
+    let taken = bytes_taken(&spec.workload, spec.memory_bytes, spec.backing);
+    ledger::has_room(taken, spec.backing == Backing::Hugetlb)
+        .map_err(|shortage| Failure::local(format!("guest '{name}' can't start: {shortage}")))?;
     let facts = Facts {
         name: name.clone(),
         uuid: spec.uuid.to_string(),

@@ -2,7 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::net::{SocketAddr, TcpStream};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -25,7 +25,8 @@ use uuid::Uuid;
 
 use super::Ending;
 use super::handoff::{Parcel, Word, hear};
-use super::ledger::{self, Ledger};
+use super::ledger::{self, Ledger, Neighbour};
+use super::leftovers::{Leftovers, last_line};
 use super::registry::{self, Registry, Route};
 use super::teller::{Happening, Teller};
 use crate::cli::guest::Receive;
@@ -127,10 +128,14 @@ impl Admission {
         let name = &offer.identity.name;
         let entry = self.place(session, &offer.identity)?;
         self.await_name(name)?;
-        self.neighbours_differ(offer.identity.uuid)?;
+        let neighbours = self.neighbours(offer.identity.uuid)?;
         let promise = self
             .ledger
-            .promise(offer.layout.bytes(), self.uses_huge_pages(offer))
+            .promise(
+                offer.layout.bytes(),
+                self.uses_huge_pages(offer),
+                &neighbours,
+            )
             .map_err(|shortage| shortage.to_string())?;
         Ok(Admitted {
             name: name.clone(),
@@ -190,19 +195,32 @@ impl Admission {
         }
     }
 
-    /// Asks the other guests of the runtime directory for their UUIDs. One that does not answer
-    /// holds its name, and that is known.
-    fn neighbours_differ(&self, uuid: Uuid) -> Result<(), String> {
+    /// Asks the other guests of the runtime directory who they are and what memory they have: they
+    /// may have come to a supervisor before this one. One that does not answer holds its name, and
+    /// that is known. One that is about to end gives its memory back.
+    fn neighbours(&self, uuid: Uuid) -> Result<Vec<Neighbour>, String> {
         let uuid = uuid.to_string();
+        let mut neighbours = Vec::new();
         for name in self.runtime.names().map_err(|failure| failure.message)? {
-            let status = self.status_of(&name);
-            if status.is_ok_and(|status| status.uuid == uuid && !is_leaving(&status)) {
+            let Ok(status) = self.status_of(&name) else {
+                continue;
+            };
+            if is_leaving(&status) {
+                continue;
+            }
+            if status.uuid == uuid {
                 return Err(format!(
                     "a guest with UUID {uuid} is already here, named '{name}'"
                 ));
             }
+            neighbours.push(Neighbour {
+                process: status.pid,
+                bytes: status.memory_bytes,
+                huge: status.backing == Backing::Hugetlb.name(),
+                allocated: status.state != GuestState::Incoming,
+            });
         }
-        Ok(())
+        Ok(neighbours)
     }
 
     fn spawn(
@@ -215,6 +233,8 @@ impl Admission {
         let name = &admitted.name;
         let (near, far) = UnixStream::pair().map_err(failed)?;
         let log_path = self.runtime.log(name);
+        let serial_path = self.serial(name);
+        let leftovers = Leftovers::of([&log_path, &serial_path]);
         let log = OpenOptions::new()
             .create(true)
             .append(true)
@@ -233,12 +253,20 @@ impl Admission {
             .arg("--dirty-tracking")
             .arg(value_name(&self.arguments.dirty_tracking))
             .arg("--serial")
-            .arg(self.serial(name))
+            .arg(serial_path)
             .arg("--runtime-dir")
             .arg(self.runtime.path())
             .stdin(Stdio::from(OwnedFd::from(far)))
             .stdout(log)
             .stderr(errors);
+        // A copy that is left open for the program that follows.
+        let leash = match self.arguments.with_parent {
+            true => Some(rustix::io::dup(std::io::stdin()).map_err(|error| failed(error.into()))?),
+            false => None,
+        };
+        if let Some(leash) = &leash {
+            command.args(["--leash", &leash.as_raw_fd().to_string()]);
+        }
         let child = command.spawn().map_err(failed)?;
         let pid = child.id();
         admitted.promise.belongs_to(pid);
@@ -252,6 +280,7 @@ impl Admission {
         Ok(GuestProcess {
             child,
             socket: near,
+            leftovers,
         })
     }
 
@@ -340,11 +369,14 @@ impl Admission {
         if arrived {
             self.teller.tell(&Happening::Gone { name, status });
         } else if !told {
-            let log = self.runtime.log(&name);
+            let last = last_line(&self.runtime.log(&name));
             self.teller.tell(&Happening::Failed {
                 name,
-                reason: format!("its process ended, {status}; see {}", log.display()),
+                reason: format!("its process ended, {status}; the last line of its log: {last}"),
             });
+        }
+        if !arrived {
+            guest.leftovers.remove();
         }
         // The places are given back only now that the process is gone.
         drop(admitted);
@@ -355,6 +387,7 @@ impl Admission {
 struct GuestProcess {
     child: Child,
     socket: UnixStream,
+    leftovers: Leftovers,
 }
 
 impl GuestProcess {
@@ -363,6 +396,7 @@ impl GuestProcess {
         // It may be gone already.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        self.leftovers.remove();
     }
 }
 

@@ -10,13 +10,17 @@
 //!
 //! Huge pages are different: the kernel sets them aside when the memory is allocated. Until then
 //! they are promised here.
+//!
+//! Guests that this supervisor did not let in (they came to one before it, to another, or were
+//! started here) were promised their memory by someone else. The ledger does not keep them: whoever
+//! asks for a promise names them ([`Neighbour`]), as they are at that moment.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use thiserror::Error;
 
+use super::host::{HostMemory, host_memory, taken_by};
 use crate::render::amounts::bytes;
 
 /// What a guest costs besides its memory: the process, its threads' stacks and rings.
@@ -55,78 +59,6 @@ pub(crate) enum Shortage {
     },
 }
 
-/// What the host has, in bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct HostMemory {
-    /// What could be given out without swapping.
-    pub(crate) available: u64,
-    /// What is in huge pages that nobody reserved.
-    pub(crate) huge_free: u64,
-}
-
-/// Reads what the host has: `/proc/meminfo` and, within a control group, its limit.
-pub(crate) fn host_memory() -> HostMemory {
-    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let mut memory = parse_meminfo(&meminfo);
-    if let Some(left) = control_group_left() {
-        memory.available = memory.available.min(left);
-    }
-    memory
-}
-
-fn parse_meminfo(meminfo: &str) -> HostMemory {
-    let value = |name: &str| {
-        meminfo
-            .lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
-            .and_then(|rest| rest.split_whitespace().next())
-            .and_then(|number| number.parse::<u64>().ok())
-            .unwrap_or(0)
-    };
-    let huge_pages = value("HugePages_Free").saturating_sub(value("HugePages_Rsvd"));
-    HostMemory {
-        available: value("MemAvailable").saturating_mul(1024),
-        huge_free: huge_pages.saturating_mul(value("Hugepagesize").saturating_mul(1024)),
-    }
-}
-
-/// What this process's control group (version 2) leaves, over all its levels; `None`: no limit.
-fn control_group_left() -> Option<u64> {
-    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
-    let path = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
-    let mut level = std::path::Path::new("/sys/fs/cgroup").join(path.trim_start_matches('/'));
-    let mut left: Option<u64> = None;
-    while level.starts_with("/sys/fs/cgroup") {
-        let number = |file: &str| {
-            fs::read_to_string(level.join(file))
-                .ok()
-                .and_then(|text| text.trim().parse::<u64>().ok())
-        };
-        // "max" is no number: no limit on this level.
-        if let (Some(limit), Some(used)) = (number("memory.max"), number("memory.current")) {
-            let here = limit.saturating_sub(used);
-            left = Some(left.map_or(here, |left| left.min(here)));
-        }
-        if !level.pop() {
-            break;
-        }
-    }
-    left
-}
-
-/// How much of its memory a process has taken, in bytes: the proportional share, which counts a
-/// page once however often the process maps it. 0 where the kernel does not tell.
-fn taken_by(process: u32) -> u64 {
-    let rollup = fs::read_to_string(format!("/proc/{process}/smaps_rollup")).unwrap_or_default();
-    rollup
-        .lines()
-        .find_map(|line| line.strip_prefix("Pss:"))
-        .and_then(|rest| rest.split_whitespace().next())
-        .and_then(|number| number.parse::<u64>().ok())
-        .unwrap_or(0)
-        .saturating_mul(1024)
-}
-
 #[derive(Clone, Copy, Debug)]
 struct Promise {
     bytes: u64,
@@ -147,6 +79,30 @@ impl Promise {
     }
 }
 
+/// Another guest of this host, as it says of itself. It may be one that the ledger knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Neighbour {
+    /// Its process.
+    pub(crate) process: u32,
+    /// Its memory.
+    pub(crate) bytes: u64,
+    /// Whether that is in huge pages.
+    pub(crate) huge: bool,
+    /// Whether it is allocated: a guest that is arriving may not have come to that.
+    pub(crate) allocated: bool,
+}
+
+impl Neighbour {
+    fn promise(&self) -> Promise {
+        Promise {
+            bytes: self.bytes,
+            huge: self.huge,
+            huge_set_aside: self.allocated,
+            process: Some(self.process),
+        }
+    }
+}
+
 /// What a guest of this size takes in all.
 fn need(bytes: u64) -> u64 {
     bytes
@@ -154,10 +110,54 @@ fn need(bytes: u64) -> u64 {
         .saturating_add(OVERHEAD_BYTES)
 }
 
+/// Whether a guest that takes `memory` at once has room on this host. For one that is started here:
+/// nothing is promised, since it takes its memory before it can be asked about it.
+///
+/// # Errors
+///
+/// When there is too little, with both numbers.
+pub(crate) fn has_room(memory: u64, huge: bool) -> Result<(), Shortage> {
+    fits(memory, huge, host_memory())
+}
+
+fn fits(memory: u64, huge: bool, free: HostMemory) -> Result<(), Shortage> {
+    let needed = if huge { OVERHEAD_BYTES } else { need(memory) };
+    if needed > free.available {
+        return Err(Shortage::Memory {
+            free: free.available,
+            needed,
+        });
+    }
+    if huge && memory > free.huge_free {
+        return Err(Shortage::HugePages {
+            free: free.huge_free,
+            needed: memory,
+        });
+    }
+    Ok(())
+}
+
 #[derive(Debug, Default)]
 struct Book {
     next: u64,
     promises: BTreeMap<u64, Promise>,
+}
+
+impl Book {
+    /// All that was promised on this host: here, and to neighbours that are not in this book.
+    fn all(&self, neighbours: &[Neighbour]) -> Vec<Promise> {
+        let known = |neighbour: &&Neighbour| {
+            self.promises
+                .values()
+                .any(|promise| promise.process == Some(neighbour.process))
+        };
+        let others = neighbours.iter().filter(|neighbour| !known(neighbour));
+        self.promises
+            .values()
+            .copied()
+            .chain(others.map(Neighbour::promise))
+            .collect()
+    }
 }
 
 /// The ledger. Clones share it.
@@ -176,21 +176,33 @@ impl Ledger {
         }
     }
 
-    /// Promises a guest its memory, for as long as the entry lives.
+    /// Promises a guest its memory, for as long as the entry lives. `neighbours` are the guests of
+    /// this host; those that have a promise here are counted once.
     ///
     /// # Errors
     ///
     /// When there is too little, with both numbers.
-    pub(crate) fn promise(&self, memory: u64, huge: bool) -> Result<Entry, Shortage> {
-        self.promise_of(memory, huge, host_memory())
+    pub(crate) fn promise(
+        &self,
+        memory: u64,
+        huge: bool,
+        neighbours: &[Neighbour],
+    ) -> Result<Entry, Shortage> {
+        self.promise_of(memory, huge, neighbours, host_memory())
     }
 
-    fn promise_of(&self, memory: u64, huge: bool, host: HostMemory) -> Result<Entry, Shortage> {
+    fn promise_of(
+        &self,
+        memory: u64,
+        huge: bool,
+        neighbours: &[Neighbour],
+        host: HostMemory,
+    ) -> Result<Entry, Shortage> {
         let mut book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
+        let promises = book.all(neighbours);
         if let Some(limit) = self.limit {
-            let free = book
-                .promises
-                .values()
+            let free = promises
+                .iter()
                 .fold(limit, |left, promise| left.saturating_sub(promise.bytes));
             if memory > free {
                 return Err(Shortage::Limit {
@@ -199,30 +211,21 @@ impl Ledger {
                 });
             }
         }
-        let (small, large) = book.promises.values().map(Promise::outstanding).fold(
-            (0_u64, 0_u64),
-            |sum, promise| {
-                (
-                    sum.0.saturating_add(promise.0),
-                    sum.1.saturating_add(promise.1),
-                )
-            },
-        );
-        let small_needed = if huge { OVERHEAD_BYTES } else { need(memory) };
-        let small_free = host.available.saturating_sub(small);
-        if small_needed > small_free {
-            return Err(Shortage::Memory {
-                free: small_free,
-                needed: small_needed,
-            });
-        }
-        let large_free = host.huge_free.saturating_sub(large);
-        if huge && memory > large_free {
-            return Err(Shortage::HugePages {
-                free: large_free,
-                needed: memory,
-            });
-        }
+        let (small, large) =
+            promises
+                .iter()
+                .map(Promise::outstanding)
+                .fold((0_u64, 0_u64), |sum, promise| {
+                    (
+                        sum.0.saturating_add(promise.0),
+                        sum.1.saturating_add(promise.1),
+                    )
+                });
+        let free = HostMemory {
+            available: host.available.saturating_sub(small),
+            huge_free: host.huge_free.saturating_sub(large),
+        };
+        fits(memory, huge, free)?;
         let number = book.next;
         book.next += 1;
         book.promises.insert(
@@ -290,24 +293,28 @@ mod tests {
     #[test]
     fn two_promises_do_not_share_the_same_memory() {
         let ledger = Ledger::new(None);
-        let first = ledger.promise_of(2 * GIB, false, host(4 * GIB, 0)).unwrap();
+        let first = ledger
+            .promise_of(2 * GIB, false, &[], host(4 * GIB, 0))
+            .unwrap();
         let shortage = ledger
-            .promise_of(2 * GIB, false, host(4 * GIB, 0))
+            .promise_of(2 * GIB, false, &[], host(4 * GIB, 0))
             .unwrap_err();
         assert!(matches!(shortage, Shortage::Memory { .. }), "{shortage}");
         drop(first);
-        ledger.promise_of(2 * GIB, false, host(4 * GIB, 0)).unwrap();
+        ledger
+            .promise_of(2 * GIB, false, &[], host(4 * GIB, 0))
+            .unwrap();
     }
 
     #[test]
     fn the_limit_counts_all_guests() {
         let ledger = Ledger::new(Some(3 * GIB));
         let _first = ledger
-            .promise_of(2 * GIB, false, host(99 * GIB, 0))
+            .promise_of(2 * GIB, false, &[], host(99 * GIB, 0))
             .unwrap();
         assert_eq!(
             ledger
-                .promise_of(2 * GIB, false, host(99 * GIB, 0))
+                .promise_of(2 * GIB, false, &[], host(99 * GIB, 0))
                 .unwrap_err()
                 .to_string(),
             "--memory-limit leaves 1 GiB for guests here, the guest needs 2 GiB"
@@ -315,32 +322,49 @@ mod tests {
     }
 
     #[test]
+    fn neighbours_count_once_whoever_let_them_in() {
+        let ledger = Ledger::new(Some(3 * GIB));
+        // No process has this number: nothing of the memory is taken yet.
+        let neighbour = |process| Neighbour {
+            process,
+            bytes: GIB,
+            huge: false,
+            allocated: true,
+        };
+        let (known, stranger) = (neighbour(u32::MAX), neighbour(u32::MAX - 1));
+        let all = host(99 * GIB, 0);
+        let first = ledger.promise_of(GIB, false, &[], all).unwrap();
+        first.belongs_to(known.process);
+        drop(ledger.promise_of(2 * GIB, false, &[known], all).unwrap());
+        assert!(matches!(
+            ledger.promise_of(2 * GIB, false, &[known, stranger], all),
+            Err(Shortage::Limit { free: GIB, .. })
+        ));
+        // What they have not taken yet is still inside of MemAvailable.
+        assert!(matches!(
+            ledger.promise_of(GIB, false, &[stranger], host(3 * GIB, 0)),
+            Err(Shortage::Memory { .. })
+        ));
+    }
+
+    #[test]
     fn huge_pages_are_promised_until_the_kernel_sets_them_aside() {
         let ledger = Ledger::new(None);
         let all = host(GIB, 3 * GIB);
-        let first = ledger.promise_of(2 * GIB, true, all).unwrap();
+        let first = ledger.promise_of(2 * GIB, true, &[], all).unwrap();
         assert!(matches!(
-            ledger.promise_of(2 * GIB, true, all),
+            ledger.promise_of(2 * GIB, true, &[], all),
             Err(Shortage::HugePages { free: GIB, .. })
         ));
         first.is_allocated();
         // The kernel's own number now lacks what the first guest has.
-        assert!(ledger.promise_of(GIB, true, host(GIB, GIB)).is_ok());
+        assert!(ledger.promise_of(GIB, true, &[], host(GIB, GIB)).is_ok());
     }
 
     #[test]
     fn a_size_beyond_all_measure_is_a_shortage_and_no_overflow() {
         let ledger = Ledger::new(None);
         let all = host(u64::MAX - 1, 0);
-        assert!(ledger.promise_of(u64::MAX, false, all).is_err());
-    }
-
-    #[test]
-    fn meminfo_is_read() {
-        let text = "MemTotal: 9 kB\nMemAvailable:    2048 kB\nHugePages_Free:  5\nHugePages_Rsvd: 2\nHugepagesize: 2048 kB\n";
-        assert_eq!(parse_meminfo(text), host(2 << 20, 6 << 20));
-        assert_eq!(parse_meminfo("nonsense"), host(0, 0));
-        assert!(host_memory().available > 0);
-        assert!(taken_by(std::process::id()) > 0);
+        assert!(ledger.promise_of(u64::MAX, false, &[], all).is_err());
     }
 }

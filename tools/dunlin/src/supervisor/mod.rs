@@ -7,7 +7,9 @@
 //! | [`admission`] | whether a guest may come, and its process |
 //! | [`registry`] | the guests that are here or on their way, by session, name and UUID |
 //! | [`ledger`] | the memory that they were promised |
+//! | [`host`] | what memory this host has |
 //! | [`handoff`] | giving a connection to a guest's process |
+//! | [`leftovers`] | the files of a guest that did not come |
 //! | [`teller`] | telling the operator what happens |
 //!
 //! A stranger costs a thread and a few hundred KiB, for at most [`GREETING_MAX`], and there are at
@@ -15,7 +17,9 @@
 
 pub(crate) mod admission;
 pub(crate) mod handoff;
+pub(crate) mod host;
 pub(crate) mod ledger;
+mod leftovers;
 pub(crate) mod registry;
 pub(crate) mod teller;
 

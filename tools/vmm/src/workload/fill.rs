@@ -4,7 +4,7 @@
 //! writes again; some fixed pages are zero. The system area's other pages belong to whoever runs
 //! the guest.
 
-use dunlin_engine::layout::GuestMemory;
+use dunlin_engine::layout::{Backing, GuestMemory};
 use dunlin_transports::memory::{MemoryError, MemoryMap, PAGE_BYTES, PageNumber, Run};
 use rayon::prelude::*;
 
@@ -55,6 +55,23 @@ pub fn fill(
                 fill_page(map, plan, workload.zero_percent, seed, PageNumber(number))
             })
         })
+}
+
+/// How many bytes of memory a guest of `memory_bytes` takes from its host at once, as far as that
+/// is known before it is made: all but the half of its zero pages that [`fill`] leaves alone. The
+/// system area counts in full, though little of it may be used.
+///
+/// Only memfd leaves pages out. Huge pages are reserved together, and anonymous memory is backed by
+/// transparent huge pages, each of which has a page that is written.
+pub fn bytes_taken(workload: &Workload, memory_bytes: u64, backing: Backing) -> u64 {
+    match backing {
+        Backing::Hugetlb | Backing::Anonymous => memory_bytes,
+        Backing::Memfd => {
+            let fixed = memory_bytes.saturating_sub(workload.hot_bytes);
+            let untouched = fixed / 200 * u64::from(workload.zero_percent.min(100));
+            memory_bytes - untouched
+        }
+    }
 }
 
 fn fill_page(
@@ -118,8 +135,6 @@ fn fold(left: u64, right: u64) -> u64 {
 mod tests {
     use std::collections::HashSet;
 
-    use dunlin_engine::layout::Backing;
-
     use super::*;
     use crate::memory::{allocate, pc_layout};
 
@@ -175,6 +190,22 @@ mod tests {
         let blocks = rustix::fs::fstat(file).unwrap().st_blocks;
         // The control page, and every other one of 2048 fixed pages; in units of 512 bytes.
         assert_eq!(blocks, 8 * (1 + 1024));
+        // Half of the 16 MiB, and never less than what is used.
+        let taken = bytes_taken(&workload, 16 << 20, Backing::Memfd);
+        assert!((8 << 20..9 << 20).contains(&taken), "{taken}");
+        assert!(taken >= u64::try_from(blocks).unwrap() * 512);
+    }
+
+    #[test]
+    fn only_zero_pages_of_a_memfd_cost_nothing() {
+        let workload: Workload = "hot=64MiB,zero=50".parse().unwrap();
+        let taken = |memory, backing| bytes_taken(&workload, memory, backing);
+        assert_eq!(taken(64 << 20, Backing::Memfd), 64 << 20);
+        assert_eq!(taken(4096, Backing::Memfd), 4096);
+        assert!(taken(u64::MAX, Backing::Memfd) > u64::MAX / 4 * 2);
+        for backing in [Backing::Anonymous, Backing::Hugetlb] {
+            assert_eq!(taken(1 << 30, backing), 1 << 30);
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
@@ -46,6 +46,9 @@ pub(super) struct Stage {
     pub(super) destination: RuntimeDir,
     source_process: Option<Child>,
     supervisor: Option<Child>,
+    /// The destination's standard input. Nothing is written; that it ends, when this process does,
+    /// ends the guest there.
+    leash: Option<ChildStdin>,
     /// The process that the destination made for the guest; 0: none yet.
     arrival: Arc<AtomicU32>,
     directory: TempDir,
@@ -64,6 +67,7 @@ impl Stage {
             destination: runtime("destination"),
             source_process: None,
             supervisor: None,
+            leash: None,
             arrival: Arc::default(),
             directory,
         })
@@ -78,12 +82,13 @@ impl Stage {
             .arg(value_name(&arguments.dirty_tracking))
             .arg("--runtime-dir")
             .arg(self.destination.path())
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(self.log("destination")?)
             .spawn()
             .map_err(|error| Failure::system("the destination can't start", error))?;
         let output = child.stdout.take();
+        self.leash = child.stdin.take();
         self.supervisor = Some(child);
         let (told, endpoint) = mpsc::channel();
         let arrival = Arc::clone(&self.arrival);
@@ -183,6 +188,7 @@ impl Stage {
                 let _ = child.wait();
             }
         }
+        self.leash = None;
         outcome
     }
 

@@ -17,7 +17,7 @@ use rustix::process::{Resource, getrlimit};
 
 use super::{Finding, State};
 use crate::render::amounts::{bytes, count, counted};
-use crate::supervisor::ledger::host_memory;
+use crate::supervisor::host::host_memory;
 
 /// The name of the check for KVM.
 pub(super) const KVM: &str = "kvm";
