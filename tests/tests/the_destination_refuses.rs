@@ -35,28 +35,6 @@ fn for_want_of_memory() -> Result<()> {
 }
 
 #[test]
-fn for_want_of_this_machines_memory() -> Result<()> {
-    let (here, there) = (Site::new()?, Site::new()?);
-    // More than any test machine has, and never touched here.
-    let huge = [
-        "--guest",
-        "process",
-        "--memory",
-        "4TiB",
-        "--workload",
-        "hot=1MiB,zero=100",
-    ];
-    let mut huge = huge.to_vec();
-    huge.extend(["--memory-backing", "anon"]);
-    let Ok(_guest) = here.guest("vm1", &huge) else {
-        println!("skipped: a guest of 4 TiB can't be started here");
-        return Ok(());
-    };
-    let receiver = there.receiver(&[])?;
-    refused(&here, &receiver.endpoint, &["4 TiB"])
-}
-
-#[test]
 fn since_the_name_is_taken() -> Result<()> {
     let (here, there) = (Site::new()?, Site::new()?);
     let _guest = here.guest("vm1", &RUN)?;

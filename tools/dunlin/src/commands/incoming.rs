@@ -19,7 +19,7 @@ use dunlin_transports::lane::{DestinationEndpoint, DestinationEndpointFactory};
 use dunlin_transports::tcp::{
     DestinationEndpoint as TcpEndpoint, IncomingLane, Options, Preamble, control_channel,
 };
-use dunlin_vmm::machine::{Machine, MachineFactory};
+use dunlin_vmm::machine::{Gauge, Machine, MachineFactory};
 use rustix::process::{Signal, getpid, kill_process};
 
 use self::serial_file::SerialFile;
@@ -134,6 +134,8 @@ fn arrive(arguments: &Incoming, socket: &UnixStream) -> Result<Arrived, Failure>
             serial,
         ),
         socket,
+        desk: &desk,
+        gauge: None,
     };
     let settings = ReceiveSettings::default();
     let received = receive(control, hello, &mut factory, endpoint, &settings)
@@ -210,10 +212,13 @@ fn pass_lanes_on(
         .map_err(failed)
 }
 
-/// A factory that tells the supervisor once memory is allocated.
+/// A factory that tells the supervisor once memory is allocated, and everyone else once the guest
+/// runs here.
 struct Announcing<'a> {
     factory: MachineFactory,
     socket: &'a UnixStream,
+    desk: &'a Desk,
+    gauge: Option<Gauge>,
 }
 
 impl GuestFactory for Announcing<'_> {
@@ -223,6 +228,13 @@ impl GuestFactory for Announcing<'_> {
         let machine = self.factory.create(offer)?;
         say(self.socket, &Word::MemoryAllocated)
             .map_err(|error| GuestError::new("the supervisor is gone", error))?;
+        self.gauge = Some(machine.gauge());
         Ok(machine)
+    }
+
+    fn entered(&mut self, epoch: u64) {
+        if let Some(gauge) = self.gauge.take() {
+            self.desk.entered(epoch, gauge);
+        }
     }
 }

@@ -128,6 +128,17 @@ impl Board {
             .0
     }
 
+    /// The guest that was on its way here has begun to run.
+    pub(crate) fn enters(&self, epoch: u64, gauge: Gauge) {
+        let mut inner = self.lock();
+        inner.epoch = epoch;
+        inner.gauge = Some(gauge);
+        if inner.state == GuestState::Incoming {
+            inner.state = GuestState::Running;
+        }
+        self.changed.notify_all();
+    }
+
     /// The guest runs here.
     pub(crate) fn runs(&self, facts: Facts, epoch: u64, gauge: Gauge) {
         let mut inner = self.lock();

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use dunlin_engine::guest::{Guest, GuestOffer};
 use dunlin_engine::report::Report;
-use dunlin_vmm::machine::Machine;
+use dunlin_vmm::machine::{Gauge, Machine};
 
 use self::answer::{Answers, Event};
 use self::board::{Board, Facts};
@@ -93,6 +93,12 @@ impl Desk {
             Ok(()) => {}
             Err(failure) => console::warn(failure),
         })
+    }
+
+    /// The guest runs here from now on, though its source has not let go of it yet. What is asked
+    /// of it meanwhile waits for [`Desk::keep`].
+    pub(crate) fn entered(&self, epoch: u64, gauge: Gauge) {
+        self.board.enters(epoch, gauge);
     }
 
     /// Runs the guest until it is ended or was moved away.
