@@ -26,8 +26,8 @@ shows it and 'dunlin cancel' ends it. Ctrl-C asks for the move to be cancelled a
 outcome; a second Ctrl-C detaches.
 
 The guest runs on while its memory is copied in rounds. Once the predicted blackout is within \
---max-blackout, it is paused, the rest is sent, and the destination takes over. Whatever fails \
-before that, the guest runs on here.",
+--max-blackout, and another round would not halve it, it is paused, the rest is sent, and the \
+destination takes over. Whatever fails before that, the guest runs on here.",
     after_long_help = send_help()
 )]
 pub(crate) struct Send {
@@ -40,7 +40,8 @@ pub(crate) struct Send {
     /// The budget: pause once the blackout is predicted to be at most this
     #[arg(long, value_name = "TIME", default_value = "50ms", value_parser = some_duration)]
     pub(crate) max_blackout: Duration,
-    /// Never pause longer: past it the guest runs on here [default: ten times the budget]
+    /// A pause that reaches this before the give-up is called off, and the guest runs on here; a
+    /// cap below the budget lowers the budget [default: ten times the budget]
     #[arg(long, value_name = "TIME", value_parser = some_duration)]
     pub(crate) blackout_cap: Option<Duration>,
     /// When rounds no longer bring the prediction down
@@ -176,7 +177,8 @@ fn cancel_help() -> String {
 /// Change the budget or the bandwidth of a move under way
 #[derive(Clone, Debug, Args)]
 #[command(
-    long_about = "Changes the budget or the bandwidth of a move while it runs.",
+    long_about = "Changes the budget or the bandwidth of a move while it runs. A cap that was not \
+                  given with 'send' stays ten times the budget.",
     after_long_help = set_help()
 )]
 #[group(required = true, multiple = true, args = ["max_blackout", "max_bandwidth"])]
