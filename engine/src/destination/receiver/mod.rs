@@ -10,8 +10,7 @@ mod lanes;
 mod loading;
 
 use std::collections::VecDeque;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::thread::Scope;
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
 use dunlin_transports::control::ControlChannel;
@@ -21,6 +20,7 @@ use dunlin_transports::lane::{
     LaneCounters, LaneError, LaneNumber, LaneTicket, LaneToken,
 };
 use dunlin_transports::memory::PageNumber;
+use dunlin_transports::runtime::{self, Receiver, Scope, SyncSender, sync_channel};
 
 use self::lanes::{issue_tickets, prepare_all, start_lanes};
 use super::{Hello, ReceiveError, ReceiveSettings, Received};
@@ -148,7 +148,7 @@ pub(super) fn receive<F: GuestFactory>(
     }))?;
 
     let mut entered = |epoch| factory.entered(epoch);
-    std::thread::scope(|scope| {
+    runtime::scope(|scope| {
         let began = Timestamp::now();
         let receiver = Destination {
             hello,
