@@ -12,8 +12,7 @@ mod loading;
 mod owning;
 
 use std::collections::VecDeque;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::thread::Scope;
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
 use dunlin_transports::deadline::Deadline;
@@ -22,6 +21,7 @@ use dunlin_transports::lane::{
     LaneTicket, LaneToken,
 };
 use dunlin_transports::memory::PageNumber;
+use dunlin_transports::runtime::{self, Receiver, Scope, SyncSender, sync_channel};
 
 use self::lanes::{issue_tickets, prepare_all, start_lanes};
 use super::{Arrival, Hello, ReceiveError, ReceiveSettings, Received};
@@ -161,7 +161,7 @@ pub(super) fn receive<F: GuestFactory>(
         mechanism: endpoint.mechanism(),
     }))?;
 
-    std::thread::scope(|scope| {
+    runtime::scope(|scope| {
         let began = Timestamp::now();
         let receiver = Destination {
             hello,

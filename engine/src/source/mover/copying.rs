@@ -118,14 +118,13 @@ impl Mover<'_, '_> {
         let (orders_sender, orders) = channel();
         let context = self.context;
         let done = self.inputs_sender.clone();
-        std::thread::Builder::new()
-            .name(format!("dunlin-{}", lane.number().0))
-            .spawn_scoped(self.scope, move || {
-                if let Some(cpu) = cpu {
-                    pin_current_thread(cpu);
-                }
-                lanes::serve(lane, context, &orders, &done);
-            })?;
+        let name = format!("dunlin-{}", lane.number().0);
+        self.scope.spawn(name, move || {
+            if let Some(cpu) = cpu {
+                pin_current_thread(cpu);
+            }
+            lanes::serve(lane, context, &orders, &done);
+        })?;
         self.orders.push(orders_sender);
         Ok(())
     }

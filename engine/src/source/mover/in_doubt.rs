@@ -57,7 +57,7 @@ impl Mover<'_, '_> {
             if left.is_zero() {
                 break;
             }
-            std::thread::sleep(left.min(TICK));
+            runtime::sleep(left.min(TICK));
         }
         let asked = self.ask_now();
         let Some(doubt) = &mut self.doubt else {

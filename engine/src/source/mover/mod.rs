@@ -20,13 +20,15 @@ mod telling;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
-use std::thread::Scope;
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
 use dunlin_transports::deadline::Deadline;
 use dunlin_transports::lane::{LANES_MAX, LaneCounters, SourceEndpoint, SourceLane};
 use dunlin_transports::memory::PAGE_BYTES;
+use dunlin_transports::runtime::{
+    self, Receiver, Scope, Sender, SyncSender, channel, sync_channel,
+};
 
 use self::in_doubt::Doubt;
 use super::blackout::Timeline;
@@ -154,7 +156,7 @@ pub(super) fn migrate(
         handle,
         settings.peer_timeout,
     );
-    std::thread::scope(|scope| {
+    runtime::scope(|scope| {
         let mover = Mover {
             scope,
             report: Report::not_started(&offer, Outcome::Failed, ""),
@@ -209,7 +211,7 @@ pub(super) fn migrate(
 }
 
 struct Mover<'scope, 'env> {
-    scope: &'scope Scope<'scope, 'env>,
+    scope: Scope<'scope, 'env>,
     guest: &'env mut dyn Guest,
     offer: GuestOffer,
     session_id: dunlin_transports::lane::SessionId,
