@@ -375,3 +375,6 @@ fn entries(folder: &Path) -> Result<Vec<PathBuf>, JournalError> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests;
