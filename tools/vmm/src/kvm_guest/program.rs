@@ -19,13 +19,23 @@ use crate::workload::words::PageWords;
 /// The serial port's first I/O port: COM1 of a PC.
 pub(super) const SERIAL_PORT: u16 = 0x3f8;
 
+/// The port of its line status register.
+pub(super) const LINE_STATUS: u16 = SERIAL_PORT + 5;
+
+/// In the line status: the transmitter can take a byte.
+const TRANSMITTER_READY: u8 = 0x20;
+
+/// In the line status: all that was printed is out.
+pub(super) const TRANSMITTER_EMPTY: u8 = 0x40;
+
 /// A register that holds no more than a word's byte offset in the control page.
 const fn offset(word: Word) -> usize {
     word as usize * 8
 }
 
 // Registers: rdi the control page; r15 now, in ticks; r14 how late a write may be, in ticks.
-// `putc` prints bl and returns to r13: there is no stack, whose page would have to be writable.
+// `putc` prints bl and returns to r13, `field` prints a text and a number and returns to r8: there
+// is no stack, whose page would have to be writable.
 std::arch::global_asm!(
     ".pushsection .rodata.dunlin_guest_program, \"a\", @progbits",
     ".hidden dunlin_guest_program_start",
@@ -122,31 +132,53 @@ std::arch::global_asm!(
     "    jmp .Ldunlin_guest_beat",
     ".Ldunlin_guest_idle:",
     "    pause",
-    // The heartbeat. All vCPUs count; one of them prints, so that lines stay whole.
+    // The heartbeat. All vCPUs count; one of them prints, so that lines stay whole, and only once
+    // the line before is out.
     ".Ldunlin_guest_beat:",
-    "    mov rax, [rdi + {heartbeat_ticks}]",
-    "    test rax, rax",
-    "    jz .Ldunlin_guest_loop",
+    "    cmp qword ptr [rdi + {heartbeat_ticks}], 0",
+    "    je .Ldunlin_guest_loop",
     "    cmp r15, [rdi + {next_beat_tick}]",
     "    jb .Ldunlin_guest_loop",
+    "    cmp qword ptr [rdi + {vcpu}], 0",
+    "    jne .Ldunlin_guest_count_beat",
+    "    mov edx, {line_status}",
+    "    in al, dx",
+    "    test al, {transmitter_empty}",
+    "    jz .Ldunlin_guest_loop",
+    ".Ldunlin_guest_count_beat:",
+    "    mov rax, [rdi + {heartbeat_ticks}]",
     "    add rax, r15",
     "    mov [rdi + {next_beat_tick}], rax",
     "    inc qword ptr [rdi + {beats}]",
     "    cmp qword ptr [rdi + {vcpu}], 0",
     "    jne .Ldunlin_guest_loop",
-    "    lea rsi, [rip + .Ldunlin_guest_text]",
-    ".Ldunlin_guest_print:",
+    "    lea rsi, [rip + .Ldunlin_guest_text_beat]",
+    "    mov r12, [rdi + {beats}]",
+    "    shl r12, 32",
+    "    mov ebp, 8",
+    "    lea r8, [rip + .Ldunlin_guest_print_loops]",
+    "    jmp .Ldunlin_guest_field",
+    ".Ldunlin_guest_print_loops:",
+    "    lea rsi, [rip + .Ldunlin_guest_text_loops]",
+    "    mov r12, [rdi + {loops}]",
+    "    mov ebp, 16",
+    "    lea r8, [rip + .Ldunlin_guest_print_tick]",
+    "    jmp .Ldunlin_guest_field",
+    ".Ldunlin_guest_print_tick:",
+    "    lea rsi, [rip + .Ldunlin_guest_text_tick]",
+    "    mov r12, r15",
+    "    mov ebp, 16",
+    "    lea r8, [rip + .Ldunlin_guest_print_end]",
+    // The text at rsi, then the upper ebp digits of r12.
+    ".Ldunlin_guest_field:",
     "    movzx ebx, byte ptr [rsi]",
     "    test ebx, ebx",
-    "    jz .Ldunlin_guest_number",
+    "    jz .Ldunlin_guest_digit",
     "    inc rsi",
-    "    lea r13, [rip + .Ldunlin_guest_print]",
+    "    lea r13, [rip + .Ldunlin_guest_field]",
     "    jmp .Ldunlin_guest_putc",
-    ".Ldunlin_guest_number:",
-    "    mov r12, [rdi + {beats}]",
-    "    mov ebp, 8",
     ".Ldunlin_guest_digit:",
-    "    rol r12d, 4",
+    "    rol r12, 4",
     "    mov ebx, r12d",
     "    and ebx, 15",
     "    add ebx, 48", // '0'
@@ -159,19 +191,25 @@ std::arch::global_asm!(
     ".Ldunlin_guest_next_digit:",
     "    dec ebp",
     "    jnz .Ldunlin_guest_digit",
+    "    jmp r8",
+    ".Ldunlin_guest_print_end:",
     "    mov ebx, 10",
     "    lea r13, [rip + .Ldunlin_guest_loop]",
     ".Ldunlin_guest_putc:",
     "    mov edx, {line_status}",
     "    in al, dx",
-    "    test al, 0x20",
+    "    test al, {transmitter_ready}",
     "    jz .Ldunlin_guest_putc",
     "    mov edx, {transmit}",
     "    mov eax, ebx",
     "    out dx, al",
     "    jmp r13",
-    ".Ldunlin_guest_text:",
+    ".Ldunlin_guest_text_beat:",
     "    .asciz \"vcpu 0 beat \"",
+    ".Ldunlin_guest_text_loops:",
+    "    .asciz \" loops \"",
+    ".Ldunlin_guest_text_tick:",
+    "    .asciz \" tick \"",
     ".hidden dunlin_guest_program_end",
     ".globl dunlin_guest_program_end",
     "dunlin_guest_program_end:",
@@ -199,7 +237,9 @@ std::arch::global_asm!(
     page_bytes = const PAGE_BYTES,
     k1 = const page::K1,
     k2 = const page::K2,
-    line_status = const SERIAL_PORT + 5,
+    line_status = const LINE_STATUS,
+    transmitter_ready = const TRANSMITTER_READY,
+    transmitter_empty = const TRANSMITTER_EMPTY,
     transmit = const SERIAL_PORT,
 );
 

@@ -18,9 +18,10 @@
 //!     pages_written += 1
 //!     next_write_tick += ticks_per_page
 //!     if t - next_write_tick > ticks_per_second / 100: next_write_tick = t
-//! if heartbeat_ticks != 0 and t >= next_beat_tick:
+//! if heartbeat_ticks != 0 and t >= next_beat_tick and (vcpu != 0 or the last line is out):
 //!     beats += 1
 //!     next_beat_tick = t + heartbeat_ticks
+//!     if vcpu == 0: print a line (see `beat`)
 //! ```
 //!
 //! `xorshift64`: `x ^= x << 13; x ^= x >> 7; x ^= x << 17`.
@@ -70,7 +71,7 @@ pub enum Word {
     NextIndex = 20,
     /// When the next page is due.
     NextWriteTick = 21,
-    /// When the next heartbeat is due.
+    /// When the next heartbeat is due; the VMM sets it to 0 in a pause.
     NextBeatTick = 22,
     /// How many heartbeats there were.
     Beats = 23,
