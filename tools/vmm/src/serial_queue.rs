@@ -13,6 +13,10 @@ use dunlin_transports::deadline::Deadline;
 /// How many bytes may wait to be written: minutes of heartbeats, and little enough to be nothing.
 const QUEUE_BYTES_MAX: usize = 64 << 10;
 
+/// How long the rest of a line is waited for before what there is of it is written: no person sees
+/// it, and it is longer than a guest takes to print a line.
+const LINE_WAIT_MAX: Duration = Duration::from_millis(10);
+
 /// The queue, with its thread.
 pub(crate) struct SerialQueue {
     input: SerialInput,
@@ -72,9 +76,16 @@ impl SerialInput {
         let mut waiting = self.0.lock();
         let room = QUEUE_BYTES_MAX.saturating_sub(waiting.bytes.len());
         let taken = bytes.len().min(room);
+        let begins = waiting.bytes.is_empty();
         waiting.bytes.extend(bytes.iter().take(taken));
         waiting.dropped += (bytes.len() - taken) as u64;
-        self.0.changed.notify_one();
+        let ends_line = bytes.contains(&b'\n');
+        waiting.line_waits |= ends_line;
+        drop(waiting);
+        // A guest may print byte by byte: waking the writer for each costs far more than the byte.
+        if begins || ends_line {
+            self.0.changed.notify_one();
+        }
     }
 
     /// Whether all that was printed has been handed to the sink, so that it outlives this process.
@@ -104,6 +115,8 @@ struct Queue {
 #[derive(Default)]
 struct Waiting {
     bytes: VecDeque<u8>,
+    /// Whether the end of a line is among them.
+    line_waits: bool,
     /// Whether bytes were taken out that the sink may not have yet.
     being_written: bool,
     dropped: u64,
@@ -127,6 +140,14 @@ impl Queue {
                 if waiting.bytes.is_empty() {
                     return;
                 }
+                let end = Deadline::after(LINE_WAIT_MAX);
+                while !waiting.line_waits && !waiting.ended && !end.passed() {
+                    (waiting, _) = self
+                        .changed
+                        .wait_timeout(waiting, end.remaining())
+                        .unwrap_or_else(PoisonError::into_inner);
+                }
+                waiting.line_waits = false;
                 waiting.being_written = true;
                 let bytes: Vec<u8> = waiting.bytes.drain(..).collect();
                 (bytes, std::mem::take(&mut waiting.dropped))

@@ -11,6 +11,7 @@ use dunlin_engine::layout::{GuestAddress, GuestMemory};
 use dunlin_transports::memory::{MemoryError, PAGE_BYTES, PageNumber, Run};
 
 use crate::workload::Workload;
+use crate::workload::beat;
 use crate::workload::control_page::{ControlPage, ControlSettings, GuestClock, Word};
 use crate::workload::page;
 use crate::workload::plan::{CODE_ADDRESS, Plan};
@@ -22,9 +23,6 @@ pub(super) const SERIAL_PORT: u16 = 0x3f8;
 /// The port of its line status register.
 pub(super) const LINE_STATUS: u16 = SERIAL_PORT + 5;
 
-/// In the line status: the transmitter can take a byte.
-const TRANSMITTER_READY: u8 = 0x20;
-
 /// In the line status: all that was printed is out.
 pub(super) const TRANSMITTER_EMPTY: u8 = 0x40;
 
@@ -34,8 +32,9 @@ const fn offset(word: Word) -> usize {
 }
 
 // Registers: rdi the control page; r15 now, in ticks; r14 how late a write may be, in ticks.
-// `putc` prints bl and returns to r13, `field` prints a text and a number and returns to r8: there
-// is no stack, whose page would have to be writable.
+// `field` puts a text and a number into the line and returns to r8: there is no stack, whose page
+// would have to be writable. The line leaves by one instruction: where leaving the guest is slow,
+// an exit for each byte would take milliseconds.
 std::arch::global_asm!(
     ".pushsection .rodata.dunlin_guest_program, \"a\", @progbits",
     ".hidden dunlin_guest_program_start",
@@ -152,58 +151,54 @@ std::arch::global_asm!(
     "    inc qword ptr [rdi + {beats}]",
     "    cmp qword ptr [rdi + {vcpu}], 0",
     "    jne .Ldunlin_guest_loop",
+    "    lea rbx, [rdi + {line}]",
     "    lea rsi, [rip + .Ldunlin_guest_text_beat]",
     "    mov r12, [rdi + {beats}]",
     "    shl r12, 32",
     "    mov ebp, 8",
-    "    lea r8, [rip + .Ldunlin_guest_print_loops]",
+    "    lea r8, [rip + .Ldunlin_guest_line_loops]",
     "    jmp .Ldunlin_guest_field",
-    ".Ldunlin_guest_print_loops:",
+    ".Ldunlin_guest_line_loops:",
     "    lea rsi, [rip + .Ldunlin_guest_text_loops]",
     "    mov r12, [rdi + {loops}]",
     "    mov ebp, 16",
-    "    lea r8, [rip + .Ldunlin_guest_print_tick]",
+    "    lea r8, [rip + .Ldunlin_guest_line_tick]",
     "    jmp .Ldunlin_guest_field",
-    ".Ldunlin_guest_print_tick:",
+    ".Ldunlin_guest_line_tick:",
     "    lea rsi, [rip + .Ldunlin_guest_text_tick]",
     "    mov r12, r15",
     "    mov ebp, 16",
-    "    lea r8, [rip + .Ldunlin_guest_print_end]",
-    // The text at rsi, then the upper ebp digits of r12.
+    "    lea r8, [rip + .Ldunlin_guest_line_end]",
+    // The text at rsi, then the upper ebp digits of r12, to rbx.
     ".Ldunlin_guest_field:",
-    "    movzx ebx, byte ptr [rsi]",
-    "    test ebx, ebx",
+    "    mov al, [rsi]",
+    "    test al, al",
     "    jz .Ldunlin_guest_digit",
+    "    mov [rbx], al",
     "    inc rsi",
-    "    lea r13, [rip + .Ldunlin_guest_field]",
-    "    jmp .Ldunlin_guest_putc",
+    "    inc rbx",
+    "    jmp .Ldunlin_guest_field",
     ".Ldunlin_guest_digit:",
     "    rol r12, 4",
-    "    mov ebx, r12d",
-    "    and ebx, 15",
-    "    add ebx, 48", // '0'
-    "    cmp ebx, 58",
+    "    mov eax, r12d",
+    "    and eax, 15",
+    "    add eax, 48", // '0'
+    "    cmp eax, 58",
     "    jb .Ldunlin_guest_decimal",
-    "    add ebx, 39", // from behind '9' to 'a'
+    "    add eax, 39", // from behind '9' to 'a'
     ".Ldunlin_guest_decimal:",
-    "    lea r13, [rip + .Ldunlin_guest_next_digit]",
-    "    jmp .Ldunlin_guest_putc",
-    ".Ldunlin_guest_next_digit:",
+    "    mov [rbx], al",
+    "    inc rbx",
     "    dec ebp",
     "    jnz .Ldunlin_guest_digit",
     "    jmp r8",
-    ".Ldunlin_guest_print_end:",
-    "    mov ebx, 10",
-    "    lea r13, [rip + .Ldunlin_guest_loop]",
-    ".Ldunlin_guest_putc:",
-    "    mov edx, {line_status}",
-    "    in al, dx",
-    "    test al, {transmitter_ready}",
-    "    jz .Ldunlin_guest_putc",
+    ".Ldunlin_guest_line_end:",
+    "    mov byte ptr [rbx], 10",
+    "    lea rsi, [rdi + {line}]",
+    "    mov ecx, {line_bytes}",
     "    mov edx, {transmit}",
-    "    mov eax, ebx",
-    "    out dx, al",
-    "    jmp r13",
+    "    rep outsb",
+    "    jmp .Ldunlin_guest_loop",
     ".Ldunlin_guest_text_beat:",
     "    .asciz \"vcpu 0 beat \"",
     ".Ldunlin_guest_text_loops:",
@@ -230,6 +225,8 @@ std::arch::global_asm!(
     next_beat_tick = const offset(Word::NextBeatTick),
     beats = const offset(Word::Beats),
     loops = const offset(Word::Loops),
+    line = const offset(Word::Line),
+    line_bytes = const beat::LINE_BYTES,
     sequence = const page::SEQUENCE * 8,
     generation = const page::GENERATION * 8,
     address = const page::ADDRESS * 8,
@@ -238,7 +235,6 @@ std::arch::global_asm!(
     k1 = const page::K1,
     k2 = const page::K2,
     line_status = const LINE_STATUS,
-    transmitter_ready = const TRANSMITTER_READY,
     transmitter_empty = const TRANSMITTER_EMPTY,
     transmit = const SERIAL_PORT,
 );

@@ -88,6 +88,9 @@ impl fmt::Display for BeatInterval {
     }
 }
 
+/// How long a line is, its end included.
+pub(crate) const LINE_BYTES: usize = 66;
+
 /// The line of a beat, as the program of a KVM guest prints it too.
 pub(crate) fn line(beat: u64, loops: u64, tick: u64) -> String {
     // The guest prints the lower half of its count.
@@ -116,5 +119,6 @@ mod tests {
             line(0x1_0000_001a, 0xf_3a21, 0x1234_5678_90ab),
             "vcpu 0 beat 0000001a loops 00000000000f3a21 tick 00001234567890ab\n"
         );
+        assert_eq!(line(u64::MAX, u64::MAX, 0).len(), LINE_BYTES);
     }
 }

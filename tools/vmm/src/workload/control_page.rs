@@ -34,7 +34,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::plan::{HotRange, Plan};
 use super::words::{PAGE_WORDS, PageWords};
-use super::{Pattern, Workload};
+use super::{Pattern, Workload, beat};
 
 /// The first word of a control page.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"DUNLINCP");
@@ -77,11 +77,20 @@ pub enum Word {
     Beats = 23,
     /// How many times the program went round.
     Loops = 24,
+    /// The first word of the line that a KVM guest prints (see `beat`).
+    Line = 25,
+    /// The last word of that line, and the last that the guest writes.
+    LineEnd = 33,
 }
 
 /// The words that the guest writes; all others stay as the VMM wrote them.
 const GUEST_WORDS: std::ops::RangeInclusive<usize> =
-    Word::PagesWritten as usize..=Word::Loops as usize;
+    Word::PagesWritten as usize..=Word::LineEnd as usize;
+
+// The line has its place.
+const _: () = assert!((GUEST_WORDS_END - Word::Line as usize) * 8 >= beat::LINE_BYTES);
+
+const GUEST_WORDS_END: usize = Word::LineEnd as usize + 1;
 
 /// The clock that a guest's ticks count, and how often it gives a sign of life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
