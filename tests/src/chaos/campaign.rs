@@ -33,7 +33,9 @@ impl Campaign {
     pub fn orders(&self) -> Vec<Order> {
         let mut numbers = Numbers::new(self.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15));
         // The first numbers of small seeds are much alike.
-        (0..20).for_each(|_| drop(numbers.next_number()));
+        for _ in 0..20 {
+            numbers.next_number();
+        }
         let mut deck: Vec<(usize, Fault)> = Vec::new();
         let mut orders = Vec::new();
         // Pass after pass, a fault meets each kind of guest in turn.
