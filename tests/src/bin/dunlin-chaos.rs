@@ -117,6 +117,12 @@ fn chaos(arguments: &Arguments) -> Result<u8> {
             notice.sort, notice.count
         );
     }
+    if tally.repeated() > 0 {
+        eprintln!(
+            "{} runs were made again: the machine was too busy to get to the fault",
+            tally.repeated()
+        );
+    }
     eprintln!("{}", tally.closing_line());
     eprintln!(
         "{} passed, {} failed, in {:.0} s",

@@ -68,6 +68,23 @@ impl There {
         }
     }
 
+    /// Whether a move of the guest has ended here.
+    pub fn has_moved_on(&self) -> bool {
+        matches!(self, Self::Says(guest) if !guest["last_move"].is_null())
+    }
+
+    /// How the last move ended, in words; empty where there was none.
+    pub fn last_move(&self) -> String {
+        match self {
+            Self::Says(guest) if self.has_moved_on() => format!(
+                ", {}: {}",
+                guest["last_move"]["outcome"].as_str().unwrap_or_default(),
+                guest["last_move"]["reason"].as_str().unwrap_or_default()
+            ),
+            _ => String::new(),
+        }
+    }
+
     /// Whether the guest is here, runs, and nothing is under way.
     pub fn runs_alone(&self) -> bool {
         match self {
@@ -105,8 +122,6 @@ pub struct Stage {
     pub phase: Phase,
     /// Whether the sites are in namespaces with a link that can be cut.
     pub has_link: bool,
-    /// How long a peer may be silent.
-    pub peer_timeout: Duration,
 }
 
 impl Arena {
@@ -311,17 +326,10 @@ impl Arena {
         look(&self.there, pid.filter(|pid| is_alive(*pid)))
     }
 
-    /// What 'send' printed, once it has ended.
-    pub fn sent(&mut self) -> Option<String> {
-        let send = self.send.as_mut()?;
-        send.ended()?;
-        let lines = send.lines_so_far();
-        Some(
-            lines
-                .iter()
-                .map(|line| format!("{}\n", line.text))
-                .collect(),
-        )
+    /// Whether 'send' has ended.
+    pub fn has_sent_ended(&mut self) -> bool {
+        let send = self.send.as_mut();
+        send.is_some_and(|send| send.ended().is_some())
     }
 
     /// What the guest printed at the source and at the destination.

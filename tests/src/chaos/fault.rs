@@ -86,6 +86,17 @@ impl Deed {
         }
     }
 
+    /// Whether somebody is silent for longer than a peer may be.
+    pub fn is_silence(self) -> bool {
+        matches!(
+            self,
+            Self::Freeze(Victim::Run | Victim::Incoming)
+                | Self::FreezeKill(_)
+                | Self::Cut
+                | Self::CutRestart
+        )
+    }
+
     /// Whether it needs a link that can be cut.
     pub fn needs_link(self) -> bool {
         matches!(self, Self::Cut | Self::CutRestart)
@@ -259,8 +270,6 @@ impl Fault {
     fn is_possible(self) -> bool {
         match (self.deed, self.phase) {
             (Deed::Nothing, phase) => phase == Phase::Random,
-            // The source has not asked for it yet.
-            (deed, Phase::Hello) => deed.victim() != Some(Victim::Incoming),
             // The one process that nothing depends on: killed everywhere, stopped at random.
             (Deed::Blink(Victim::Send) | Deed::Freeze(Victim::Send), phase) => {
                 phase == Phase::Random
@@ -277,7 +286,9 @@ impl Fault {
             // The supervisor has no part in a move whose guest is not paused yet.
             (Deed::CutRestart, phase) => phase == Phase::Random || phase >= Phase::Pausing,
             // Killed or stopped and then killed: nobody can tell.
-            (Deed::FreezeKill(victim), _) => matches!(victim, Victim::Run | Victim::Incoming),
+            (Deed::FreezeKill(Victim::Send | Victim::Receive), _) => false,
+            // The source has not asked for it yet.
+            (deed, Phase::Hello) => deed.victim() != Some(Victim::Incoming),
             _ => true,
         }
     }

@@ -96,6 +96,10 @@ const GOES_THROUGH: Expectation = only(&[Ending::Moved], "nothing that the move 
 pub fn expected(fault: Fault) -> Expectation {
     match fault.deed {
         Deed::Nothing => GOES_THROUGH,
+        Deed::Kill(Victim::Send) if fault.phase == Phase::Random => only(
+            &[Ending::Moved, Ending::Stayed],
+            "'send' only watches; killed before it asked, there is no move",
+        ),
         Deed::Kill(Victim::Send) | Deed::Blink(Victim::Send) | Deed::Freeze(Victim::Send) => only(
             &[Ending::Moved],
             "'send' only watches: the move goes on without it",

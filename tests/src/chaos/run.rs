@@ -12,9 +12,16 @@ use super::ledger::{Finding, judge};
 use super::rules::{Ending, expected};
 use crate::wire::Numbers;
 
-/// How long the other side may be silent in a run's move: short, so that runs are, and long enough
-/// for a machine that runs several at a time.
+/// How long the other side may be silent in a move whose fault is a silence: short, so that runs
+/// are, and long enough for a machine that runs several at a time.
 pub const PEER_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// The same in all other moves: nobody has to wait for it, and a busy machine does not reach it.
+const PEER_TIMEOUT_LONG: Duration = Duration::from_secs(5);
+
+/// How often a run is made again whose move ended before the fault's turn came, because the machine
+/// kept a peer from speaking for so long.
+const ATTEMPTS_MAX: u32 = 4;
 
 /// How often everything is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(4);
@@ -60,6 +67,8 @@ pub struct Outcome {
     pub noticed_after: Option<Duration>,
     /// How long the run took.
     pub took: Duration,
+    /// How often it was made again, since the machine was too busy.
+    pub repeated: u32,
     /// What happened, step by step.
     pub story: Vec<String>,
     /// Where its files are kept, for a run that did not pass.
@@ -75,6 +84,7 @@ impl Outcome {
             complaints: vec![format!("the run could not be made: {error:#}")],
             noticed_after: None,
             took: Duration::ZERO,
+            repeated: 0,
             story: Vec::new(),
             kept_at: None,
         }
@@ -97,36 +107,30 @@ pub fn run(order: Order, number: usize, interrupted: &AtomicBool) -> Result<Outc
         kind: order.guest,
         phase: order.fault.phase,
         has_link: order.fault.deed.needs_link(),
-        peer_timeout: PEER_TIMEOUT,
     };
-    let mut run = Run {
-        arena: Arena::set_up(stage, &format!("x{number}"))?,
-        order,
-        numbers: Numbers::new(order.seed),
-        interrupted,
-        fault_at: None,
-        noticed_at: None,
-        complaints: Vec::new(),
-    };
-    let ending = run.perform()?;
-    let ending = run.judge(ending);
-    let kept_at = (!run.complaints.is_empty()).then(|| {
-        let epilogue = format!("{}: {}", ending.name(), run.complaints.join("; "));
-        run.arena.keep(&epilogue)
-    });
-    let noticed_after = run
-        .noticed_at
-        .zip(run.fault_at)
-        .map(|(noticed, fault)| noticed.saturating_duration_since(fault));
-    Ok(Outcome {
-        order,
-        ending,
-        complaints: run.complaints,
-        noticed_after,
-        took: began.elapsed(),
-        story: run.arena.story().to_vec(),
-        kept_at,
-    })
+    for repeated in 0.. {
+        let mut run = Run {
+            arena: Arena::set_up(stage, &format!("x{number}"))?,
+            order,
+            numbers: Numbers::new(order.seed),
+            interrupted,
+            fault_at: None,
+            noticed_at: None,
+            complaints: Vec::new(),
+        };
+        let Some(ending) = run.perform()? else {
+            let last = run.arena.look_here().last_move();
+            if last.contains("silent") && repeated + 1 < ATTEMPTS_MAX {
+                continue;
+            }
+            let phase = order.fault.phase.name();
+            run.complain(format!("the phase '{phase}' did not come{last}"));
+            return Ok(run.finish(Ending::Unsettled, began, repeated));
+        };
+        let ending = run.judge(ending);
+        return Ok(run.finish(ending, began, repeated));
+    }
+    bail!("never made")
 }
 
 struct Run<'a> {
@@ -140,18 +144,42 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// All up to the end of the move.
-    fn perform(&mut self) -> Result<Ending> {
-        self.arena.begin(PEER_TIMEOUT)?;
+    /// All up to the end of the move; `None`: the moment of the fault did not come.
+    fn perform(&mut self) -> Result<Option<Ending>> {
+        let Fault { deed, phase } = self.order.fault;
+        let needs_silence = deed.is_silence() || phase == Phase::InDoubt;
+        self.arena.begin(match needs_silence {
+            true => PEER_TIMEOUT,
+            false => PEER_TIMEOUT_LONG,
+        })?;
         if !self.await_phase()? {
-            let phase = self.order.fault.phase.name();
-            self.complain(format!("the phase '{phase}' did not come"));
-            return Ok(Ending::Unsettled);
+            return Ok(None);
         }
         self.do_it()?;
         self.let_go_on()?;
         self.undo_it()?;
-        self.await_ending()
+        self.await_ending().map(Some)
+    }
+
+    fn finish(mut self, ending: Ending, began: Instant, repeated: u32) -> Outcome {
+        let kept_at = (!self.complaints.is_empty()).then(|| {
+            let epilogue = format!("{}: {}", ending.name(), self.complaints.join("; "));
+            self.arena.keep(&epilogue)
+        });
+        let noticed_after = self
+            .noticed_at
+            .zip(self.fault_at)
+            .map(|(noticed, fault)| noticed.saturating_duration_since(fault));
+        Outcome {
+            order: self.order,
+            ending,
+            complaints: self.complaints,
+            noticed_after,
+            took: began.elapsed(),
+            repeated,
+            story: self.arena.story().to_vec(),
+            kept_at,
+        }
     }
 
     /// Waits for the moment of the fault. False: it does not come.
@@ -165,8 +193,15 @@ impl Run<'_> {
         };
         let who = at_milestone(side);
         let end = Instant::now() + PHASE_TIME_MAX;
+        let mut over_since = None;
         while !self.arena.is_stopped(who) {
-            if Instant::now() >= end {
+            let now = Instant::now();
+            if over_since.is_none() && self.arena.has_sent_ended() {
+                over_since = Some(now);
+            }
+            // The last milestones are passed behind the end of 'send'.
+            let is_over = over_since.is_some_and(|since| now.duration_since(since) > REST);
+            if is_over || now >= end {
                 return Ok(false);
             }
             // Finely: the other side runs on.
@@ -272,8 +307,14 @@ impl Run<'_> {
                 (There::Nothing, there) if there.runs_alone() => {
                     (Some(Ending::Moved), Duration::ZERO)
                 }
-                (here, There::Nothing) if here.runs_alone() => {
+                // Where 'send' was hit, it may not have asked for the move yet.
+                (here, There::Nothing) if here.runs_alone() && here.has_moved_on() => {
                     (Some(Ending::Stayed), Duration::ZERO)
+                }
+                (here, There::Nothing)
+                    if here.runs_alone() && !self.arena.is_alive(Victim::Send) =>
+                {
+                    (Some(Ending::Stayed), REST)
                 }
                 (here, There::Nothing) if here.state() == "unknown-owner" => {
                     (Some(Ending::Held), REST)
@@ -293,7 +334,9 @@ impl Run<'_> {
             if let Some((ending, at)) = since
                 && now.duration_since(at) >= rest
             {
-                self.arena.tell(&format!("the end: {}", ending.name()));
+                let here = self.arena.look_here();
+                self.arena
+                    .tell(&format!("the end: {}{}", ending.name(), here.last_move()));
                 return Ok(ending);
             }
             if now >= end {

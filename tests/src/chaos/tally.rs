@@ -39,6 +39,11 @@ impl<'a> Tally<'a> {
         outcomes.filter(|outcome| outcome.ending == ending).count()
     }
 
+    /// How many runs were made again, since the machine was too busy to get to the fault.
+    pub fn repeated(&self) -> u32 {
+        self.outcomes.iter().map(|outcome| outcome.repeated).sum()
+    }
+
     /// Guests that are gone although nobody killed their owner.
     pub fn lost(&self) -> usize {
         let is_lost = |outcome: &&Outcome| {
@@ -97,7 +102,9 @@ impl<'a> Tally<'a> {
                     let fault = outcome.order.fault;
                     // Once the source knows that the guest is the destination's, there is nothing
                     // to notice.
-                    is_of_sort(fault.deed) && fault.phase < Phase::RunningSent
+                    let is_under_way =
+                        fault.phase != Phase::Random && fault.phase < Phase::RunningSent;
+                    is_of_sort(fault.deed) && is_under_way
                 });
                 let mut times: Vec<Duration> =
                     hit.filter_map(|outcome| outcome.noticed_after).collect();
@@ -270,6 +277,7 @@ impl<'a> Tally<'a> {
             "failed": self.failed(),
             "two_owners": self.ended(Ending::TwoOwners),
             "lost": self.lost(),
+            "repeated": self.repeated(),
             "unsettled": self.ended(Ending::Unsettled),
             "peer_timeout_ns": nanoseconds(PEER_TIMEOUT),
             "noticed": notices,
@@ -305,6 +313,7 @@ mod tests {
             complaints: Vec::new(),
             noticed_after: Some(Duration::from_millis(noticed_ms)),
             took: Duration::from_secs(1),
+            repeated: 0,
             story: Vec::new(),
             kept_at: None,
         }
