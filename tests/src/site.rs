@@ -119,6 +119,7 @@ impl Site {
         command
             .args(arguments)
             .env("DUNLIN_RUNTIME_DIR", self.directory())
+            .env("DUNLIN_STATE_DIR", self.directory().join("state"))
             .envs(self.environment.iter().cloned());
         command
     }

@@ -326,6 +326,11 @@ impl Arena {
         look(&self.there, pid.filter(|pid| is_alive(*pid)))
     }
 
+    /// 'send' itself, for who wants to hear it out.
+    pub fn take_send(&mut self) -> Option<Running> {
+        self.send.take()
+    }
+
     /// Whether 'send' has ended.
     pub fn has_sent_ended(&mut self) -> bool {
         let send = self.send.as_mut();

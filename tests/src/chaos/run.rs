@@ -406,7 +406,10 @@ impl Run<'_> {
         let There::Says(guest) = self.arena.look_here() else {
             return self.complain("the source that holds the guest says nothing".to_owned());
         };
-        self.arena.tell(&format!("held: {guest}"));
+        match guest["in_doubt"].as_str() {
+            Some(reason) if !reason.is_empty() => self.arena.tell(&format!("held: {reason}")),
+            _ => self.complain(format!("the guest is held without a reason: {guest}")),
+        }
     }
 
     fn complain(&mut self, what: String) {
