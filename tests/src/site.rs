@@ -106,6 +106,11 @@ impl Site {
         self.directory.path()
     }
 
+    /// Where its records of handovers are.
+    pub fn state_directory(&self) -> PathBuf {
+        self.directory().join("state")
+    }
+
     /// `dunlin` with these arguments, at this site.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = match &self.namespace {
@@ -119,7 +124,7 @@ impl Site {
         command
             .args(arguments)
             .env("DUNLIN_RUNTIME_DIR", self.directory())
-            .env("DUNLIN_STATE_DIR", self.directory().join("state"))
+            .env("DUNLIN_STATE_DIR", self.state_directory())
             .envs(self.environment.iter().cloned());
         command
     }
