@@ -29,6 +29,12 @@ const BANDWIDTH: &str = "128MiB/s";
 /// How long an answer of a guest's process is waited for.
 const ANSWER_MAX: Duration = Duration::from_millis(200);
 
+/// How long everything may take to end when it is told to.
+const TEAR_DOWN_MAX: Duration = Duration::from_secs(5);
+
+/// The exit code of a command whose guest is not there.
+const NO_GUEST: i32 = 3;
+
 /// What runs the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum GuestKind {
@@ -365,25 +371,27 @@ impl Arena {
     /// When a command can't be run.
     pub fn tear_down(&mut self) -> Result<Vec<String>> {
         let mut complaints = Vec::new();
-        for (place, (site, there)) in [
-            (&self.here, look(&self.here, Some(self.guest.pid()))),
-            (&self.there, look(&self.there, None)),
-        ]
-        .into_iter()
-        .enumerate()
-        {
-            if !matches!(there, There::Says(_)) {
-                continue;
-            }
-            let output = site.run(&["stop", GUEST, "--force"])?;
-            if output.code != 0 {
-                complaints.push(format!("'stop' at place {place}: {}", output.stderr.trim()));
+        for (place, victim) in [Victim::Run, Victim::Incoming].into_iter().enumerate() {
+            // Its process may be busy for a moment, with nothing to say.
+            let end = Instant::now() + TEAR_DOWN_MAX;
+            while self.is_alive(victim) && Instant::now() < end {
+                let site = if place == 0 { &self.here } else { &self.there };
+                if matches!(look(site, None), There::Says(_)) {
+                    let output = site.run(&["stop", GUEST, "--force"])?;
+                    // It may have ended by itself.
+                    if output.code != 0 && output.code != NO_GUEST {
+                        complaints
+                            .push(format!("'stop' at place {place}: {}", output.stderr.trim()));
+                    }
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(5));
             }
         }
         if let Some(receiver) = &self.receiver {
             receiver.process.signal(libc::SIGTERM);
         }
-        let end = Instant::now() + Duration::from_secs(5);
+        let end = Instant::now() + TEAR_DOWN_MAX;
         loop {
             // Children are to be waited for, else they stay as zombies.
             self.guest.ended();

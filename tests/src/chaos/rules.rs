@@ -180,19 +180,20 @@ fn destination_dies(fault: Fault) -> Expectation {
 }
 
 fn supervisor_dies(fault: Fault) -> Expectation {
-    // It hands the connection over with the first message, and the lanes when they come.
-    if fault.phase <= Phase::Welcome {
-        return only(
-            &[Ending::Moved, Ending::Stayed],
-            "the connections are the supervisor's until they are handed over: without it the \
-             source may find nobody, and keeps the guest",
-        );
+    match stage(fault.phase) {
+        None | Some(Stage::SourceOwns | Stage::ReadySaid | Stage::GivenUp | Stage::CommitSent) => {
+            only(
+                &[Ending::Stayed, Ending::Moved],
+                "a VMM that loses its supervisor before it owns the guest ends, and the source \
+                 keeps the guest; one that gets to own it first goes on",
+            )
+        }
+        Some(_) => only(
+            &[Ending::Moved],
+            "COMMIT has come, and the rest is between the two VMMs; a source that has to ask finds \
+             the supervisor when it is back, which knows from the records",
+        ),
     }
-    only(
-        &[Ending::Moved],
-        "the move goes on between the two VMMs; who has to ask finds the supervisor when it is \
-         back, which knows from its records",
-    )
 }
 
 fn silence(fault: Fault) -> Expectation {
@@ -212,22 +213,24 @@ fn silence(fault: Fault) -> Expectation {
 }
 
 fn cut(fault: Fault) -> Expectation {
+    let may_have_ready = matches!(
+        fault.phase,
+        Phase::Prepared | Phase::ReadySent | Phase::Ready | Phase::GivenUp
+    );
     match stage(fault.phase) {
         None => only(
             &[Ending::Stayed, Ending::Moved],
             "whoever owned the guest when the link was cut",
         ),
+        _ if may_have_ready => only(
+            &[Ending::Stayed, Ending::Moved],
+            "the source has READY or gets it, gives up and says COMMIT into the cut link: it comes \
+             when the link is back (moved), or too late (stayed); the source holds the guest until \
+             it knows",
+        ),
         Some(Stage::SourceOwns) => only(
             &[Ending::Stayed],
             "the source owns the guest, and resumes without the link",
-        ),
-        Some(Stage::GivenUp) => only(
-            &[Ending::Stayed],
-            "COMMIT does not arrive, the destination aborts, and says so once the link is back",
-        ),
-        Some(Stage::ReadySaid) => only(
-            &[Ending::Stayed, Ending::Moved],
-            "COMMIT may be out by then",
         ),
         Some(_) => only(
             &[Ending::Moved],

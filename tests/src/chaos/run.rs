@@ -300,6 +300,7 @@ impl Run<'_> {
     /// Waits until nothing changes any more, and says how it is then.
     fn await_ending(&mut self) -> Result<Ending> {
         let end = Instant::now() + SETTLE_TIME_MAX;
+        let may_be_held = expected(self.order.fault).endings.contains(&Ending::Held);
         let mut since: Option<(Ending, Instant)> = None;
         loop {
             let (ending, rest) = match (self.arena.look_here(), self.arena.look_there()) {
@@ -317,7 +318,9 @@ impl Run<'_> {
                     (Some(Ending::Stayed), REST)
                 }
                 (here, There::Nothing) if here.state() == "unknown-owner" => {
-                    (Some(Ending::Held), REST)
+                    // Where it is to be settled, it has time.
+                    let rest = if may_be_held { REST } else { SETTLE_TIME_MAX };
+                    (Some(Ending::Held), rest)
                 }
                 // The ledger will tell.
                 (here, there) if here.runs_alone() && there.runs_alone() => {
@@ -338,6 +341,11 @@ impl Run<'_> {
                 self.arena
                     .tell(&format!("the end: {}{}", ending.name(), here.last_move()));
                 return Ok(ending);
+            }
+            if let Some((Ending::Held, _)) = since
+                && now >= end
+            {
+                return Ok(Ending::Held);
             }
             if now >= end {
                 let (here, there) = (self.arena.look_here(), self.arena.look_there());
@@ -440,7 +448,7 @@ impl Run<'_> {
             return;
         };
         self.noticed_at = match self.order.fault.deed {
-            Deed::Kill(Victim::Run) | Deed::FreezeKill(Victim::Run) | Deed::Freeze(Victim::Run) => {
+            Deed::Kill(Victim::Run) => {
                 let events = self.arena.events();
                 let tells = |event: &str| event == "failed" || event == "arrived";
                 let told = events.into_iter().find(|(at, event)| {

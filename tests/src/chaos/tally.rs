@@ -86,11 +86,10 @@ impl<'a> Tally<'a> {
             ("a VMM is killed", |deed| {
                 matches!(deed, Deed::Kill(Victim::Run | Victim::Incoming))
             }),
-            ("a VMM is frozen", |deed| {
+            ("the destination's VMM is frozen", |deed| {
                 matches!(
                     deed,
-                    Deed::Freeze(Victim::Run | Victim::Incoming)
-                        | Deed::FreezeKill(Victim::Run | Victim::Incoming)
+                    Deed::Freeze(Victim::Incoming) | Deed::FreezeKill(Victim::Incoming)
                 )
             }),
             ("the link is cut", Deed::needs_link),

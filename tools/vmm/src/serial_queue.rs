@@ -46,6 +46,12 @@ impl SerialQueue {
         self.input.clone()
     }
 
+    /// Writes out what waits soon, be it the end of a line or not. Does not wait for it.
+    pub(crate) fn flush_soon(&self) {
+        self.input.0.lock().line_waits = true;
+        self.input.0.changed.notify_one();
+    }
+
     /// Writes out what waits and ends the thread, if that is done by the deadline.
     pub(crate) fn close(&self, deadline: Deadline) {
         self.input.0.end();

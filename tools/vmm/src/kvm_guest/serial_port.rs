@@ -79,8 +79,9 @@ impl SerialPort {
     }
 
     /// The port's state. Output that waits to be written is not part of it: it belongs to the place
-    /// where the guest printed it.
+    /// where the guest printed it, and goes out there without waiting for the rest of its line.
     pub(super) fn save(&self) -> Section {
+        self.queue.flush_soon();
         let state = self.device().state();
         let mut section = Section::new(SECTION, VERSION);
         for (field, register) in (1..).zip(registers(&state)) {
