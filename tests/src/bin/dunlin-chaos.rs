@@ -194,7 +194,7 @@ impl Progress {
                 "FAILED {} ({} guest): {}",
                 order.fault,
                 order.guest.name(),
-                outcome.complaints.join("; ")
+                outcome.complaints.first().map_or("", String::as_str)
             );
             if let Some(path) = &outcome.kept_at {
                 eprintln!("  its files: {}", path.display());

@@ -411,6 +411,22 @@ impl Arena {
         Ok(complaints)
     }
 
+    /// The records, by place, that nobody can settle by them alone and that no process looks after.
+    ///
+    /// # Errors
+    ///
+    /// When 'status' does not tell.
+    pub fn records_in_doubt(&self) -> Result<Vec<(usize, Value)>> {
+        let mut found = Vec::new();
+        for (place, site) in [&self.here, &self.there].into_iter().enumerate() {
+            let status = site.run(&["status", "--json"])?.expect_code(0)?.json()?;
+            let records = status["in_doubt"].as_array().cloned();
+            let records = records.context("'status' says nothing of records")?;
+            found.extend(records.into_iter().map(|record| (place, record)));
+        }
+        Ok(found)
+    }
+
     /// Keeps the directory, with the story in it, and tells where it is.
     pub fn keep(&mut self, epilogue: &str) -> PathBuf {
         for site in [&mut self.here, &mut self.there] {

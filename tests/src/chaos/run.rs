@@ -370,10 +370,16 @@ impl Run<'_> {
             Ok(left) => left.into_iter().for_each(|left| self.complain(left)),
             Err(error) => self.complain(format!("ending it all: {error:#}")),
         }
+        self.expect_records(ending);
         let findings = judge(&self.arena.accounts());
         let two_owners = findings.iter().any(Finding::is_two_owners);
-        for finding in &findings {
-            self.complain(finding.to_string());
+        // Two owners for a second are hundreds of findings.
+        if let Some((first, others)) = findings.split_first() {
+            let more = match others.len() {
+                0 => String::new(),
+                count => format!(" (and {count} more like it)"),
+            };
+            self.complain(format!("{first}{more}"));
         }
         let ending = if two_owners {
             Ending::TwoOwners
@@ -417,6 +423,24 @@ impl Run<'_> {
         match guest["in_doubt"].as_str() {
             Some(reason) if !reason.is_empty() => self.arena.tell(&format!("held: {reason}")),
             _ => self.complain(format!("the guest is held without a reason: {guest}")),
+        }
+    }
+
+    /// Records of a move whose outcome is known are at their end; all others say what they mean.
+    fn expect_records(&mut self, ending: Ending) {
+        let is_known = matches!(ending, Ending::Stayed | Ending::Moved);
+        match self.arena.records_in_doubt() {
+            Err(error) => self.complain(format!("reading the records: {error:#}")),
+            Ok(records) => {
+                for (place, record) in records {
+                    let what = record["what"].as_str().unwrap_or_default();
+                    if is_known || what.is_empty() {
+                        self.complain(format!("a record at place {place} has no end: {record}"));
+                    } else {
+                        self.arena.tell(&format!("record at place {place}: {what}"));
+                    }
+                }
+            }
         }
     }
 
