@@ -17,7 +17,8 @@ use crate::program::{
 
 /// A site. What was started on it ends with it.
 pub struct Site {
-    directory: TempDir,
+    root: TempDir,
+    directory: PathBuf,
     namespace: Option<String>,
     environment: Vec<(OsString, OsString)>,
 }
@@ -71,10 +72,13 @@ impl Site {
     }
 
     fn at(parent: PathBuf, namespace: Option<String>) -> Result<Self> {
-        let directory = tempfile::Builder::new()
+        let root = tempfile::Builder::new()
             .prefix("dunlin-site-")
             .tempdir_in(parent)?;
+        let directory = root.path().join("run");
+        std::fs::create_dir(&directory)?;
         Ok(Self {
+            root,
             directory,
             namespace,
             environment: Vec::new(),
@@ -90,7 +94,7 @@ impl Site {
 
     /// Keeps its directory when this value goes.
     pub fn keep(&mut self) {
-        self.directory.disable_cleanup(true);
+        self.root.disable_cleanup(true);
     }
 
     /// The processes of this site.
@@ -103,12 +107,12 @@ impl Site {
 
     /// Its runtime directory.
     pub fn directory(&self) -> &Path {
-        self.directory.path()
+        &self.directory
     }
 
     /// Where its records of handovers are.
     pub fn state_directory(&self) -> PathBuf {
-        self.directory().join("state")
+        self.root.path().join("state")
     }
 
     /// `dunlin` with these arguments, at this site.

@@ -411,6 +411,25 @@ impl Arena {
         Ok(complaints)
     }
 
+    /// Where the source's process is gone and has left a record of a handover, asks the destination
+    /// in its place. Returns what was said.
+    ///
+    /// # Errors
+    ///
+    /// When a command can't be run.
+    pub fn settle(&mut self) -> Result<Vec<String>> {
+        let is_gone = self.guest.ended().is_some();
+        let mut told = Vec::new();
+        for (place, _) in self.records_in_doubt()? {
+            if place == 0 && is_gone {
+                let output = self.here.run(&["settle", GUEST])?;
+                let said = format!("{}{}", output.stdout.trim(), output.stderr.trim());
+                told.push(format!("'settle' (exit code {}): {said}", output.code));
+            }
+        }
+        Ok(told)
+    }
+
     /// The records, by place, that nobody can settle by them alone and that no process looks after.
     ///
     /// # Errors

@@ -366,6 +366,11 @@ impl Run<'_> {
             Ending::Held => self.expect_reason(),
             _ => {}
         }
+        // As a person would who sees a record without a process.
+        match self.arena.settle() {
+            Ok(told) => told.iter().for_each(|what| self.arena.tell(what)),
+            Err(error) => self.complain(format!("settling: {error:#}")),
+        }
         match self.arena.tear_down() {
             Ok(left) => left.into_iter().for_each(|left| self.complain(left)),
             Err(error) => self.complain(format!("ending it all: {error:#}")),
