@@ -100,6 +100,20 @@ impl Arena {
         Ok(complaints)
     }
 
+    /// Control sockets that are still there. A VMM that is killed leaves its own, which the next one
+    /// of that name removes.
+    pub fn sockets_left(&self, killed: Option<Victim>) -> Vec<String> {
+        let places = [(&self.here, Victim::Run), (&self.there, Victim::Incoming)];
+        let whole = places.into_iter().filter(|(_, vmm)| killed != Some(*vmm));
+        whole
+            .filter_map(|(site, _)| {
+                let socket = site.directory().join(format!("{GUEST}.sock"));
+                let left = fs::symlink_metadata(&socket).is_ok();
+                left.then(|| format!("left over: {}", socket.display()))
+            })
+            .collect()
+    }
+
     /// Keeps the directory, with the story in it, and tells where it is.
     pub fn keep(&mut self, epilogue: &str) -> PathBuf {
         for site in [&mut self.here, &mut self.there] {

@@ -96,6 +96,10 @@ impl Run<'_> {
             Ok(left) => left.into_iter().for_each(|left| self.complain(left)),
             Err(error) => self.complain(format!("ending it all: {error:#}")),
         }
+        let killed = self.order.fault.deed.killed();
+        for left in self.arena.sockets_left(killed) {
+            self.complain(left);
+        }
         self.expect_records(ending);
         let findings = judge(&self.arena.accounts());
         let two_owners = findings.iter().any(Finding::is_two_owners);
