@@ -86,6 +86,14 @@ impl Deed {
         }
     }
 
+    /// Whom it kills for good.
+    pub fn killed(self) -> Option<Victim> {
+        match self {
+            Self::Kill(victim) | Self::FreezeKill(victim) => Some(victim),
+            _ => None,
+        }
+    }
+
     /// Whether somebody is silent for longer than a peer may be.
     pub fn is_silence(self) -> bool {
         matches!(
@@ -384,6 +392,7 @@ mod tests {
     #[test]
     fn there_are_not_too_many() {
         let all = Fault::all();
+        println!("{} faults", all.len());
         assert!(all.len() <= 300, "{}", all.len());
         assert!(all.iter().filter(|fault| fault.deed.is_kill()).count() > 100);
     }

@@ -149,8 +149,8 @@ fn source_dies(fault: Fault) -> Expectation {
 fn destination_dies(fault: Fault) -> Expectation {
     match stage(fault.phase) {
         None => only(
-            &[Ending::Stayed, Ending::Held, Ending::Gone],
-            "as in the row of the phase that it hits",
+            &[Ending::Stayed, Ending::Held, Ending::Gone, Ending::Moved],
+            "as in the row of the phase that it hits; before there is such a process, nothing is hit",
         ),
         Some(Stage::SourceOwns) => only(&[Ending::Stayed], "the source owns the guest"),
         Some(Stage::ReadySaid | Stage::GivenUp | Stage::CommitCame) => only(

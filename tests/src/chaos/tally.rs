@@ -27,6 +27,9 @@ pub struct Notice {
     pub within: [Duration; 4],
 }
 
+/// A sort of failure: its name, and what belongs to it.
+type Sort = (&'static str, fn(Deed) -> bool);
+
 impl<'a> Tally<'a> {
     /// Of these.
     pub fn new(outcomes: &'a [Outcome]) -> Self {
@@ -82,7 +85,7 @@ impl<'a> Tally<'a> {
 
     /// How soon failures were noticed, by sort.
     pub fn notices(&self) -> Vec<Notice> {
-        let sorts: [(&str, fn(Deed) -> bool); 3] = [
+        let sorts: [Sort; 3] = [
             ("a VMM is killed", |deed| {
                 matches!(deed, Deed::Kill(Victim::Run | Victim::Incoming))
             }),

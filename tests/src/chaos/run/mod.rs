@@ -1,4 +1,11 @@
 //! One run: a move, a fault, the end, the verdict.
+//!
+//! | room | what is in it |
+//! |---|---|
+//! | here | what is to be run, and the way to the fault and back |
+//! | `verdict` | waiting for the end, and judging it |
+
+mod verdict;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,8 +15,7 @@ use anyhow::{Result, bail};
 
 use super::arena::{Arena, GuestKind, Stage, There};
 use super::fault::{Deed, Fault, Phase, Side, Victim};
-use super::ledger::{Finding, judge};
-use super::rules::{Ending, expected};
+use super::rules::Ending;
 use crate::wire::Numbers;
 
 /// How long the other side may be silent in a move whose fault is a silence: short, so that runs
@@ -29,9 +35,8 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(4);
 /// How long a move may take to get to a phase.
 const PHASE_TIME_MAX: Duration = Duration::from_secs(15);
 
-/// How long a move may take to settle once nothing is in its way any more. A source in doubt asks
-/// every two seconds at least.
-const SETTLE_TIME_MAX: Duration = Duration::from_secs(15);
+/// How long a process may take to be known that has to be there.
+const VICTIM_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// How long what may change by itself has to stay as it is, to count as the end. A source in doubt
 /// has asked several times by then.
@@ -39,9 +44,6 @@ const REST: Duration = Duration::from_millis(700);
 
 /// Random moments are within this time from the beginning of a move, which takes about as long.
 const RANDOM_MOMENT_MAX: Duration = Duration::from_millis(350);
-
-/// How long a guest may take to print a few more beats.
-const BEATS_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// What is to be run.
 #[derive(Clone, Copy, Debug)]
@@ -120,7 +122,10 @@ pub fn run(order: Order, number: usize, interrupted: &AtomicBool) -> Result<Outc
         };
         let Some(ending) = run.perform()? else {
             let last = run.arena.look_here().last_move();
-            if last.contains("silent") && repeated + 1 < ATTEMPTS_MAX {
+            let was_busy = ["silent", "nothing moved"]
+                .iter()
+                .any(|why| last.contains(why));
+            if was_busy && repeated + 1 < ATTEMPTS_MAX {
                 continue;
             }
             let phase = order.fault.phase.name();
@@ -213,8 +218,16 @@ impl Run<'_> {
     }
 
     fn do_it(&mut self) -> Result<()> {
+        let Fault { deed, phase } = self.order.fault;
+        if let (Some(victim), true) = (deed.victim(), phase != Phase::Random) {
+            // The receiver may not have told yet whom it has started.
+            let end = Instant::now() + VICTIM_TIME_MAX;
+            while self.arena.pid(victim).is_none() && Instant::now() < end {
+                self.pass(Duration::from_micros(500))?;
+            }
+        }
         self.fault_at = Some(Instant::now());
-        let (victim, signal) = match self.order.fault.deed {
+        let (victim, signal) = match deed {
             Deed::Nothing => return Ok(()),
             Deed::Cut | Deed::CutRestart => return self.arena.set_link(false),
             Deed::Kill(victim) => (victim, libc::SIGKILL),
@@ -224,7 +237,7 @@ impl Run<'_> {
         };
         // At a random moment there may be none (yet): then it is not hit, and the move goes on.
         match self.arena.signal(victim, signal) {
-            Err(_) if self.order.fault.phase == Phase::Random => {
+            Err(_) if phase == Phase::Random => {
                 self.arena
                     .tell(&format!("there is no '{}' yet", victim.name()));
                 Ok(())
@@ -294,129 +307,6 @@ impl Run<'_> {
         match self.arena.is_alive(victim) {
             true => self.arena.signal(victim, signal),
             false => Ok(()),
-        }
-    }
-
-    /// Waits until nothing changes any more, and says how it is then.
-    fn await_ending(&mut self) -> Result<Ending> {
-        let end = Instant::now() + SETTLE_TIME_MAX;
-        let may_be_held = expected(self.order.fault).endings.contains(&Ending::Held);
-        let mut since: Option<(Ending, Instant)> = None;
-        loop {
-            let (ending, rest) = match (self.arena.look_here(), self.arena.look_there()) {
-                (There::Nothing, There::Nothing) => (Some(Ending::Gone), Duration::ZERO),
-                (There::Nothing, there) if there.runs_alone() => {
-                    (Some(Ending::Moved), Duration::ZERO)
-                }
-                // Where 'send' was hit, it may not have asked for the move yet.
-                (here, There::Nothing) if here.runs_alone() && here.has_moved_on() => {
-                    (Some(Ending::Stayed), Duration::ZERO)
-                }
-                (here, There::Nothing)
-                    if here.runs_alone() && !self.arena.is_alive(Victim::Send) =>
-                {
-                    (Some(Ending::Stayed), REST)
-                }
-                (here, There::Nothing) if here.state() == "unknown-owner" => {
-                    // Where it is to be settled, it has time.
-                    let rest = if may_be_held { REST } else { SETTLE_TIME_MAX };
-                    (Some(Ending::Held), rest)
-                }
-                // The ledger will tell.
-                (here, there) if here.runs_alone() && there.runs_alone() => {
-                    (Some(Ending::TwoOwners), REST)
-                }
-                _ => (None, Duration::ZERO),
-            };
-            let now = Instant::now();
-            since = match (ending, since) {
-                (None, _) => None,
-                (Some(ending), Some((same, at))) if same == ending => Some((ending, at)),
-                (Some(ending), _) => Some((ending, now)),
-            };
-            if let Some((ending, at)) = since
-                && now.duration_since(at) >= rest
-            {
-                let here = self.arena.look_here();
-                self.arena
-                    .tell(&format!("the end: {}{}", ending.name(), here.last_move()));
-                return Ok(ending);
-            }
-            if let Some((Ending::Held, _)) = since
-                && now >= end
-            {
-                return Ok(Ending::Held);
-            }
-            if now >= end {
-                let (here, there) = (self.arena.look_here(), self.arena.look_there());
-                self.complain(format!(
-                    "it does not settle: source {here:?}, destination {there:?}"
-                ));
-                return Ok(Ending::Unsettled);
-            }
-            self.pass(LOOK_INTERVAL)?;
-        }
-    }
-
-    /// Sees that the guest goes on, ends everything, and judges.
-    fn judge(&mut self, ending: Ending) -> Ending {
-        match ending {
-            Ending::Stayed => self.expect_beats(0),
-            Ending::Moved => self.expect_beats(1),
-            Ending::Held => self.expect_reason(),
-            _ => {}
-        }
-        match self.arena.tear_down() {
-            Ok(left) => left.into_iter().for_each(|left| self.complain(left)),
-            Err(error) => self.complain(format!("ending it all: {error:#}")),
-        }
-        let findings = judge(&self.arena.accounts());
-        let two_owners = findings.iter().any(Finding::is_two_owners);
-        for finding in &findings {
-            self.complain(finding.to_string());
-        }
-        let ending = if two_owners {
-            Ending::TwoOwners
-        } else {
-            ending
-        };
-        let expectation = expected(self.order.fault);
-        if !expectation.endings.contains(&ending) {
-            let allowed: Vec<&str> = expectation
-                .endings
-                .iter()
-                .map(|ending| ending.name())
-                .collect();
-            self.complain(format!(
-                "it ended as '{}', expected was '{}': {}",
-                ending.name(),
-                allowed.join("' or '"),
-                expectation.because
-            ));
-        }
-        ending
-    }
-
-    fn expect_beats(&mut self, place: usize) {
-        let beats = |arena: &Arena| arena.accounts()[place].beats.len();
-        let before = beats(&self.arena);
-        let end = Instant::now() + BEATS_TIME_MAX;
-        while beats(&self.arena) < before + 3 {
-            if Instant::now() >= end {
-                return self.complain(format!("the guest does not go on at place {place}"));
-            }
-            std::thread::sleep(LOOK_INTERVAL);
-        }
-    }
-
-    /// A source that holds a guest says why.
-    fn expect_reason(&mut self) {
-        let There::Says(guest) = self.arena.look_here() else {
-            return self.complain("the source that holds the guest says nothing".to_owned());
-        };
-        match guest["in_doubt"].as_str() {
-            Some(reason) if !reason.is_empty() => self.arena.tell(&format!("held: {reason}")),
-            _ => self.complain(format!("the guest is held without a reason: {guest}")),
         }
     }
 

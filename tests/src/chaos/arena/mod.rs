@@ -1,7 +1,14 @@
 //! Two sites with a receiver, a guest, a move, and the hands that disturb it.
+//!
+//! | room | what is in it |
+//! |---|---|
+//! | here | [`Arena`]: setting it up, disturbing it, looking at it |
+//! | `aftermath` | settling, ending it all, and what is left then |
+
+mod aftermath;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -28,12 +35,6 @@ const BANDWIDTH: &str = "128MiB/s";
 
 /// How long an answer of a guest's process is waited for.
 const ANSWER_MAX: Duration = Duration::from_millis(200);
-
-/// How long everything may take to end when it is told to.
-const TEAR_DOWN_MAX: Duration = Duration::from_secs(5);
-
-/// The exit code of a command whose guest is not there.
-const NO_GUEST: i32 = 3;
 
 /// What runs the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -362,74 +363,6 @@ impl Arena {
     pub fn story(&self) -> &[String] {
         &self.story
     }
-
-    /// Ends the guest wherever it is, then the receiver, as a person would. Returns what did not
-    /// end, or was left behind.
-    ///
-    /// # Errors
-    ///
-    /// When a command can't be run.
-    pub fn tear_down(&mut self) -> Result<Vec<String>> {
-        let mut complaints = Vec::new();
-        for (place, victim) in [Victim::Run, Victim::Incoming].into_iter().enumerate() {
-            // Its process may be busy for a moment, with nothing to say.
-            let end = Instant::now() + TEAR_DOWN_MAX;
-            while self.is_alive(victim) && Instant::now() < end {
-                let site = if place == 0 { &self.here } else { &self.there };
-                if matches!(look(site, None), There::Says(_)) {
-                    let output = site.run(&["stop", GUEST, "--force"])?;
-                    // It may have ended by itself.
-                    if output.code != 0 && output.code != NO_GUEST {
-                        complaints
-                            .push(format!("'stop' at place {place}: {}", output.stderr.trim()));
-                    }
-                    break;
-                }
-                std::thread::sleep(Duration::from_millis(5));
-            }
-        }
-        if let Some(receiver) = &self.receiver {
-            receiver.process.signal(libc::SIGTERM);
-        }
-        let end = Instant::now() + TEAR_DOWN_MAX;
-        loop {
-            // Children are to be waited for, else they stay as zombies.
-            self.guest.ended();
-            if let Some(receiver) = &mut self.receiver {
-                receiver.process.ended();
-            }
-            let left = [self.here.processes(), self.there.processes()].concat();
-            if left.is_empty() {
-                break;
-            }
-            if Instant::now() >= end {
-                complaints.extend(left.iter().map(|pid| left_over(*pid)));
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        Ok(complaints)
-    }
-
-    /// Keeps the directory, with the story in it, and tells where it is.
-    pub fn keep(&mut self, epilogue: &str) -> PathBuf {
-        for site in [&mut self.here, &mut self.there] {
-            site.keep();
-        }
-        self.directory.disable_cleanup(true);
-        let mut text = self.story.join("\n");
-        if let Some(receiver) = &mut self.receiver {
-            let lines = receiver.process.lines_so_far();
-            self.heard.extend_from_slice(lines);
-        }
-        for line in &self.heard {
-            text.push_str(&format!("\nreceive: {}", line.text));
-        }
-        text.push_str(&format!("\n{epilogue}\n"));
-        // The verdict is told on the terminal too.
-        let _ = fs::write(self.directory.path().join("story.txt"), text);
-        self.directory.path().to_owned()
-    }
 }
 
 impl Drop for Arena {
@@ -472,10 +405,4 @@ fn look(site: &Site, pid: Option<u32>) -> There {
         None if pid.is_some_and(is_alive) => There::Silent,
         None => There::Nothing,
     }
-}
-
-fn left_over(pid: u32) -> String {
-    let bytes = fs::read(Path::new("/proc").join(pid.to_string()).join("cmdline"));
-    let text = String::from_utf8_lossy(&bytes.unwrap_or_default()).replace('\0', " ");
-    format!("left over: process {pid}: {text}")
 }
