@@ -18,10 +18,10 @@ SCENARIO_THREADS ?= 1
 SETUP := tools/setup.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test bench lint format deny
+.PHONY: help demo build test softroce rdma-test bench lint format deny
 
 help: ## Say what there is
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: build ## Move a running guest between two processes on this machine (ARGS=...)
 	$(DUNLIN) demo $(ARGS)
@@ -35,6 +35,15 @@ test: build ## Run every test: units, properties, and scenarios with the built p
 	$(CARGO) test --workspace --exclude dunlin-tests --locked -- --show-output
 	$(CARGO) test -p dunlin-engine --features vm-memory --lib --locked vm_memory
 	DUNLIN=$(DUNLIN) $(CARGO) test -p dunlin-tests --locked -- --test-threads=$(SCENARIO_THREADS) --show-output
+
+softroce: build ## Run the RDMA tests in an emulated machine that has RDMA (ARGS=pings: those named so)
+	tests/softroce/suite machine '$(ARGS)'
+
+rdma-test: ## Run the same tests on this host, if it has an RDMA device (ARGS=pings: those named so)
+	@tests/softroce/suite device
+	@$(SETUP) rdma-tools
+	@$(MAKE) --no-print-directory build
+	tests/softroce/suite here '$(ARGS)'
 
 bench: ## Run the micro-benchmarks (about a minute; ARGS=zero runs those named so)
 	@$(SETUP) rust cc
