@@ -14,6 +14,6 @@
 run 'verbs see the device' 30 ibv_devinfo -d "$RDMA_DEVICE_A"
 run 'RDMA pings, IPv4' 60 rping_between "$RDMA_IPV4_A" "$RDMA_IPV4_B"
 run 'RDMA pings, IPv6' 60 rping_between "$RDMA_IPV6_A" "$RDMA_IPV6_B"
-run_cargo 'conformance of TCP lanes' 300 '-p dunlin-transports --features testing --test conformance' tcp
-run 'a KVM guest moves over TCP, tracked by the bitmap' 120 move_a_guest --transport tcp --dirty-tracking bitmap
-run 'a KVM guest moves over TCP, tracked by the ring' 120 move_a_guest --transport tcp --dirty-tracking ring
+run_cargo 'conformance of TCP lanes' 600 '-p dunlin-transports --features testing --test conformance' tcp
+run 'a KVM guest moves over TCP, tracked by the bitmap' 240 move_a_guest --transport tcp --dirty-tracking bitmap
+run 'a KVM guest moves over TCP, tracked by the ring' 240 move_a_guest --transport tcp --dirty-tracking ring

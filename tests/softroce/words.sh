@@ -13,7 +13,7 @@ rping_between() {
     server=$!
     # A client that comes before the server listens is refused.
     until rdma resource show cm_id | grep -q "LISTEN.* pid $server "; do
-        kill -0 "$server" || return 1
+        kill -0 "$server" 2>/dev/null || return 1
         sleep 0.1
     done
     rping -c -a "$2" -I "$1" -C 10 -V || status=$?
