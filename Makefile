@@ -21,7 +21,7 @@ RUNS ?= 300
 SETUP := tools/setup.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test chaos planted-bug bench lint format deny
+.PHONY: help demo build test chaos planted-bug softroce rdma-test bench lint format deny
 
 help: ## Say what there is
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,15 @@ planted-bug: ## See that a planted bug, which makes two owners of a guest, is fo
 	$(CARGO) build --locked -p dunlin --features planted-split-brain --target-dir $(CARGO_TARGET_DIR)/planted
 	DUNLIN=$(CARGO_TARGET_DIR)/planted/debug/dunlin $(CARGO) run -p dunlin-tests --locked --bin dunlin-chaos -- \
 		--expect-two-owners --runs 8 --only freeze-incoming/commit --only cut/commit
+
+softroce: build ## Run the RDMA tests in an emulated machine that has RDMA (ARGS=pings: those named so)
+	tests/softroce/suite machine '$(ARGS)'
+
+rdma-test: ## Run the same tests on this host, if it has an RDMA device (ARGS=pings: those named so)
+	@tests/softroce/suite device
+	@$(SETUP) rdma-tools
+	@$(MAKE) --no-print-directory build
+	tests/softroce/suite here '$(ARGS)'
 
 bench: ## Run the micro-benchmarks (about a minute; ARGS=zero runs those named so)
 	@$(SETUP) rust cc
