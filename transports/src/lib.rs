@@ -11,6 +11,7 @@
 //! | [`deadline`] | points in time by which a wait must end |
 //! | `prepared` | which ranges the peer may write, and who is writing now |
 //! | `tcp` | lanes and control over TCP: io_uring, or plain `writev`/`readv` |
+//! | `rdma` | lanes over RDMA: writes from guest memory to guest memory |
 //! | `inmemory` | both ends in one process, with faults that a test orders |
 //! | `conformance` | the one suite that every transport passes |
 
@@ -19,12 +20,14 @@ pub mod deadline;
 pub mod lane;
 pub mod memory;
 
-#[cfg(any(test, feature = "tcp", feature = "testing"))]
+#[cfg(any(test, feature = "tcp", feature = "rdma", feature = "testing"))]
 mod prepared;
 
 #[cfg(any(test, feature = "testing"))]
 pub mod conformance;
 #[cfg(any(test, feature = "testing"))]
 pub mod inmemory;
+#[cfg(feature = "rdma")]
+pub mod rdma;
 #[cfg(feature = "tcp")]
 pub mod tcp;
