@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -24,11 +24,6 @@ pub(super) const FENCES_IN_FLIGHT_MAX: u32 = 64;
 
 /// Bytes of a message's place in its buffer: a cache line.
 const SLOT_BYTES: usize = 64;
-
-/// The number of the receive that is posted behind those for messages, and that no message of a peer
-/// that keeps to the protocol takes. When it completes as flushed, the device has gone through the
-/// queue behind whatever the peer had sent.
-const LAST_RECEIVE: u64 = u64::MAX;
 
 /// For how long a flushed request's cause is waited for. It is on its way: the kernel reports it and
 /// the flush one after the other.
@@ -109,10 +104,9 @@ impl Parts {
     /// Makes a queue pair that takes so many requests, and all that belongs to it.
     pub(super) fn new(domain: &Arc<ProtectionDomain>, requests: u32) -> io::Result<Self> {
         let limits = domain.device().limits();
-        let receives_wanted = FENCES_IN_FLIGHT_MAX + 1;
         let shape = QueuePairShape {
             sends: requests.min(limits.requests_max),
-            receives: receives_wanted.min(limits.requests_max),
+            receives: FENCES_IN_FLIGHT_MAX.min(limits.requests_max),
             inline_bytes: INLINE_BYTES_MAX as u32,
         };
         let channel = CompletionChannel::new(domain.device())?;
@@ -132,8 +126,7 @@ impl Parts {
 
     /// Posts the receives; the pair has to be in INIT.
     pub(super) fn post_receives(&self) -> io::Result<()> {
-        let ids = (0..u64::from(FENCES_IN_FLIGHT_MAX)).chain([LAST_RECEIVE]);
-        for id in ids {
+        for id in 0..u64::from(FENCES_IN_FLIGHT_MAX) {
             self.pair.post_receive(
                 id,
                 self.messages.place(0, id),
@@ -154,8 +147,8 @@ pub(super) struct Connection {
     watch: Arc<Watch>,
     /// The peer ended the connection.
     closed: AtomicBool,
-    /// The last receive was flushed.
-    drained: AtomicBool,
+    /// Receives that are posted and have not completed.
+    receives: AtomicU32,
     /// The peer may write: the lane was confirmed.
     confirmed: AtomicBool,
 }
@@ -175,7 +168,7 @@ impl Connection {
             identity,
             watch,
             closed: AtomicBool::new(false),
-            drained: AtomicBool::new(false),
+            receives: AtomicU32::new(FENCES_IN_FLIGHT_MAX),
             confirmed: AtomicBool::new(false),
         })
     }
@@ -209,27 +202,25 @@ impl Connection {
         self.id.disconnect();
     }
 
-    /// Whether the device has gone through the receive queue since the pair was ended. For a
-    /// software device, whose work of one packet may still be under way when `end` returns; the
+    /// Whether every receive has completed, which all do once the pair is ended. The device carries
+    /// a pair's work out in order, so it is through then with whatever had come from the peer: a
+    /// software device may still have copied the bytes of a packet when `end` returned. The
     /// receives' completions are lost to the lane, which has ended.
     pub(super) fn is_drained(&self) -> bool {
         let looked = self.poll_receives(|_| ());
-        looked.is_err() || self.drained.load(Ordering::SeqCst)
+        looked.is_err() || self.receives.load(Ordering::SeqCst) == 0
     }
 
     pub(super) fn poll_sends(&self, take: impl FnMut(Completion)) -> io::Result<usize> {
         self.parts.sends.poll(take)
     }
 
-    /// Takes completed receives, in order; the last receive is kept from the caller.
-    pub(super) fn poll_receives(&self, mut take: impl FnMut(Completion)) -> io::Result<usize> {
-        self.parts.receives.poll(|completion| {
-            if completion.id != LAST_RECEIVE || completion.status == CompletionStatus::SUCCESS {
-                take(completion);
-            } else {
-                self.drained.store(true, Ordering::SeqCst);
-            }
-        })
+    /// Takes completed receives, in order.
+    pub(super) fn poll_receives(&self, take: impl FnMut(Completion)) -> io::Result<usize> {
+        let taken = self.parts.receives.poll(take)?;
+        let count = u32::try_from(taken).unwrap_or(u32::MAX);
+        self.receives.fetch_sub(count, Ordering::SeqCst);
+        Ok(taken)
     }
 
     /// The message of a completed receive; `None` when it is none of the protocol's.
@@ -241,6 +232,7 @@ impl Connection {
 
     /// Makes a receive's slot ready for the next message.
     pub(super) fn post_receive(&self, id: u64) -> io::Result<()> {
+        self.receives.fetch_add(1, Ordering::SeqCst);
         self.parts.pair.post_receive(
             id,
             self.parts.messages.place(0, id),

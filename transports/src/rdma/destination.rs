@@ -52,7 +52,7 @@ pub struct DestinationEndpoint {
     device: Arc<Device>,
     domain: Arc<ProtectionDomain>,
     libraries: &'static Libraries,
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     used: Mutex<Vec<LaneToken>>,
 }
 

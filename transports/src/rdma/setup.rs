@@ -17,9 +17,10 @@ use super::wire::End;
 use crate::deadline::Deadline;
 use crate::lane::{LaneError, LaneNumber};
 
-/// How often the device sends again what is not acknowledged: the most there is, three bits. With
-/// [`Options::ack_timeout`] it says how long a dead path goes unnoticed.
-const RETRIES: u8 = 7;
+/// How often the device sends again what is not acknowledged. With [`Options::ack_timeout`] it says
+/// how long a dead path goes unnoticed. Not 7, the most that its three bits hold: rxe takes that as
+/// for ever (Linux 6.1, `rxe_comp.c`), and would never report a peer that has gone.
+const RETRIES: u8 = 6;
 
 /// How often the device sends a message again for which the peer has no buffer. Not 7, which is for
 /// ever: rdma_cm's default, with which an underrun stalls in silence. Between peers that keep to the

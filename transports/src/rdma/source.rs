@@ -65,7 +65,7 @@ pub struct SourceEndpoint {
     libraries: &'static Libraries,
     device: Arc<Device>,
     domain: Arc<ProtectionDomain>,
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     offers: OpenRanges,
 }
 

@@ -1,31 +1,21 @@
 //! The RDMA device of the machine that the tests run on, and sessions over it.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 use dunlin_transports::conformance::{Harness, Pair};
 use dunlin_transports::memory::MemoryMap;
 use dunlin_transports::rdma::{self, DestinationEndpoint, Options, PollMode, SourceEndpoint};
 
-/// Sessions over the first device that has an IPv4 address.
+/// Sessions over the first address of an RDMA device.
 #[derive(Default)]
 pub(crate) struct Fabric {
     pub(crate) poll: PollMode,
 }
 
-/// The first IPv4 address of a port of an RDMA device. The system lists each port's addresses in
-/// the form of IPv6.
-pub(crate) fn address() -> Result<IpAddr, String> {
-    let devices = rdma::devices().map_err(|error| error.to_string())?;
-    let mapped = devices.iter().flat_map(|device| {
-        let table = format!("/sys/class/infiniband/{device}/ports/1/gids");
-        (0..16).filter_map(move |index| {
-            let entry = std::fs::read_to_string(format!("{table}/{index}")).ok()?;
-            let address: Ipv6Addr = entry.trim().parse().ok()?;
-            address.to_ipv4_mapped().map(IpAddr::V4)
-        })
-    });
-    let mut mapped = mapped;
-    mapped.next().ok_or_else(|| "no RDMA device".to_owned())
+/// The first address of an RDMA device here.
+pub(crate) fn address() -> Option<IpAddr> {
+    let addresses = rdma::addresses().ok()?;
+    addresses.first().map(|found| found.address)
 }
 
 impl Fabric {
@@ -44,7 +34,7 @@ impl Harness for Fabric {
 
     fn unavailable(&self) -> Option<String> {
         // Why there is none (no library, no module) is of no interest here.
-        address().err().map(|_| "no RDMA device".to_owned())
+        address().is_none().then(|| "no RDMA device".to_owned())
     }
 
     fn pair(&self, source: MemoryMap, destination: MemoryMap) -> Pair {

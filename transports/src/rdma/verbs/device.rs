@@ -31,6 +31,8 @@ pub(in crate::rdma) struct DeviceLimits {
     pub(in crate::rdma) reads_out_max: u8,
     /// How many reads of the peer's it may answer at a time.
     pub(in crate::rdma) reads_in_max: u8,
+    /// How many ports it has.
+    pub(in crate::rdma) ports: u8,
 }
 
 /// A port as it is now.
@@ -41,8 +43,8 @@ pub(in crate::rdma) struct PortState {
     /// The largest path MTU that its link carries now, as `enum ibv_mtu` counts: 1 is 256 bytes, 5
     /// is 4096.
     pub(in crate::rdma) path_mtu: u32,
-    /// The longest message, in bytes.
-    pub(in crate::rdma) message_bytes_max: u32,
+    /// How many entries its table of addresses has, used or not.
+    pub(in crate::rdma) global_ids: u32,
 }
 
 /// A port's address on the fabric (a GID); for RoCE an IPv6 address or a mapped IPv4 address.
@@ -174,6 +176,7 @@ impl Device {
                 completions_max: 0,
                 reads_out_max: 0,
                 reads_in_max: 0,
+                ports: 0,
             },
         };
         opened.check_operations().map_err(failed("opening it"))?;
@@ -214,6 +217,7 @@ impl Device {
             completions_max: count(raw.max_cqe),
             reads_out_max: depth(raw.max_qp_init_rd_atom),
             reads_in_max: depth(raw.max_qp_rd_atom),
+            ports: raw.phys_port_cnt,
         })
     }
 
@@ -252,7 +256,7 @@ impl Device {
         Ok(PortState {
             is_active: raw.state == ibv_port_state::IBV_PORT_ACTIVE,
             path_mtu: raw.active_mtu,
-            message_bytes_max: raw.max_msg_sz,
+            global_ids: u32::try_from(raw.gid_tbl_len).unwrap_or(0),
         })
     }
 
