@@ -2,14 +2,13 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::verbs::{
-    Access, Completion, CompletionChannel, CompletionQueue, CompletionStatus, ConnectionId,
-    EventKind, LocalPiece, MemoryRegion, ProtectionDomain, QueuePair, QueuePairShape,
-    RegisterError, Transfer,
+    Access, Completion, CompletionChannel, CompletionQueue, ConnectionId, EventKind, LocalPiece,
+    MemoryRegion, ProtectionDomain, QueuePair, QueuePairShape, RegisterError, Transfer,
 };
 use super::verbs::{DeviceEvent, INLINE_BYTES_MAX};
 use super::watch::Watch;
@@ -25,8 +24,8 @@ pub(super) const FENCES_IN_FLIGHT_MAX: u32 = 64;
 /// Bytes of a message's place in its buffer: a cache line.
 const SLOT_BYTES: usize = 64;
 
-/// For how long a flushed request's cause is waited for. It is on its way: the kernel reports it and
-/// the flush one after the other.
+/// For how long a failed request's cause is waited for. It is on its way: the kernel reports it and
+/// the failure one after the other.
 const CAUSE_LIMIT: Duration = Duration::from_millis(100);
 
 const _: () = assert!(FENCES_IN_FLIGHT_MAX as usize * SLOT_BYTES <= PAGE_BYTES as usize);
@@ -149,6 +148,9 @@ pub(super) struct Connection {
     closed: AtomicBool,
     /// Receives that are posted and have not completed.
     receives: AtomicU32,
+    /// Requests that are posted, ask for their completion, and have not completed. Below zero where
+    /// silent requests completed too, because they failed.
+    awaited: AtomicI64,
     /// The peer may write: the lane was confirmed.
     confirmed: AtomicBool,
 }
@@ -169,6 +171,7 @@ impl Connection {
             watch,
             closed: AtomicBool::new(false),
             receives: AtomicU32::new(FENCES_IN_FLIGHT_MAX),
+            awaited: AtomicI64::new(0),
             confirmed: AtomicBool::new(false),
         })
     }
@@ -211,8 +214,24 @@ impl Connection {
         looked.is_err() || self.receives.load(Ordering::SeqCst) == 0
     }
 
+    /// Takes completed requests, in order.
     pub(super) fn poll_sends(&self, take: impl FnMut(Completion)) -> io::Result<usize> {
-        self.parts.sends.poll(take)
+        let taken = self.parts.sends.poll(take)?;
+        let count = i64::try_from(taken).unwrap_or(i64::MAX);
+        self.awaited.fetch_sub(count, Ordering::SeqCst);
+        Ok(taken)
+    }
+
+    /// So many requests that ask for their completion are about to be posted.
+    pub(super) fn await_sends(&self, count: u32) {
+        self.awaited.fetch_add(count.into(), Ordering::SeqCst);
+    }
+
+    /// Whether what was posted has arrived at the peer. Completions are lost to the lane: for when
+    /// it is to be ended.
+    pub(super) fn is_sent(&self) -> bool {
+        let looked = self.poll_sends(|_| ());
+        looked.is_err() || self.awaited.load(Ordering::SeqCst) <= 0
     }
 
     /// Takes completed receives, in order.
@@ -318,8 +337,8 @@ impl Connection {
         if self.watch.is_stopped() {
             return LaneError::Stopped(lane);
         }
-        if completion.status == CompletionStatus::FLUSHED {
-            // Something else ended the queue pair, and says so.
+        if completion.status.may_have_other_cause() {
+            // A device or peer that is gone says so too, and better.
             let until = Deadline::after(CAUSE_LIMIT);
             loop {
                 if let Some(cause) = self.look() {

@@ -37,6 +37,11 @@ const BACKLOG: u16 = LANES_MAX;
 /// device within the copying of one packet.
 const DRAIN_LIMIT: Duration = Duration::from_millis(100);
 
+/// For how long `revoke_all` lets words for fences that were seen go out before it ends the queue
+/// pairs: the source may wait for them. A fabric's round trip takes some µs, a software device's in
+/// an emulated machine some 100; a source that does not take its word by then does without.
+const WORDS_LIMIT: Duration = Duration::from_millis(2);
+
 /// What an endpoint shares with its lanes.
 pub(super) struct Shared {
     pub(super) watch: Arc<Watch>,
@@ -307,13 +312,17 @@ impl lane::DestinationEndpoint for DestinationEndpoint {
     /// dropped: that takes its time, and is for when the guest runs.
     fn revoke_all(&self) {
         self.shared.ranges.refuse_more();
-        let connections = self.shared.watch.stop();
-        let limit = Deadline::after(DRAIN_LIMIT);
-        for connection in connections {
-            while !connection.is_drained() && !limit.passed() {
-                std::thread::yield_now();
+        let wait = |limit, connections: &[Arc<Connection>], is_over: fn(&Connection) -> bool| {
+            let limit = Deadline::after(limit);
+            for connection in connections {
+                while !is_over(connection) && !limit.passed() {
+                    std::thread::yield_now();
+                }
             }
-        }
+        };
+        let watch = &self.shared.watch;
+        wait(WORDS_LIMIT, &watch.connections(), Connection::is_sent);
+        wait(DRAIN_LIMIT, &watch.stop(), Connection::is_drained);
     }
 
     fn stop(&self) {

@@ -3,7 +3,8 @@
 use std::collections::VecDeque;
 use std::io;
 
-use super::verbs::{QueuePair, Request, RequestList, Transfer};
+use super::connection::Connection;
+use super::verbs::{Request, RequestList, Transfer};
 use crate::lane::DeviceCounters;
 
 /// How many requests go out with one doorbell at most. A chunk of scattered single pages is 256
@@ -41,6 +42,8 @@ pub(super) struct Outbox {
     /// Since the last request that asked for its completion.
     silent_requests: u32,
     silent_bytes: u64,
+    /// Requests in the list that ask for their completion.
+    awaited: u32,
     counters: DeviceCounters,
 }
 
@@ -56,6 +59,7 @@ impl Outbox {
             bytes: 0,
             silent_requests: 0,
             silent_bytes: 0,
+            awaited: 0,
             counters: DeviceCounters::default(),
         }
     }
@@ -94,6 +98,7 @@ impl Outbox {
 
     /// The last request pushed stands for the silent ones before it.
     fn close_batch(&mut self) {
+        self.awaited += 1;
         self.under_way.push_back(Signalled {
             id: self.next_id,
             requests: std::mem::take(&mut self.silent_requests),
@@ -103,7 +108,7 @@ impl Outbox {
 
     /// Posts what was added. Afterwards each request under way is behind or among those that a
     /// completion will tell of.
-    pub(super) fn post(&mut self, pair: &QueuePair) -> io::Result<()> {
+    pub(super) fn post(&mut self, connection: &Connection) -> io::Result<()> {
         if self.list.len() == 0 {
             return Ok(());
         }
@@ -116,7 +121,8 @@ impl Outbox {
         }
         self.counters.work_requests += self.list.len() as u64;
         self.counters.doorbells += 1;
-        pair.post(&mut self.list)
+        connection.await_sends(std::mem::take(&mut self.awaited));
+        connection.pair().post(&mut self.list)
     }
 
     /// Takes the completion of a request that succeeded, and with it those before.

@@ -68,8 +68,8 @@ impl ReceivingLane {
 
     fn check(&self) -> Result<(), LaneError> {
         let lane = self.connection.number();
-        if self.shared.watch.is_stopped() {
-            return Err(LaneError::Stopped(lane));
+        if let Some(ended) = self.shared.watch.ended(lane) {
+            return Err(ended);
         }
         if self.failed {
             return Err(LaneError::Closed(lane));
@@ -162,7 +162,7 @@ impl ReceivingLane {
     }
 
     fn post(&mut self) -> Result<(), LaneError> {
-        let posted = self.outbox.post(self.connection.pair());
+        let posted = self.outbox.post(&self.connection);
         posted.map_err(|error| self.system("posting requests", error))
     }
 
@@ -235,6 +235,8 @@ impl DestinationLane for ReceivingLane {
     }
 
     fn next_fence(&mut self, deadline: Deadline) -> Result<FenceNumber, LaneError> {
+        // Where fences come quickly nothing is waited for, and the device would not be heard.
+        self.shared.watch.look();
         self.check()?;
         self.wait_until(
             |lane| !lane.seen.is_empty(),

@@ -74,8 +74,8 @@ impl SendingLane {
 
     fn check(&self, runs: &[Run]) -> Result<(), LaneError> {
         let lane = self.connection.number();
-        if self.shared.watch.is_stopped() {
-            return Err(LaneError::Stopped(lane));
+        if let Some(ended) = self.shared.watch.ended(lane) {
+            return Err(ended);
         }
         if self.failed {
             return Err(LaneError::Closed(lane));
@@ -196,7 +196,7 @@ impl SendingLane {
     }
 
     fn post(&mut self) -> Result<(), LaneError> {
-        let posted = self.outbox.post(self.connection.pair());
+        let posted = self.outbox.post(&self.connection);
         posted.map_err(|error| self.system("posting requests", error))
     }
 
@@ -311,6 +311,8 @@ impl SourceLane for SendingLane {
     }
 
     fn fence(&mut self) -> Result<FenceNumber, LaneError> {
+        // Where all goes well nothing is waited for, and the device would not be heard.
+        self.shared.watch.look();
         self.check(&[])?;
         let limit = self.shared.options.stall_limit;
         let in_flight = u64::from(FENCES_IN_FLIGHT_MAX);

@@ -99,6 +99,12 @@ impl CompletionStatus {
     pub(in crate::rdma) const SUCCESS: Self = Self(0);
     /// The request was still waiting when the queue pair failed or was ended.
     pub(in crate::rdma) const FLUSHED: Self = Self(5);
+
+    /// Whether the request may have failed because something else had: its queue pair, the device,
+    /// the way to the peer. Other failures are about the request itself.
+    pub(in crate::rdma) fn may_have_other_cause(self) -> bool {
+        matches!(self.0, 2 | 5 | 12 | 19..)
+    }
 }
 
 impl fmt::Display for CompletionStatus {
@@ -106,6 +112,7 @@ impl fmt::Display for CompletionStatus {
         let text = match self.0 {
             0 => "success",
             1 => "a message is longer than its buffer",
+            2 => "this side's queue pair failed",
             4 => "this side's memory is not registered for this",
             5 => "the queue pair ended first",
             7 => "the peer's answer makes no sense",

@@ -120,14 +120,17 @@ pub(super) fn text(name: &[c_char]) -> String {
 }
 
 impl Device {
-    /// The names of this host's devices.
+    /// The names of this host's devices, sorted.
     ///
     /// # Errors
     ///
     /// When the system does not tell.
     pub(in crate::rdma) fn names(libraries: &'static Libraries) -> Result<Vec<String>, RdmaError> {
         let list = DeviceList::new(libraries)?;
-        Ok(list.devices().map(|(name, _)| name).collect())
+        let mut names: Vec<String> = list.devices().map(|(name, _)| name).collect();
+        // The system has them in the order in which it came across them.
+        names.sort();
+        Ok(names)
     }
 
     /// Opens the device of that name.
