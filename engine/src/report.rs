@@ -98,6 +98,10 @@ pub struct Report {
     pub verification: VerificationReport,
     /// The machine on which each side ran.
     pub hosts: Hosts,
+    /// Whether it was the transport that failed, before the first page was sent: another one may
+    /// do. For whoever ordered the move; not part of the schema.
+    #[serde(skip)]
+    pub another_transport_may_do: bool,
 }
 
 /// The guest that was moved.

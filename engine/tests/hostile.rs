@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use dunlin_engine::destination::ReceiveError;
 use dunlin_engine::guest::PageClaim;
 use dunlin_engine::protocol::{
-    Abort, Counts, Grants, Hello, Message, MessageKind, Ping, Pong, Prepare, Ready, Refused,
+    Abort, Counts, Grants, Hello, Lanes, Message, MessageKind, Ping, Pong, Prepare, Ready, Refused,
     Running, Verified, VerifyPages, Welcome,
 };
 use dunlin_engine::report::Outcome;
@@ -46,6 +46,7 @@ fn one_of_each(hello: Hello) -> Vec<Message> {
             grants: Grants::default(),
             host: Default::default(),
             mechanism: String::new(),
+            contact: None,
         }),
         Message::Refused(Refused::new("no")),
         Message::Prepare(good_prepare(vec![1, 1], 0)),
@@ -58,6 +59,8 @@ fn one_of_each(hello: Hello) -> Vec<Message> {
         Message::VerifyPages(VerifyPages::new(PageNumber(0), &[claim])),
         Message::VerifyEnd,
         Message::Verified(Verified::default()),
+        Message::Lanes(Lanes::new(vec![vec![1]; 2])),
+        Message::LanesConfirmed,
     ]
 }
 

@@ -221,6 +221,14 @@ pub enum LaneError {
         /// Which range.
         run: Run,
     },
+    /// The transport can't be used by this side at all.
+    #[error("no {transport} here: {source}")]
+    Unavailable {
+        /// Which transport.
+        transport: &'static str,
+        /// Why not, and the way out.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The endpoint was stopped from this side.
     #[error("{0}: stopped")]
     Stopped(LaneNumber),
@@ -447,6 +455,12 @@ pub trait SourceEndpoint: Send + Sync {
         Err(unsupported(LaneNumber(0), "offering memory"))
     }
 
+    /// Whether memory is registered with a device: whether there is any use in
+    /// [`SourceEndpoint::warm`].
+    fn has_registrations(&self) -> bool {
+        false
+    }
+
     /// Registrations so far.
     fn registrations(&self) -> RegistrationCounters {
         RegistrationCounters::default()
@@ -520,6 +534,12 @@ pub trait DestinationEndpoint: Send + Sync {
             return Ok(());
         }
         Err(unsupported(LaneNumber(0), "taking offers of memory"))
+    }
+
+    /// Whether `prepare` registers memory with a device: it takes its time then, several threads do
+    /// it faster than one, and each range gets a key of its own.
+    fn has_registrations(&self) -> bool {
+        false
     }
 
     /// Registrations so far.

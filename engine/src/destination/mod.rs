@@ -122,6 +122,9 @@ pub enum ReceiveError {
     /// This host can't take the guest.
     #[error("refused: {0}")]
     Refused(String),
+    /// This host does not have the transport that the source asks for.
+    #[error("refused: {0}")]
+    Transport(String),
     /// The lanes could not be set up.
     #[error(transparent)]
     Lane(#[from] LaneError),

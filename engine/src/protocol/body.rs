@@ -144,6 +144,10 @@ pub struct Welcome {
     /// How the transport works there.
     #[n(5)]
     pub mechanism: String,
+    /// Where the destination's lanes listen, in the transport's own words; absent where they go to
+    /// the control connection's address.
+    #[n(6)]
+    pub contact: Option<ByteVec>,
 }
 
 /// REFUSED.
@@ -153,6 +157,19 @@ pub struct Refused {
     /// Why, in words, at most [`REASON_BYTES_MAX`](super::REASON_BYTES_MAX) bytes.
     #[n(0)]
     pub reason: String,
+    /// What is in the way: 1 is the transport, so that another one may help. Absent, or another
+    /// number: nothing that this field tells of.
+    #[n(1)]
+    pub obstacle: Option<u8>,
+}
+
+/// LANES.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Lanes {
+    /// Which connection each lane is, in lane order, in the transport's own words.
+    #[n(0)]
+    pub identities: Vec<ByteVec>,
 }
 
 /// PING.

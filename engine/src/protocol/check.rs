@@ -1,14 +1,15 @@
 //! Between a body and what the engine works with: every value is checked here against its bound.
 
 use dunlin_transports::lane::{
-    GRANT_KEY_BYTES_MAX, Grant, LANES_MAX, LaneNumber, LaneTicket, LaneToken, SessionId,
+    CONTACT_BYTES_MAX, GRANT_KEY_BYTES_MAX, Grant, IDENTITY_BYTES_MAX, LANES_MAX, LaneNumber,
+    LaneTicket, LaneToken, SessionId,
 };
 use dunlin_transports::memory::{PAGE_BYTES, PageNumber, Run};
 use minicbor::bytes::ByteArray;
 use uuid::Uuid;
 
 use super::body::{
-    Abort, Ask, Grants, Hello, Ready, Refused, VerifyPages, Welcome, WireAnswer, WireClaim,
+    Abort, Ask, Grants, Hello, Lanes, Ready, Refused, VerifyPages, Welcome, WireAnswer, WireClaim,
     WireHost, WireLayout, WireRegion,
 };
 use super::limits::{REASON_BYTES_MAX, TEXT_BYTES_MAX, VERIFY_PAGES_MAX};
@@ -185,6 +186,53 @@ impl Welcome {
         };
         Ok((0..).zip(&self.tokens).map(ticket).collect())
     }
+
+    /// Where the destination's lanes listen; empty where it does not say.
+    ///
+    /// # Errors
+    ///
+    /// When it is too long.
+    pub fn contact(&self) -> Result<&[u8], MessageError> {
+        let contact = self.contact.as_ref().map_or(&[][..], |bytes| bytes);
+        if contact.len() > CONTACT_BYTES_MAX {
+            return Err(MessageError::OutOfBounds {
+                kind: MessageKind::Welcome,
+                reason: format!("a contact of {} bytes", contact.len()),
+            });
+        }
+        Ok(contact)
+    }
+}
+
+impl Lanes {
+    /// The message for lanes of these identities, in lane order.
+    pub fn new(identities: Vec<Vec<u8>>) -> Self {
+        Self {
+            identities: identities.into_iter().map(Into::into).collect(),
+        }
+    }
+
+    /// Each lane's identity, for a session of `lanes` lanes.
+    ///
+    /// # Errors
+    ///
+    /// When there are more or fewer than lanes, or one is too long.
+    pub fn identities(&self, lanes: usize) -> Result<Vec<(LaneNumber, &[u8])>, MessageError> {
+        let bad = |reason: String| MessageError::OutOfBounds {
+            kind: MessageKind::Lanes,
+            reason,
+        };
+        if self.identities.len() != lanes {
+            let named = self.identities.len();
+            return Err(bad(format!("{named} lanes named, {lanes} granted")));
+        }
+        if let Some(long) = (self.identities.iter()).find(|bytes| bytes.len() > IDENTITY_BYTES_MAX)
+        {
+            return Err(bad(format!("an identity of {} bytes", long.len())));
+        }
+        let identities = self.identities.iter().map(|bytes| bytes.as_slice());
+        Ok((0..).map(LaneNumber).zip(identities).collect())
+    }
 }
 
 impl WireHost {
@@ -227,11 +275,28 @@ impl Abort {
 }
 
 impl Refused {
+    /// The obstacle that another transport may avoid.
+    const TRANSPORT: u8 = 1;
+
     /// A refusal with this reason.
     pub fn new(reason: &str) -> Self {
         Self {
             reason: shortened(reason, REASON_BYTES_MAX),
+            obstacle: None,
         }
+    }
+
+    /// A refusal of the transport, for this reason.
+    pub fn transport(reason: &str) -> Self {
+        Self {
+            obstacle: Some(Self::TRANSPORT),
+            ..Self::new(reason)
+        }
+    }
+
+    /// Whether it is the transport that was refused: another one may do.
+    pub fn is_of_transport(&self) -> bool {
+        self.obstacle == Some(Self::TRANSPORT)
     }
 
     /// The reason, fit to be shown.

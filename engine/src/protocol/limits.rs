@@ -1,5 +1,7 @@
 //! How long each message may be, and why.
 
+use dunlin_transports::lane::{IDENTITY_BYTES_MAX, LANES_MAX};
+
 use super::message::MessageKind;
 use crate::state::STATE_BYTES_MAX;
 
@@ -27,6 +29,9 @@ const PREPARE_BYTES_MAX: u32 = STATE_BYTES_MAX as u32 + (33 << 20);
 /// VERIFY_PAGES: at most 24 bytes a page.
 const VERIFY_BYTES_MAX: u32 = 24 * VERIFY_PAGES_MAX as u32 + 64;
 
+/// LANES: an identity for each lane, with its two bytes of CBOR heading, and those of the list.
+const LANES_BYTES_MAX: u32 = LANES_MAX as u32 * (IDENTITY_BYTES_MAX as u32 + 2) + 16;
+
 /// READY, RUNNING, VERIFIED: some timestamps, one for each vCPU among them.
 const RECORD_BYTES_MAX: u32 = 64 << 10;
 
@@ -40,6 +45,7 @@ pub fn frame_limit(kind: u16) -> Option<u32> {
         MessageKind::Welcome => WELCOME_BYTES_MAX,
         MessageKind::Prepare => PREPARE_BYTES_MAX,
         MessageKind::VerifyPages => VERIFY_BYTES_MAX,
+        MessageKind::Lanes => LANES_BYTES_MAX,
         MessageKind::Ready | MessageKind::Running | MessageKind::Verified => RECORD_BYTES_MAX,
         MessageKind::Refused
         | MessageKind::Ping
@@ -49,6 +55,7 @@ pub fn frame_limit(kind: u16) -> Option<u32> {
         | MessageKind::Abort
         | MessageKind::Aborted
         | MessageKind::VerifyEnd
+        | MessageKind::LanesConfirmed
         | MessageKind::Ask
         | MessageKind::Answer
         | MessageKind::Settled => SMALL_BYTES_MAX,

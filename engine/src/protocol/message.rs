@@ -5,7 +5,7 @@ use minicbor::{Decode, Encode};
 use thiserror::Error;
 
 use super::body::{
-    Abort, Ask, Hello, Ping, Pong, Prepare, Ready, Refused, Running, Verified, VerifyPages,
+    Abort, Ask, Hello, Lanes, Ping, Pong, Prepare, Ready, Refused, Running, Verified, VerifyPages,
     Welcome, WireAnswer,
 };
 use crate::layout::LayoutError;
@@ -43,7 +43,7 @@ pub enum MessageError {
 
 macro_rules! kinds {
     ($($(#[$doc:meta])* $kind:ident = $number:literal,)*) => {
-        /// The messages' numbers on the wire. 20 to 29 are kept for registration of ranges while
+        /// The messages' numbers on the wire. 22 to 29 are kept for registration of ranges while
         /// the move runs, 33 to 39 for opaque byte streams.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum MessageKind {
@@ -98,6 +98,10 @@ kinds! {
     VerifyEnd = 14,
     /// Destination: how they compared.
     Verified = 15,
+    /// Source: all lanes are open, and these they are.
+    Lanes = 20,
+    /// Destination: these they are here too; put.
+    LanesConfirmed = 21,
     /// Source, in doubt, to the destination's supervisor: what became of the guest?
     Ask = 30,
     /// Supervisor: this.
@@ -139,6 +143,10 @@ pub enum Message {
     VerifyEnd,
     /// See [`MessageKind::Verified`].
     Verified(Verified),
+    /// See [`MessageKind::Lanes`].
+    Lanes(Lanes),
+    /// See [`MessageKind::LanesConfirmed`].
+    LanesConfirmed,
     /// See [`MessageKind::Ask`].
     Ask(Ask),
     /// See [`MessageKind::Answer`].
@@ -166,6 +174,8 @@ impl Message {
             Self::VerifyPages(_) => MessageKind::VerifyPages,
             Self::VerifyEnd => MessageKind::VerifyEnd,
             Self::Verified(_) => MessageKind::Verified,
+            Self::Lanes(_) => MessageKind::Lanes,
+            Self::LanesConfirmed => MessageKind::LanesConfirmed,
             Self::Ask(_) => MessageKind::Ask,
             Self::Answer(_) => MessageKind::Answer,
             Self::Settled => MessageKind::Settled,
@@ -186,9 +196,14 @@ impl Message {
             Self::Abort(body) | Self::Aborted(body) => encoded(body),
             Self::VerifyPages(body) => encoded(body),
             Self::Verified(body) => encoded(body),
+            Self::Lanes(body) => encoded(body),
             Self::Ask(body) => encoded(body),
             Self::Answer(body) => encoded(body),
-            Self::Commit | Self::Released | Self::VerifyEnd | Self::Settled => Vec::new(),
+            Self::Commit
+            | Self::Released
+            | Self::VerifyEnd
+            | Self::LanesConfirmed
+            | Self::Settled => Vec::new(),
         };
         Frame {
             kind: self.kind().number(),
@@ -222,6 +237,8 @@ impl Message {
             MessageKind::VerifyPages => Self::VerifyPages(decoded(kind, bytes)?),
             MessageKind::VerifyEnd => Self::VerifyEnd,
             MessageKind::Verified => Self::Verified(decoded(kind, bytes)?),
+            MessageKind::Lanes => Self::Lanes(decoded(kind, bytes)?),
+            MessageKind::LanesConfirmed => Self::LanesConfirmed,
             MessageKind::Ask => Self::Ask(decoded(kind, bytes)?),
             MessageKind::Answer => Self::Answer(decoded(kind, bytes)?),
             MessageKind::Settled => Self::Settled,

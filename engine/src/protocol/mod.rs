@@ -6,6 +6,8 @@
 //!          │ ── HELLO ────────────────────────────▶ │  who, how much, which versions
 //!          │ ◀──────────────── WELCOME | REFUSED ── │  tokens, grants
 //!          │ ══ lanes open, one token each ═══════▶ │
+//!          │ ── LANES ────────────────────────────▶ │  only for a transport whose lanes have
+//!          │ ◀────────────────── LANES_CONFIRMED ── │  identities: which connection each is
 //!          │ ══ rounds: pages, fences ════════════▶ │  fences answered on the lanes
 //!          │ ◀─────────── PING / PONG, any time ──▶ │
 //!   paused │ ══ final round, last fences ═════════▶ │
@@ -38,8 +40,8 @@ mod message;
 mod tests;
 
 pub use body::{
-    Abort, Ask, Counts, Grants, Hello, Ping, Pong, Prepare, Ready, Refused, Running, Verified,
-    VerifyPages, Welcome, WireAnswer, WireClaim, WireHost, WireLayout, WireRegion,
+    Abort, Ask, Counts, Grants, Hello, Lanes, Ping, Pong, Prepare, Ready, Refused, Running,
+    Verified, VerifyPages, Welcome, WireAnswer, WireClaim, WireHost, WireLayout, WireRegion,
 };
 pub use limits::{
     HELLO_BYTES_MAX, REASON_BYTES_MAX, TEXT_BYTES_MAX, VERIFY_PAGES_MAX, frame_limit,

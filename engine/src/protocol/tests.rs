@@ -68,6 +68,7 @@ fn messages() -> Vec<Message> {
             },
             host: WireHost::default(),
             mechanism: "io_uring".to_owned(),
+            contact: None,
         }),
         Message::Refused(Refused::new("no room")),
         Message::Ping(Ping { sent_ns: 1 }),
@@ -105,6 +106,8 @@ fn messages() -> Vec<Message> {
             same: 2,
             ..Verified::default()
         }),
+        Message::Lanes(Lanes::new(vec![vec![1, 2], vec![3; 64]])),
+        Message::LanesConfirmed,
         Message::Ask(Ask::new(SessionId([5; 16]), Uuid::from_u128(6), 7)),
         Message::Answer(WireAnswer::new(Answer::Aborted, "its process is gone")),
         Message::Settled,
@@ -151,6 +154,57 @@ fn golden_ask_and_answer() {
     assert_eq!(ask.to_frame().payload, golden);
     let answer = Message::Answer(WireAnswer::new(Answer::MayHaveRun, "x"));
     assert_eq!(answer.to_frame().payload, [0xa2, 0, 4, 1, 0x61, b'x']);
+}
+
+#[test]
+fn golden_lanes_and_what_belongs_to_them() {
+    let lanes = Lanes::new(vec![vec![7, 8], vec![]]);
+    let golden = [0xa1, 0, 0x82, 0x42, 7, 8, 0x40];
+    assert_eq!(Message::Lanes(lanes.clone()).to_frame().payload, golden);
+    assert_eq!(Message::Lanes(lanes).to_frame().kind, 20);
+    let confirmed = Message::LanesConfirmed.to_frame();
+    assert_eq!((confirmed.kind, confirmed.payload), (21, vec![]));
+    // What a transport without contacts says stays as it was.
+    let Some(Message::Welcome(mut welcome)) = messages().into_iter().nth(1) else {
+        panic!("another message");
+    };
+    let without = Message::Welcome(welcome.clone()).to_frame().payload;
+    assert_eq!(without.first(), Some(&0xa6));
+    assert!(welcome.contact().unwrap().is_empty());
+    welcome.contact = Some(vec![9; 3].into());
+    let with = Message::Welcome(welcome.clone()).to_frame().payload;
+    assert_eq!(with.first(), Some(&0xa7));
+    assert_eq!(with.get(1..without.len()), without.get(1..));
+    assert_eq!(with.get(without.len()..), Some(&[6, 0x43, 9, 9, 9][..]));
+    assert_eq!(welcome.contact().unwrap(), [9; 3]);
+    let refused = Refused::transport("x");
+    let payload = Message::Refused(refused.clone()).to_frame().payload;
+    assert_eq!(payload, [0xa2, 0, 0x61, b'x', 1, 1]);
+    assert!(refused.is_of_transport() && !Refused::new("x").is_of_transport());
+}
+
+#[test]
+fn contacts_and_identities_out_of_bounds_are_refused() {
+    let Some(Message::Welcome(mut welcome)) = messages().into_iter().nth(1) else {
+        panic!("another message");
+    };
+    welcome.contact = Some(vec![0; 65].into());
+    assert!(welcome.contact().is_err());
+    assert_eq!(
+        Lanes::new(vec![vec![1], vec![]])
+            .identities(2)
+            .unwrap()
+            .len(),
+        2
+    );
+    for bad in [
+        vec![],
+        vec![vec![1]],
+        vec![vec![]; 3],
+        vec![vec![0; 65], vec![]],
+    ] {
+        assert!(Lanes::new(bad.clone()).identities(2).is_err(), "{bad:?}");
+    }
 }
 
 #[test]
@@ -213,7 +267,7 @@ fn a_peers_text_can_not_steer_the_terminal() {
 proptest! {
     #[test]
     fn mutated_frames_never_panic(
-        which in 0_usize..15,
+        which in 0_usize..17,
         at in any::<prop::sample::Index>(),
         value in any::<u8>(),
         cut in any::<prop::sample::Index>(),
@@ -231,8 +285,10 @@ proptest! {
             Ok(Message::Welcome(welcome)) => {
                 drop(welcome.grants.to_grants());
                 drop(welcome.tickets(SessionId([0; 16]), 2));
+                let _ = welcome.contact();
             }
             Ok(Message::VerifyPages(pages)) => drop(pages.claims()),
+            Ok(Message::Lanes(lanes)) => drop(lanes.identities(2)),
             Ok(_) | Err(_) => {}
         }
     }

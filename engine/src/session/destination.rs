@@ -34,9 +34,25 @@ pub enum State {
     Broken,
 }
 
+/// What is known of which connections the lanes are; only for transports whose lanes have
+/// identities.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Identities {
+    /// The source has not said.
+    Unsaid,
+    /// LANES is here; being compared, once all lanes are here too.
+    Said,
+    /// They are the same on both sides.
+    Confirmed,
+}
+
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Event {
+    /// LANES came.
+    Lanes,
+    /// All lanes are here, and are those that LANES names.
+    LanesConfirmed,
     /// PREPARE came.
     Prepare,
     /// All fences were seen, what was counted and digested agrees, the state is loaded.
@@ -72,6 +88,10 @@ pub enum Event {
 /// What to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
+    /// Compare the lanes that LANES names with those that are here, once all are.
+    ConfirmLanes,
+    /// Send LANES_CONFIRMED.
+    SendLanesConfirmed,
     /// See all fences, compare, load.
     Load,
     /// Acquire what the guest needs outside of this host.
@@ -112,6 +132,7 @@ pub enum Action {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct DestinationSession {
     state: State,
+    identities: Identities,
     /// Whether acquiring was begun.
     has_acquired: bool,
 }
@@ -127,6 +148,7 @@ impl DestinationSession {
     pub fn new() -> Self {
         Self {
             state: State::Receiving,
+            identities: Identities::Unsaid,
             has_acquired: false,
         }
     }
@@ -144,6 +166,18 @@ impl DestinationSession {
     /// Takes an event; answers with what to do, in order.
     pub fn on(&mut self, event: Event) -> Vec<Action> {
         let (next, actions) = match (self.state, event) {
+            (State::Receiving, Event::Lanes) if self.identities == Identities::Unsaid => {
+                self.identities = Identities::Said;
+                (State::Receiving, vec![Action::ConfirmLanes])
+            }
+            (State::Receiving, Event::LanesConfirmed) if self.identities == Identities::Said => {
+                self.identities = Identities::Confirmed;
+                (State::Receiving, vec![Action::SendLanesConfirmed])
+            }
+            // Who has asked whether the lanes are its own puts nothing before it knows.
+            (State::Receiving, Event::Prepare) if self.identities == Identities::Said => {
+                self.abort()
+            }
             (State::Receiving, Event::Prepare) => (State::Loading, vec![Action::Load]),
             (State::Loading, Event::Loaded) => (State::Acquiring, vec![Action::Acquire]),
             (State::Acquiring, Event::Acquired) => {

@@ -1,7 +1,7 @@
 //! The source's side of a session.
 //!
 //! ```text
-//! Created → Greeting → Opening → Copying → Pausing → Finishing → Saving ⇄ Finishing
+//! Created → Greeting → Opening (→ Naming) → Copying → Pausing → Finishing → Saving ⇄ Finishing
 //!         → Preparing → GivingUp → Committed → Verifying → Moved
 //! any state before Committed ──→ Stayed      Committed ── lost ──→ InDoubt ⇄ asking
 //! InDoubt ── the destination ran it ──→ Moved      ── it never will ──→ Stayed
@@ -20,6 +20,9 @@ pub enum State {
     Greeting,
     /// WELCOME is here; lanes are being opened and tracking started.
     Opening,
+    /// LANES is out, for a transport whose lanes have identities: nothing is put before the
+    /// destination has confirmed them.
+    Naming,
     /// Pre-copy rounds; the guest runs.
     Copying,
     /// The guest is being paused.
@@ -61,6 +64,10 @@ pub enum Event {
     Refused,
     /// All lanes are open and every dirty source tracks.
     Opened,
+    /// The same, and the lanes have identities.
+    OpenedUnconfirmed,
+    /// LANES_CONFIRMED came.
+    LanesConfirmed,
     /// All lanes finished the round.
     RoundDone,
     /// After a round: another one is worth it.
@@ -101,6 +108,8 @@ pub enum Action {
     SendHello,
     /// Open the lanes and start tracking.
     Open,
+    /// Send LANES.
+    SendLanes,
     /// Start a pre-copy round on all lanes.
     StartRound,
     /// Judge the round that ended: continue, converge or stop.
@@ -216,9 +225,10 @@ impl SourceSession {
         let (next, actions) = match (self.state, event) {
             (State::Created, Event::Begin) => (State::Greeting, vec![Action::SendHello]),
             (State::Greeting, Event::Welcome) => (State::Opening, vec![Action::Open]),
-            (State::Opening, Event::Opened) | (State::Copying, Event::Continue) => {
-                (State::Copying, vec![Action::StartRound])
-            }
+            (State::Opening, Event::OpenedUnconfirmed) => (State::Naming, vec![Action::SendLanes]),
+            (State::Opening, Event::Opened)
+            | (State::Naming, Event::LanesConfirmed)
+            | (State::Copying, Event::Continue) => (State::Copying, vec![Action::StartRound]),
             (State::Copying, Event::RoundDone) => (State::Copying, vec![Action::Judge]),
             (State::Copying, Event::Converged) => (State::Pausing, vec![Action::Pause]),
             (State::Pausing, Event::Paused) => (

@@ -183,3 +183,60 @@ fn no_vcpu_is_entered_without_a_record() {
     let actions = session.on(DestinationEvent::NotRecorded);
     assert_eq!(actions, [DestinationAction::RecordAborted]);
 }
+
+#[test]
+fn lanes_with_identities_carry_nothing_before_they_are_confirmed() {
+    let mut session = SourceSession::new();
+    session.on(SourceEvent::Begin);
+    session.on(SourceEvent::Welcome);
+    let named = session.on(SourceEvent::OpenedUnconfirmed);
+    assert_eq!(named, [SourceAction::SendLanes]);
+    let mut early = session.clone();
+    assert!(
+        !early
+            .on(SourceEvent::RoundDone)
+            .contains(&SourceAction::Judge)
+    );
+    assert!(early.is_over());
+    let confirmed = session.on(SourceEvent::LanesConfirmed);
+    assert_eq!(confirmed, [SourceAction::StartRound]);
+    // Said once more, it is out of turn: the guest stays.
+    assert!(
+        session
+            .on(SourceEvent::LanesConfirmed)
+            .contains(&SourceAction::SendAbort)
+    );
+    // And so it is where nothing was asked.
+    let mut unasked = SourceSession::new();
+    for event in [
+        SourceEvent::Begin,
+        SourceEvent::Welcome,
+        SourceEvent::Opened,
+    ] {
+        unasked.on(event);
+    }
+    unasked.on(SourceEvent::LanesConfirmed);
+    assert_eq!(unasked.state(), SourceState::Stayed(StayReason::PeerFailed));
+}
+
+#[test]
+fn lanes_are_named_once_and_before_anything_else() {
+    use DestinationEvent::{Lanes, LanesConfirmed, Prepare};
+    let abort = [DestinationAction::RecordAborted];
+    let mut session = DestinationSession::new();
+    assert_eq!(session.on(Lanes), [DestinationAction::ConfirmLanes]);
+    assert_eq!(session.clone().on(Lanes), abort);
+    assert_eq!(session.clone().on(Prepare), abort);
+    assert_eq!(
+        session.on(LanesConfirmed),
+        [DestinationAction::SendLanesConfirmed]
+    );
+    assert_eq!(session.clone().on(Lanes), abort);
+    assert_eq!(session.on(Prepare), [DestinationAction::Load]);
+    assert_eq!(session.on(Lanes), abort);
+    // A transport without identities has nothing to name.
+    assert_eq!(
+        DestinationSession::new().on(Prepare),
+        [DestinationAction::Load]
+    );
+}

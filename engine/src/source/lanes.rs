@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use dunlin_transports::lane::{FenceNumber, LaneCounters, LaneError, LaneNumber, SourceLane};
+use dunlin_transports::lane::{
+    FenceNumber, LaneCounters, LaneError, LaneNumber, SourceEndpoint, SourceLane,
+};
 use dunlin_transports::memory::{MemoryError, MemoryMap, PAGE_BYTES, PageNumber, Run};
 use dunlin_transports::runtime::{Receiver, SyncSender};
 
@@ -174,6 +176,18 @@ impl<'a> LaneContext<'a> {
 
     fn stopped(&self) -> bool {
         self.stop.load(Ordering::Acquire)
+    }
+
+    /// Registers the memory of a chunk, if the guest ever touched it; `true` when there is no use
+    /// in going on. Untouched memory is left alone: registering it would make it present (law 5).
+    pub(super) fn is_warm_enough(&self, endpoint: &dyn SourceEndpoint, chunk: Run) -> bool {
+        let mut untouched = 0;
+        // No proof is needed here, so nothing has to be armed: a page that is touched from now on
+        // is registered when a lane puts it.
+        self.untouched
+            .for_each_range(chunk, |run| untouched += u64::from(run.pages));
+        let is_touched = untouched < u64::from(chunk.pages);
+        self.stopped() || (is_touched && endpoint.warm(chunk).is_err())
     }
 }
 

@@ -131,6 +131,7 @@ impl Report {
                 source: this_host(),
                 ..Hosts::default()
             },
+            another_transport_may_do: false,
         }
     }
 }

@@ -120,6 +120,8 @@ pub(crate) struct SourceByHand {
     pub(crate) endpoint: inmemory::SourceEndpoint,
     /// The lanes' tickets, once there was a WELCOME.
     pub(crate) tickets: Vec<LaneTicket>,
+    /// The network's faults.
+    pub(crate) faults: Arc<Faults>,
     session: SessionId,
     received: Receiver<ReceivedGuest>,
     made: Arc<Mutex<Option<Machine>>>,
@@ -143,7 +145,7 @@ impl SourceByHand {
         machine.stand_still();
         let faults = Faults::new();
         let (control, there) = control_pair(Arc::clone(&faults));
-        let network = Network::new(faults);
+        let network = Network::new(Arc::clone(&faults));
         let endpoint = network.source_endpoint(machine.memory().lane_map().clone());
         let made = Arc::new(Mutex::new(None));
         let room = Room {
@@ -162,6 +164,7 @@ impl SourceByHand {
             machine,
             endpoint,
             tickets: Vec::new(),
+            faults,
             session: session_id(),
             received: start_destination(there, network, room, settings, Records::new()),
             made,
@@ -203,6 +206,9 @@ impl SourceByHand {
         };
         self.endpoint
             .accept_grants(&welcome.grants.to_grants().unwrap())
+            .unwrap();
+        self.endpoint
+            .accept_contact(welcome.contact().unwrap())
             .unwrap();
         for range in self.machine.memory().lane_map().whole() {
             self.endpoint.prepare(range).unwrap();
@@ -266,6 +272,8 @@ pub(crate) struct DestinationByHand {
     pub(crate) machine: Machine,
     /// Steers the move.
     pub(crate) handle: Arc<MoveHandle>,
+    /// The network's faults.
+    pub(crate) faults: Arc<Faults>,
     endpoint: inmemory::DestinationEndpoint,
     there: Machine,
     report: Receiver<Report>,
@@ -284,7 +292,7 @@ impl DestinationByHand {
         );
         let faults = Faults::new();
         let (here, control) = control_pair(Arc::clone(&faults));
-        let network = Network::new(faults);
+        let network = Network::new(Arc::clone(&faults));
         let endpoint = network.destination_endpoint(there.memory().lane_map().clone());
         let mut settings = super::session::settings();
         change(&mut settings);
@@ -306,6 +314,7 @@ impl DestinationByHand {
             ),
             machine,
             handle,
+            faults,
             endpoint,
             there,
         }
@@ -333,6 +342,9 @@ impl DestinationByHand {
             grants: Grants::new(&grants),
             host: WireHost::default(),
             mechanism: "by hand".to_owned(),
+            contact: Some(self.endpoint.contact())
+                .filter(|contact| !contact.is_empty())
+                .map(Into::into),
         }
     }
 

@@ -1,9 +1,10 @@
 //! The destination's endpoint and lanes in memory.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::faults::Place;
+use super::faults::{Faults, Place};
 use super::network::{Ends, NO_LANE, Network, Verdict, lane_error, memory_error, pieces};
 use super::wire::{self, Message, Way, WireError};
 use crate::deadline::Deadline;
@@ -24,7 +25,11 @@ pub struct DestinationEndpoint {
     queues: Mutex<Vec<u64>>,
     gate: Arc<WriteGate>,
     used: Mutex<Vec<LaneToken>>,
+    confirmed: Arc<Mutex<HashSet<LaneNumber>>>,
 }
+
+/// Where lanes listen, where they are named: nowhere that has to be said.
+pub(super) const CONTACT: &[u8] = b"in memory";
 
 impl DestinationEndpoint {
     pub(super) fn new(network: Network, memory: MemoryMap) -> Self {
@@ -35,6 +40,7 @@ impl DestinationEndpoint {
             queues: Mutex::default(),
             gate: Arc::default(),
             used: Mutex::default(),
+            confirmed: Arc::default(),
         }
     }
 
@@ -87,6 +93,29 @@ impl lane::DestinationEndpoint for DestinationEndpoint {
         Err(LaneError::NotPrepared {
             lane: NO_LANE,
             run: range,
+        })
+    }
+
+    fn contact(&self) -> Vec<u8> {
+        match self.network.faults.state().orders.are_lanes_named {
+            true => CONTACT.to_vec(),
+            false => Vec::new(),
+        }
+    }
+
+    fn confirm(&self, lane: LaneNumber, identity: &[u8]) -> Result<(), LaneError> {
+        let state = self.network.faults.state();
+        let is_its_own = state.orders.impostor != Some(lane);
+        let is_same = state.orders.identity(lane) == identity;
+        drop(state);
+        let mut confirmed = self.confirmed.lock();
+        let confirmed = confirmed.as_mut().map_err(|_| LaneError::Stopped(lane))?;
+        if is_same && is_its_own && confirmed.insert(lane) {
+            return Ok(());
+        }
+        Err(LaneError::Protocol {
+            lane,
+            violation: "what is connected is not what the source named".to_owned(),
         })
     }
 
@@ -147,6 +176,11 @@ impl lane::DestinationEndpoint for DestinationEndpoint {
                             incoming: from_source,
                         };
                         ends.note(&self.queues);
+                        let mut state = faults.state();
+                        while state.orders.is_admission_held && !deadline.passed() {
+                            state = faults.state.wait_timeout(state, deadline.remaining());
+                        }
+                        drop(state);
                         return Ok(Box::new(Destination {
                             number: asks.number,
                             ends,
@@ -154,6 +188,8 @@ impl lane::DestinationEndpoint for DestinationEndpoint {
                             stopped: Arc::clone(&self.stopped),
                             place: self.gate.add_writer(),
                             gate: Arc::clone(&self.gate),
+                            faults: Arc::clone(faults),
+                            confirmed: Arc::clone(&self.confirmed),
                             counters: LaneCounters::default(),
                         }));
                     }
@@ -183,10 +219,21 @@ struct Destination {
     stopped: Arc<AtomicBool>,
     gate: Arc<WriteGate>,
     place: WriterPlace,
+    faults: Arc<Faults>,
+    confirmed: Arc<Mutex<HashSet<LaneNumber>>>,
     counters: LaneCounters,
 }
 
 impl Destination {
+    /// Whether the lane may carry anything.
+    fn is_confirmed(&self) -> bool {
+        let confirmed = self
+            .confirmed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        confirmed.contains(&self.number) || !self.faults.state().orders.are_lanes_named
+    }
+
     fn write(&mut self, run: Run, bytes: Option<&[u8]>) -> Result<(), LaneError> {
         let lane = self.number;
         for piece in pieces(run) {
@@ -216,6 +263,12 @@ impl DestinationLane for Destination {
         loop {
             let message = self.ends.incoming.receive(deadline, &self.stopped);
             self.counters.submissions += 1;
+            if message.is_ok() && !self.is_confirmed() {
+                return Err(LaneError::Protocol {
+                    lane,
+                    violation: "it was used before it was confirmed".to_owned(),
+                });
+            }
             match message.map_err(|error| lane_error(lane, error, "waiting for a fence", begun))? {
                 Message::Put { run, bytes } => {
                     self.write(run, Some(&bytes))?;

@@ -74,9 +74,20 @@ pub(super) struct Orders {
     stalled: HashSet<LaneNumber>,
     silent: Vec<Place>,
     passed: Vec<(Place, u64, u64)>,
+    pub(super) are_lanes_named: bool,
+    pub(super) is_admission_held: bool,
+    pub(super) impostor: Option<LaneNumber>,
 }
 
 impl Orders {
+    /// What the source says that a lane is: the lane's number, where lanes are named.
+    pub(super) fn identity(&self, lane: LaneNumber) -> Vec<u8> {
+        match self.are_lanes_named {
+            true => lane.0.to_le_bytes().to_vec(),
+            false => Vec::new(),
+        }
+    }
+
     pub(super) fn delay(&self, at: Place) -> Duration {
         let longest = self.delays.iter().filter(|(place, _)| place.covers(at));
         longest.map(|(_, delay)| *delay).max().unwrap_or_default()
@@ -233,6 +244,28 @@ impl Faults {
     /// Ends a silence. What was sent meanwhile arrives now.
     pub fn end_silence(&self, place: Place) {
         self.order(|orders| orders.silent.retain(|other| *other != place));
+    }
+
+    /// Lanes have identities from now on, as those of a fabric have: the destination has a contact,
+    /// and a lane that carries anything before it is confirmed breaks.
+    pub fn name_lanes(&self) {
+        self.order(|orders| orders.are_lanes_named = true);
+    }
+
+    /// Another one than the source's is connected as this lane.
+    pub fn let_impostor_in(&self, lane: LaneNumber) {
+        self.order(|orders| orders.impostor = Some(lane));
+    }
+
+    /// The source is told that its lanes are open, and the destination's `accept_lane` has not
+    /// returned them yet.
+    pub fn hold_admission(&self) {
+        self.order(|orders| orders.is_admission_held = true);
+    }
+
+    /// Lets `accept_lane` return.
+    pub fn end_hold_of_admission(&self) {
+        self.order(|orders| orders.is_admission_held = false);
     }
 
     /// Calls `hook` for every message that is sent from now on, before it can arrive. It may give

@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use super::destination::CONTACT;
+use super::faults::Faults;
 use super::network::{
     Ends, NEXT_ID, NO_LANE, Network, Request, Verdict, lane_error, memory_error, pieces,
 };
@@ -24,6 +26,7 @@ pub struct SourceEndpoint {
     /// The queues of its lanes.
     queues: Mutex<Vec<u64>>,
     ranges: Arc<SourceRanges>,
+    has_contact: AtomicBool,
 }
 
 impl SourceEndpoint {
@@ -34,6 +37,7 @@ impl SourceEndpoint {
             stopped: Arc::default(),
             queues: Mutex::default(),
             ranges: Arc::default(),
+            has_contact: AtomicBool::new(false),
         }
     }
 }
@@ -71,6 +75,18 @@ impl lane::SourceEndpoint for SourceEndpoint {
         Ok(())
     }
 
+    fn accept_contact(&self, contact: &[u8]) -> Result<(), LaneError> {
+        let is_named = self.network.faults.state().orders.are_lanes_named;
+        if contact != if is_named { CONTACT } else { &[] } {
+            return Err(LaneError::Protocol {
+                lane: NO_LANE,
+                violation: format!("a contact of {} bytes", contact.len()),
+            });
+        }
+        self.has_contact.store(is_named, Ordering::SeqCst);
+        Ok(())
+    }
+
     fn open_lane(
         &self,
         ticket: &LaneTicket,
@@ -80,6 +96,12 @@ impl lane::SourceEndpoint for SourceEndpoint {
         let faults = &self.network.faults;
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         let mut state = faults.state();
+        if state.orders.are_lanes_named && !self.has_contact.load(Ordering::SeqCst) {
+            return Err(LaneError::Protocol {
+                lane: ticket.number,
+                violation: "it was opened without a contact".to_owned(),
+            });
+        }
         state.wires.requests.push(Request {
             id,
             network: self.network.id,
@@ -121,6 +143,7 @@ impl lane::SourceEndpoint for SourceEndpoint {
                 Ok(Box::new(Source {
                     number: lane,
                     ends,
+                    faults: Arc::clone(faults),
                     memory: self.memory.clone(),
                     stopped: Arc::clone(&self.stopped),
                     ranges: Arc::clone(&self.ranges),
@@ -140,6 +163,7 @@ impl lane::SourceEndpoint for SourceEndpoint {
 struct Source {
     number: LaneNumber,
     ends: Ends,
+    faults: Arc<Faults>,
     memory: MemoryMap,
     stopped: Arc<AtomicBool>,
     ranges: Arc<SourceRanges>,
@@ -244,5 +268,9 @@ impl SourceLane for Source {
 
     fn counters(&self) -> LaneCounters {
         self.counters
+    }
+
+    fn identity(&self) -> Vec<u8> {
+        self.faults.state().orders.identity(self.number)
     }
 }

@@ -262,6 +262,10 @@ impl lane::DestinationEndpoint for DestinationEndpoint {
         self.shared.offers.accept(memory, offers, NO_LANE)
     }
 
+    fn has_registrations(&self) -> bool {
+        true
+    }
+
     fn registrations(&self) -> RegistrationCounters {
         self.shared.ranges.registrar().counters()
     }

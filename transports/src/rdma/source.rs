@@ -316,6 +316,10 @@ impl lane::SourceEndpoint for SourceEndpoint {
         })
     }
 
+    fn has_registrations(&self) -> bool {
+        true
+    }
+
     fn registrations(&self) -> RegistrationCounters {
         let sent = self.shared.sent.registrar().counters();
         let offered = self.offers.registrar().counters();

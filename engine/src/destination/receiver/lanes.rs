@@ -1,19 +1,85 @@
 //! The lanes' side: tokens, grants, letting lanes in, and a thread for each.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use super::*;
 
+/// How many threads prepare memory at most: registering is the kernel's work for each page, and
+/// threads beyond some few wait for the same locks.
+const PREPARERS_MAX: usize = 8;
+
+/// Prepares all of a guest's memory. Where that means registering it with a device, several threads
+/// do it, each a piece at a time.
 pub(super) fn prepare_all<G: IncomingGuest>(
     endpoint: &dyn DestinationEndpoint,
     guest: &G,
 ) -> Result<Vec<Grant>, LaneError> {
-    guest
-        .memory()
-        .lane_map()
-        .whole()
-        .into_iter()
-        .map(|range| endpoint.prepare(range))
-        .collect()
+    let whole = guest.memory().lane_map().whole();
+    if !endpoint.has_registrations() {
+        return whole
+            .into_iter()
+            .map(|range| endpoint.prepare(range))
+            .collect();
+    }
+    let pieces = pieces(&whole);
+    let next = AtomicUsize::new(0);
+    let prepare = || {
+        let mut grants = Vec::new();
+        while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
+            match endpoint.prepare(*piece) {
+                Ok(grant) => grants.push(grant),
+                Err(error) => {
+                    // The others need not go on.
+                    next.store(pieces.len(), Ordering::Relaxed);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(grants)
+    };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let helpers = cores.min(PREPARERS_MAX).min(pieces.len()).saturating_sub(1);
+    runtime::scope(|scope| {
+        // One that can't be started leaves more to the others.
+        let started = (0..helpers).map_while(|_| scope.spawn("dunlin-prepare", prepare).ok());
+        let started: Vec<_> = started.collect();
+        let mut grants = prepare()?;
+        for helper in started {
+            let ended = helper.join().map_err(|_| LaneError::System {
+                lane: LaneNumber(0),
+                doing: "preparing memory",
+                source: std::io::Error::other("its thread panicked"),
+            })?;
+            grants.extend(ended?);
+        }
+        grants.sort_unstable_by_key(|grant| grant.range.first);
+        Ok(grants)
+    })
 }
+
+/// Cuts ranges into pieces of 1 GiB, or of more where that would make more than [`PIECES_MAX`]:
+/// their grants all go into one WELCOME.
+fn pieces(whole: &[Run]) -> Vec<Run> {
+    let pages: u64 = whole.iter().map(|run| u64::from(run.pages)).sum();
+    let piece = pages.div_ceil(PIECES_MAX).next_multiple_of(PIECE_PAGES);
+    let piece = u32::try_from(piece.max(PIECE_PAGES)).unwrap_or(u32::MAX);
+    let cut = |run: &Run| {
+        let run = *run;
+        let pieces = (0..run.pages).step_by(piece as usize);
+        pieces.map(move |skipped| Run {
+            first: PageNumber(run.first.0 + u64::from(skipped)),
+            pages: piece.min(run.pages - skipped),
+        })
+    };
+    whole.iter().flat_map(cut).collect()
+}
+
+/// A piece of memory that is prepared at once: 1 GiB, some 0.1 s of registering.
+const PIECE_PAGES: u64 = (1 << 30) / PAGE_BYTES;
+
+/// How many pieces one guest's memory has at most, beside one for each region. With the 1,024
+/// regions of the largest layout, and some 40 bytes for each grant, they fill a third of a WELCOME.
+const PIECES_MAX: u64 = 1024;
 
 pub(super) fn issue_tickets(
     hello: &Hello,
@@ -52,6 +118,8 @@ pub(super) fn start_lanes<'scope>(
             let accepted = endpoint.accept_lane(&tickets, Deadline::after(peer_timeout));
             let started = accepted.and_then(|lane| {
                 let number = lane.number();
+                // First of all: behind this the lane can be confirmed.
+                let _ = inputs.send(Input::LaneOpen(number));
                 let cpu = cpus.get(usize::from(number.0)).copied().flatten();
                 let inputs = inputs.clone();
                 let name = format!("dunlin-{}", number.0);
@@ -99,5 +167,33 @@ pub(super) fn serve(
         if inputs.send(input).is_err() || last {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_cover_all_and_are_few() {
+        let run = |first, pages| Run {
+            first: PageNumber(first),
+            pages,
+        };
+        let gib = PIECE_PAGES as u32;
+        let cut = pieces(&[run(0, 5), run(8, 2 * gib + 1)]);
+        let expected = [
+            run(0, 5),
+            run(8, gib),
+            run(8 + PIECE_PAGES, gib),
+            run(8 + 2 * PIECE_PAGES, 1),
+        ];
+        assert_eq!(cut, expected);
+        // 15 TiB in one region: as long as a run can be.
+        let cut = pieces(&[run(0, u32::MAX - 7)]);
+        assert!(cut.len() as u64 <= PIECES_MAX, "{}", cut.len());
+        let pages: u64 = cut.iter().map(|run| u64::from(run.pages)).sum();
+        assert_eq!(pages, u64::from(u32::MAX - 7));
+        assert_eq!(pieces(&[]), []);
     }
 }

@@ -20,7 +20,7 @@ use dunlin_transports::lane::{
     DestinationEndpoint, DestinationLane, FenceNumber, Grant, LaneCounters, LaneError, LaneNumber,
     LaneTicket, LaneToken,
 };
-use dunlin_transports::memory::PageNumber;
+use dunlin_transports::memory::{PAGE_BYTES, PageNumber, Run};
 use dunlin_transports::runtime::{self, Receiver, Scope, SyncSender, sync_channel};
 
 use self::lanes::{issue_tickets, prepare_all, start_lanes};
@@ -34,7 +34,7 @@ use crate::link::{Link, LinkEvent, Opening};
 use crate::milestone::Milestone;
 use crate::outside::{Outside, ReleaseReason};
 use crate::protocol::{
-    Abort, Grants, Message, Prepare, Ready, Refused, Running, VERIFY_PAGES_MAX, Verified,
+    Abort, Grants, Lanes, Message, Prepare, Ready, Refused, Running, VERIFY_PAGES_MAX, Verified,
     VerifyPages, Welcome, WireHost, capability,
 };
 use crate::records::{Durability, Entry, Journal};
@@ -68,6 +68,7 @@ const EXAMPLES_MAX: usize = 8;
 /// What reaches the session's thread.
 enum Input {
     Link(LinkEvent),
+    LaneOpen(LaneNumber),
     Fence {
         lane: LaneNumber,
         number: FenceNumber,
@@ -109,10 +110,11 @@ pub(super) fn receive<F: GuestFactory>(
         // There was no WELCOME, so nobody will ask; where it can't be recorded, that costs nothing.
         let (words, deadline) = (error.to_string(), Deadline::after(LAST_WORD_TIME));
         let _ = journal.add(Entry::Aborted, &words, Durability::Plain, deadline);
-        if link
-            .send(&Message::Refused(Refused::new(&error.to_string())))
-            .is_ok()
-        {
+        let refusal = match error {
+            ReceiveError::Lane(_) | ReceiveError::Transport(_) => Refused::transport(&words),
+            _ => Refused::new(&words),
+        };
+        if link.send(&Message::Refused(refusal)).is_ok() {
             linger(&inputs);
         }
         Err(error)
@@ -137,7 +139,7 @@ pub(super) fn receive<F: GuestFactory>(
     if endpoint.transport() != hello.transport() {
         let (wanted, here) = (hello.transport(), endpoint.transport());
         let wanted = Abort::new(wanted).reason();
-        return refused(ReceiveError::Refused(format!(
+        return refused(ReceiveError::Transport(format!(
             "lanes over '{wanted}' are asked for, this side has '{here}'"
         )));
     }
@@ -159,6 +161,9 @@ pub(super) fn receive<F: GuestFactory>(
         grants: Grants::new(&grants),
         host: WireHost::new(&this_host(), &boot_id()),
         mechanism: endpoint.mechanism(),
+        contact: Some(endpoint.contact())
+            .filter(|contact| !contact.is_empty())
+            .map(Into::into),
     }))?;
 
     runtime::scope(|scope| {
@@ -168,6 +173,9 @@ pub(super) fn receive<F: GuestFactory>(
             endpoint: endpoint.as_ref(),
             settings,
             seen: vec![0; tickets.len()],
+            open: vec![false; tickets.len()],
+            identities: None,
+            naming_limit: None,
             counters: vec![Some(LaneCounters::default()); tickets.len()],
             inputs,
             link,
@@ -233,6 +241,12 @@ struct Destination<'a, F: GuestFactory> {
     reason: Option<String>,
     broken: Option<GuestError>,
     began: Timestamp,
+    /// Which lanes are here.
+    open: Vec<bool>,
+    /// What LANES said, until it was compared.
+    identities: Option<Lanes>,
+    /// When all lanes have to be here, once LANES is.
+    naming_limit: Option<Deadline>,
     /// The last fence seen on each lane.
     seen: Vec<u64>,
     /// What each lane carried when that fence was seen; `None` where the lane can't tell.
@@ -293,6 +307,7 @@ impl<F: GuestFactory> Destination<'_, F> {
             let event = match input {
                 Input::Link(LinkEvent::Lost(reason)) => Some(self.lost(&reason)),
                 Input::Link(LinkEvent::Message(message)) => Some(self.heard(*message)),
+                Input::LaneOpen(lane) => self.lane_open(lane),
                 Input::Fence {
                     lane,
                     number,
@@ -315,6 +330,11 @@ impl<F: GuestFactory> Destination<'_, F> {
     fn overdue(&mut self) -> Option<Event> {
         let now = Timestamp::now();
         match self.session.state() {
+            State::Receiving if self.naming_limit.is_some_and(Deadline::passed) => {
+                let open = self.open.iter().filter(|open| **open).count();
+                let reason = format!("{open} of {} lanes came in time", self.open.len());
+                Some(self.failed(&reason))
+            }
             State::Receiving => {
                 let limit = self.settings.session_limit;
                 (now.since(self.began) >= limit)
@@ -343,6 +363,10 @@ impl<F: GuestFactory> Destination<'_, F> {
 
     fn heard(&mut self, message: Message) -> Event {
         match message {
+            Message::Lanes(lanes) => {
+                self.identities = Some(lanes);
+                Event::Lanes
+            }
             Message::Prepare(prepare) => {
                 self.prepare_received = Timestamp::now();
                 let cap = Duration::from_nanos(prepare.blackout_cap_ns).min(BLACKOUT_CAP_MAX);
@@ -371,6 +395,33 @@ impl<F: GuestFactory> Destination<'_, F> {
                 self.failed(&format!("the source may not say {kind:?} now"))
             }
         }
+    }
+
+    fn lane_open(&mut self, lane: LaneNumber) -> Option<Event> {
+        if let Some(open) = self.open.get_mut(usize::from(lane.0)) {
+            *open = true;
+        }
+        self.confirm_lanes()
+    }
+
+    /// Compares the lanes that the source names with those that are here, once LANES and all lanes
+    /// are: the source may be told that a lane is open before this side's thread has it.
+    fn confirm_lanes(&mut self) -> Option<Event> {
+        if !self.open.iter().all(|open| *open) {
+            return None;
+        }
+        let lanes = self.identities.take()?;
+        self.naming_limit = None;
+        let identities = match lanes.identities(self.open.len()) {
+            Ok(identities) => identities,
+            Err(error) => return Some(self.failed(&error.to_string())),
+        };
+        for (lane, identity) in identities {
+            if let Err(error) = self.endpoint.confirm(lane, identity) {
+                return Some(self.failed(&error.to_string()));
+            }
+        }
+        Some(Event::LanesConfirmed)
     }
 
     fn fence(
@@ -409,6 +460,11 @@ impl<F: GuestFactory> Destination<'_, F> {
 
     fn perform(&mut self, action: Action) -> Option<Event> {
         match action {
+            Action::ConfirmLanes => {
+                self.naming_limit = Some(Deadline::after(self.settings.peer_timeout));
+                self.confirm_lanes()
+            }
+            Action::SendLanesConfirmed => self.send(&Message::LanesConfirmed),
             Action::Load => self.load(),
             Action::Acquire => Some(self.acquire()),
             Action::RevokeAccess => {

@@ -43,10 +43,14 @@ impl Mover<'_, '_> {
         let lanes = match self.open_lanes() {
             Ok(lanes) => lanes,
             Err(reason) => {
-                let overdue = self.overdue();
-                return overdue.unwrap_or_else(|| self.stop(StayReason::PeerFailed, &reason));
+                if let Some(overdue) = self.overdue() {
+                    return overdue;
+                }
+                self.report.another_transport_may_do = true;
+                return self.stop(StayReason::PeerFailed, &reason);
             }
         };
+        self.identities = lanes.iter().map(|lane| lane.identity()).collect();
         self.fences = vec![0; lanes.len()];
         self.counters = vec![LaneCounters::default(); lanes.len()];
         self.report.lanes = u16::try_from(lanes.len()).unwrap_or(u16::MAX);
@@ -69,8 +73,42 @@ impl Mover<'_, '_> {
                 self.pending.set_range(first, shape.bytes / PAGE_BYTES);
             }
         }
+        if let Err(error) = self.start_warming() {
+            return self.stop(StayReason::Failed, &format!("starting a thread: {error}"));
+        }
+        if self.identities.iter().any(|identity| !identity.is_empty()) {
+            return Event::OpenedUnconfirmed;
+        }
         self.observer.reached(Milestone::Opened);
         Event::Opened
+    }
+
+    /// Says which connections the lanes are. Nothing is put before the destination's word.
+    pub(super) fn send_lanes(&mut self) -> Option<Event> {
+        self.naming_limit = Some(Deadline::after(self.settings.peer_timeout));
+        let identities = std::mem::take(&mut self.identities);
+        self.send(&Message::Lanes(Lanes::new(identities)))
+    }
+
+    /// Registers memory ahead of the lanes, on a thread of its own, where the transport has
+    /// registrations: so that none is left for the pause. Where it fails, the lane that needs the
+    /// registration fails too, and says why.
+    fn start_warming(&self) -> std::io::Result<()> {
+        let endpoint = self.endpoint;
+        if !endpoint.has_registrations() {
+            return Ok(());
+        }
+        let context = self.context;
+        let layout = self.offer.layout.clone();
+        self.scope.spawn("dunlin-warm", move || {
+            let cursor = ChunkCursor::new(ChunkPlan::new(&layout, CHUNK_PAGES));
+            while let Some(chunk) = cursor.claim() {
+                if context.is_warm_enough(endpoint, chunk.run()) {
+                    return;
+                }
+            }
+        })?;
+        Ok(())
     }
 
     pub(super) fn open_lanes(&mut self) -> Result<Vec<Box<dyn SourceLane>>, String> {
@@ -82,6 +120,10 @@ impl Mover<'_, '_> {
         let grants = welcome
             .grants
             .to_grants()
+            .map_err(|error| error.to_string())?;
+        let contact = welcome.contact().map_err(|error| error.to_string())?;
+        self.endpoint
+            .accept_contact(contact)
             .map_err(|error| error.to_string())?;
         self.endpoint
             .accept_grants(&grants)

@@ -49,6 +49,13 @@ impl Mover<'_, '_> {
                 let reason = format!("no answer to HELLO within {} ms", elapsed.as_millis());
                 return Some(self.lost(&reason));
             }
+            let naming = self.session.state() == State::Naming;
+            if naming && self.naming_limit.is_some_and(Deadline::passed) {
+                let limit = self.settings.peer_timeout.as_millis();
+                return Some(self.lost(&format!(
+                    "the destination has not confirmed the lanes within {limit} ms"
+                )));
+            }
         }
         if self.session.state() == State::Committed {
             // As long as the destination waits for COMMIT. Its life signs alone are no RUNNING.
@@ -88,7 +95,14 @@ impl Mover<'_, '_> {
                 self.observer.reached(Milestone::Welcome);
                 Event::Welcome
             }
+            Message::LanesConfirmed => {
+                if self.session.state() == State::Naming {
+                    self.observer.reached(Milestone::Opened);
+                }
+                Event::LanesConfirmed
+            }
             Message::Refused(refused) => {
+                self.report.another_transport_may_do = refused.is_of_transport();
                 self.because(&refused.reason());
                 Event::Refused
             }

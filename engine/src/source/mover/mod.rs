@@ -46,7 +46,7 @@ use crate::link::{Link, LinkEvent, Opening};
 use crate::milestone::Milestone;
 use crate::outside::{Outside, ReleaseReason};
 use crate::protocol::{
-    Abort, Counts, Hello, Message, Prepare, Ready, Running, VERIFY_PAGES_MAX, VERSION_MAX,
+    Abort, Counts, Hello, Lanes, Message, Prepare, Ready, Running, VERIFY_PAGES_MAX, VERSION_MAX,
     VERSION_MIN, Verified, VerifyPages, Welcome, WireHost, WireLayout, capability,
 };
 use crate::records::verdict::Answer;
@@ -190,6 +190,8 @@ pub(super) fn migrate(
             tallies: Vec::new(),
             counters: Vec::new(),
             fences: Vec::new(),
+            identities: Vec::new(),
+            naming_limit: None,
             dirty_rate: 0.0,
             told: Timestamp::now(),
             timeline: None,
@@ -252,6 +254,10 @@ struct Mover<'scope, 'env> {
     counters: Vec<LaneCounters>,
     /// The last fence of each lane.
     fences: Vec<u64>,
+    /// Which connection each lane is, until it was said.
+    identities: Vec<Vec<u8>>,
+    /// When the destination has to have confirmed the lanes.
+    naming_limit: Option<Deadline>,
     /// Pages a second that the guest dirtied in the last round.
     dirty_rate: f64,
     told: Timestamp,
@@ -310,6 +316,7 @@ impl Mover<'_, '_> {
         match action {
             Action::SendHello => self.send_hello(),
             Action::Open => Some(self.open()),
+            Action::SendLanes => self.send_lanes(),
             Action::StartRound => {
                 self.start_round();
                 None
