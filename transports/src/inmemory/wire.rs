@@ -103,6 +103,15 @@ impl Wires {
         );
         self.next_queue
     }
+
+    /// Empties every queue at a place.
+    pub(super) fn lose_in_flight(&mut self, place: Place) {
+        let queues = self.queues.values_mut();
+        for queue in queues.filter(|queue| place.covers(queue.place)) {
+            queue.messages.clear();
+            queue.bytes = 0;
+        }
+    }
 }
 
 /// One end of one direction. Dropping either end closes it; the receiver still gets what was sent.

@@ -149,10 +149,12 @@ impl World {
         Ok(member)
     }
 
-    /// Ends a process where it stands, as SIGKILL does. What a kernel does to its connections is
+    /// Ends processes where they stand, as SIGKILL does. What a kernel does to their connections is
     /// for the network to do. A thread that kills its own process does not return from this.
-    pub fn kill(&self, process: ProcessId) {
-        self.schedule().kill(process);
+    pub fn kill(&self, processes: &[ProcessId]) {
+        for process in processes {
+            self.schedule().kill(*process);
+        }
         super::step();
     }
 
