@@ -15,13 +15,18 @@ DUNLIN := $(CARGO_TARGET_DIR)/release/dunlin
 # side by side they would measure each other.
 SCENARIO_THREADS ?= 1
 
+# Schedules of the simulation; and the one seed that is played, with all that happens in it.
+SCHEDULES ?= 2000
+SEED ?=
+SIMULATION := $(CARGO) test -p dunlin-engine --locked --features simulation --test simulation
+
 SETUP := tools/setup.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test bench lint format deny
+.PHONY: help demo build test simulate planted-bug bench lint format deny
 
 help: ## Say what there is
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: build ## Move a running guest between two processes on this machine (ARGS=...)
 	$(DUNLIN) demo $(ARGS)
@@ -34,7 +39,17 @@ test: build ## Run every test: units, properties, and scenarios with the built p
 	@$(SETUP) --want ip
 	$(CARGO) test --workspace --exclude dunlin-tests --locked -- --show-output
 	$(CARGO) test -p dunlin-engine --features vm-memory --lib --locked vm_memory
+	$(CARGO) test -p dunlin-transports --locked --features simulation --lib runtime
+	$(SIMULATION) -- --schedules $(SCHEDULES)
 	DUNLIN=$(DUNLIN) $(CARGO) test -p dunlin-tests --locked -- --test-threads=$(SCENARIO_THREADS) --show-output
+
+simulate: ## Play whole moves under seeds, in virtual time, with faults (SCHEDULES=N, or SEED=N)
+	@$(SETUP) rust cc
+	$(SIMULATION) -- $(if $(SEED),--seed $(SEED) --trace,--schedules $(SCHEDULES)) $(ARGS)
+
+planted-bug: ## See that the simulation finds a source that resumes when COMMIT's answer is lost
+	@$(SETUP) rust cc
+	$(SIMULATION) --features planted-split-brain -- --schedules $(SCHEDULES) --planted-bug $(ARGS)
 
 bench: ## Run the micro-benchmarks (about a minute; ARGS=zero runs those named so)
 	@$(SETUP) rust cc

@@ -28,7 +28,10 @@ pub(crate) const EPOCH: u64 = 7;
 const THINK_MAX: Duration = Duration::from_millis(400);
 
 /// How often a page is looked at before it counts as wrong.
-const LOOKS: u32 = 5;
+const LOOKS: u32 = 10;
+
+/// How long between the looks: a vCPU may lose its processor in the middle of a page.
+const LOOK_INTERVAL: Duration = Duration::from_millis(4);
 
 /// What a seed says of a guest.
 #[derive(Clone, Debug)]
@@ -181,7 +184,7 @@ impl Machine {
             if wrong.is_empty() {
                 break;
             }
-            runtime::sleep(Duration::from_micros(100));
+            runtime::sleep(LOOK_INTERVAL);
         }
         wrong
     }

@@ -10,6 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use dunlin_transports::memory::PAGE_BYTES;
 use dunlin_transports::runtime::simulation::World;
 
+/// What follows from the first few violations would only hide them.
+const VIOLATIONS_MAX: usize = 5;
+
 /// One of the two hosts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Side {
@@ -84,8 +87,12 @@ impl Ledger {
     /// Something happened that must not.
     pub(crate) fn violation(&self, words: impl Into<String>) {
         let words = words.into();
-        self.world.note(|| format!("VIOLATION: {words}"));
-        self.record().violations.push(words);
+        let mut record = self.record();
+        if record.violations.len() < VIOLATIONS_MAX {
+            record.violations.push(words.clone());
+            drop(record);
+            self.world.note(|| format!("VIOLATION: {words}"));
+        }
     }
 
     /// What happened that must not, in order.

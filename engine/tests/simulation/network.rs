@@ -9,6 +9,7 @@ use dunlin_engine::protocol::MessageKind;
 use dunlin_transports::control::{ControlChannel, ControlError};
 use dunlin_transports::deadline::Deadline;
 use dunlin_transports::inmemory::{Faults, Network, Passage, Place, control_pair};
+use dunlin_transports::lane::LaneNumber;
 use dunlin_transports::runtime::{self, Monitor, simulation::ProcessId};
 
 /// How often a connection that nobody answers is tried again (a SYN, in a network of its own time).
@@ -54,6 +55,8 @@ struct Conditions {
     silent: Vec<Place>,
     /// How long a message takes.
     latency: Duration,
+    /// How much longer on each lane: they may take different ways.
+    lanes: Vec<Duration>,
     connections: Vec<Connection>,
 }
 
@@ -68,10 +71,11 @@ pub(crate) struct Wire {
 }
 
 impl Wire {
-    /// A network with this latency.
-    pub(crate) fn new(latency: Duration) -> Self {
+    /// A network in which a message takes `latency`, and longer by so much on each lane.
+    pub(crate) fn new(latency: Duration, lanes: &[Duration]) -> Self {
         let conditions = Conditions {
             latency,
+            lanes: lanes.to_vec(),
             ..Conditions::default()
         };
         Self {
@@ -118,8 +122,9 @@ impl Wire {
             return Err(unreachable(std::io::ErrorKind::ConnectionRefused));
         };
         let faults = Faults::new();
-        if !latency.is_zero() {
-            faults.delay(Place::All, latency);
+        faults.delay(Place::All, latency);
+        for (lane, longer) in (0..).map(LaneNumber).zip(&self.conditions().lanes) {
+            faults.delay(Place::Lane(lane), latency + *longer);
         }
         if let Some(watch) = self.watch.lock().unwrap().clone() {
             faults.watch(move |passage| {
@@ -254,10 +259,22 @@ impl Wire {
         }
     }
 
-    /// Messages take `by` longer at a place, on every connection there is; zero: as ever.
+    /// Messages take at least so long at a place, on every connection there is.
     pub(crate) fn delay(&self, place: Place, by: Duration) {
         for faults in self.all() {
             faults.delay(place, by);
         }
+    }
+
+    /// Messages take as long as ever at a place.
+    pub(crate) fn end_delay(&self, place: Place) {
+        let conditions = self.conditions();
+        let longer = match place {
+            Place::Lane(lane) => conditions.lanes.get(usize::from(lane.0)).copied(),
+            _ => None,
+        };
+        let latency = conditions.latency + longer.unwrap_or_default();
+        drop(conditions);
+        self.delay(place, latency);
     }
 }

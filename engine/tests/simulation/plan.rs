@@ -13,6 +13,7 @@ use dunlin_transports::lane::LaneNumber;
 use super::faults::{Fault, Planned, Who};
 use super::guest::Shape;
 use super::ledger::Side;
+use super::network::Wire;
 use super::stage::{Call, Moment};
 
 /// The messages of the handover, in the order in which they are sent: most faults fall among them.
@@ -84,7 +85,9 @@ pub(crate) struct Plan {
     /// The guest.
     pub(crate) shape: Shape,
     /// How long a message takes.
-    pub(crate) latency: Duration,
+    latency: Duration,
+    /// How much longer on each lane.
+    lanes: Vec<Duration>,
     /// The source's settings.
     pub(crate) settings: MoveSettings,
     /// The destination's settings.
@@ -96,6 +99,11 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
+    /// The network.
+    pub(crate) fn wire(&self) -> Wire {
+        Wire::new(self.latency, &self.lanes)
+    }
+
     /// The plan of a seed.
     pub(crate) fn draw(seed: u64) -> Self {
         let mut dice = Dice(seed ^ 0x0064_756e_6c69_6e00);
@@ -139,6 +147,10 @@ impl Plan {
         };
         Self {
             run_up: dice.milliseconds(&[0, 2, 40]),
+            lanes: match dice.below(3) {
+                0 => (0..lanes).map(|_| dice.milliseconds(&[0, 1, 30])).collect(),
+                _ => Vec::new(),
+            },
             shape,
             latency,
             settings,

@@ -79,7 +79,7 @@ pub(crate) fn play(seed: u64, keeps_trace: bool) -> Judged {
         let ledger = Ledger::new(world, plan.shape.page_span());
         let handle = Arc::new(MoveHandle::new(&plan.settings));
         let planned = plan.planned.clone();
-        let stage = Stage::new(world, plan.latency, &ledger, &handle, planned);
+        let stage = Stage::new(world, plan.wire(), &ledger, &handle, planned);
         let hosts = Hosts {
             stage,
             plan,
@@ -163,7 +163,7 @@ impl Scenario {
         };
         stage.world().note(|| format!("ends: {undo:?}"));
         match undo {
-            Undo::Delay(place) => stage.wire().delay(place, self.hosts.plan.latency),
+            Undo::Delay(place) => stage.wire().end_delay(place),
             Undo::Silence(place) => stage.wire().end_silence(place),
             Undo::Stall(lane) => {
                 for faults in stage.wire().all() {
@@ -245,6 +245,16 @@ impl Scenario {
             Some(Outcome::Unknown) => !runs_here,
             _ => runs_here,
         };
+        let is_by_settings = matches!(
+            outcome,
+            Some(
+                Outcome::Moved | Outcome::NotConverging | Outcome::BlackoutCap | Outcome::TimedOut
+            )
+        );
+        if stage.all_injected().is_empty() && !is_by_settings {
+            let reason = results.report.as_ref().map(|report| &report.reason);
+            ledger.violation(format!("{outcome:?} without a fault: {reason:?}"));
+        }
         if !is_right {
             let reason = results
                 .report

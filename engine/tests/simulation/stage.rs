@@ -106,7 +106,7 @@ impl Stage {
     /// A stage on which `planned` is going to happen.
     pub(crate) fn new(
         world: &World,
-        latency: Duration,
+        wire: Wire,
         ledger: &Ledger,
         handle: &Arc<MoveHandle>,
         planned: Vec<Planned>,
@@ -114,7 +114,7 @@ impl Stage {
         let stage = Self(Arc::new(Inner {
             world: world.clone(),
             hosts: ["host-a", "host-b"].map(|name| world.add_host(name)),
-            wire: Wire::new(latency),
+            wire,
             ledger: ledger.clone(),
             handle: Arc::clone(handle),
             cast: Mutex::default(),
