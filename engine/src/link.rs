@@ -142,6 +142,11 @@ impl Link {
         )
     }
 
+    /// Ends the connection: nothing is sent or heard over it any more.
+    pub(crate) fn stop(&self) {
+        self.stopper.stop();
+    }
+
     /// What is known of the connection.
     pub(crate) fn quality(&self) -> LinkQuality {
         *self.quality.lock().unwrap_or_else(PoisonError::into_inner)

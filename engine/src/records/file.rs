@@ -1,0 +1,318 @@
+//! A record as a file, written by a thread of its own: a disk that hangs holds up that thread, not
+//! the handover.
+//!
+//! The file is locked (flock(2)) for as long as its writer lives; the kernel drops the lock when
+//! the process dies, however it dies. So whoever finds a record can tell whether somebody still
+//! writes it.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::time::Duration;
+
+use dunlin_transports::deadline::Deadline;
+use rustix::fs::{FlockOperation, flock};
+
+use super::format::{self, Contents, RECORD_BYTES, Written};
+use super::{Durability, Entry, Journal, JournalError, Role, Subject};
+use crate::clock::boot_id;
+
+/// How many writes may wait for a disk that hangs. A session makes no more.
+const ORDERS_WAITING: usize = 8;
+
+/// A record that this process writes. Dropping it gives the lock back.
+#[derive(Debug)]
+pub struct RecordFile {
+    path: PathBuf,
+    orders: SyncSender<Order>,
+    done: Receiver<Done>,
+    /// The number of the last order.
+    ordered: u64,
+}
+
+#[derive(Debug)]
+struct Order {
+    number: u64,
+    task: Task,
+}
+
+#[derive(Debug)]
+enum Task {
+    Add(Written, Durability),
+    Sync,
+}
+
+#[derive(Debug)]
+struct Done {
+    number: u64,
+    result: Result<(), JournalError>,
+}
+
+/// A locked record.
+#[derive(Debug)]
+struct Locked {
+    path: PathBuf,
+    file: File,
+    used: usize,
+}
+
+impl RecordFile {
+    /// Makes a record in `folder` with its first entry, durably, and room for all others.
+    pub(super) fn create(folder: &Path, subject: &Subject) -> Result<Self, JournalError> {
+        let path = folder.join(file_name(subject));
+        let fresh = path.with_extension(format!("{}.new", subject.role.name()));
+        // What an earlier attempt left there is nobody's.
+        match std::fs::remove_file(&fresh) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(system("removing", &fresh)(error));
+            }
+            _ => {}
+        }
+        let made = Self::write_new(&fresh, subject).and_then(|locked| {
+            std::fs::rename(&fresh, &path).map_err(system("naming", &path))?;
+            sync_folder(folder)?;
+            Ok(locked)
+        });
+        match made {
+            Ok(locked) => Self::start(Locked { path, ..locked }),
+            Err(error) => {
+                let _ = std::fs::remove_file(&fresh);
+                Err(error)
+            }
+        }
+    }
+
+    fn write_new(fresh: &Path, subject: &Subject) -> Result<Locked, JournalError> {
+        let damaged = |reason| JournalError::Damaged {
+            path: fresh.to_owned(),
+            reason,
+        };
+        let mut bytes = format::blank(subject).map_err(damaged)?;
+        let written = Written::now(subject.role.first_entry(), "", &boot_id());
+        if let Some((offset, slot)) = format::slot(0, &written).map_err(damaged)? {
+            let places = bytes.iter_mut().skip(offset as usize);
+            places.zip(&slot).for_each(|(to, from)| *to = *from);
+        }
+        let mut file = OpenOptions::new()
+            .create_new(true)
+            .read(true)
+            .write(true)
+            .mode(0o600)
+            .open(fresh)
+            .map_err(system("making", fresh))?;
+        flock(&file, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|error| system("locking", fresh)(error.into()))?;
+        file.write_all(&bytes).map_err(system("writing", fresh))?;
+        file.sync_all().map_err(system("syncing", fresh))?;
+        Ok(Locked {
+            path: fresh.to_owned(),
+            file,
+            used: 1,
+        })
+    }
+
+    /// Takes over a record whose writer is gone.
+    ///
+    /// # Errors
+    ///
+    /// [`JournalError::Held`] when it is not.
+    pub(super) fn adopt(path: &Path) -> Result<Self, JournalError> {
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(path)
+            .map_err(system("opening", path))?;
+        flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|error| {
+            if error == rustix::io::Errno::WOULDBLOCK {
+                JournalError::Held {
+                    path: path.to_owned(),
+                }
+            } else {
+                system("locking", path)(error.into())
+            }
+        })?;
+        let bytes = read_bounded(&mut file).map_err(system("reading", path))?;
+        Self::start(Locked {
+            path: path.to_owned(),
+            file,
+            used: format::slots_used(&bytes),
+        })
+    }
+
+    fn start(mut locked: Locked) -> Result<Self, JournalError> {
+        let path = locked.path.clone();
+        let (orders, ordered) = sync_channel::<Order>(ORDERS_WAITING);
+        let (answers, done) = sync_channel(ORDERS_WAITING + 1);
+        std::thread::Builder::new()
+            .name("dunlin-record".to_owned())
+            .spawn(move || {
+                while let Ok(order) = ordered.recv() {
+                    let result = locked.perform(&order.task);
+                    // Nobody waits any more: the order is done all the same.
+                    let _ = answers.try_send(Done {
+                        number: order.number,
+                        result,
+                    });
+                }
+            })
+            .map_err(system("starting the thread that writes", &path))?;
+        Ok(Self {
+            path,
+            orders,
+            done,
+            ordered: 0,
+        })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn order(&mut self, task: Task, deadline: Deadline) -> Result<(), JournalError> {
+        let limit = deadline.remaining();
+        self.ordered += 1;
+        let order = Order {
+            number: self.ordered,
+            task,
+        };
+        match self.orders.try_send(order) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_)) => return Err(self.timed_out(Duration::ZERO)),
+            Err(TrySendError::Disconnected(_)) => return Err(self.no_writer()),
+        }
+        loop {
+            match self.done.recv_timeout(deadline.remaining()) {
+                Ok(done) if done.number == self.ordered => return done.result,
+                // What an earlier call gave up waiting for.
+                Ok(_) => {}
+                Err(RecvTimeoutError::Timeout) => return Err(self.timed_out(limit)),
+                Err(RecvTimeoutError::Disconnected) => return Err(self.no_writer()),
+            }
+        }
+    }
+
+    fn timed_out(&self, waited: Duration) -> JournalError {
+        JournalError::TimedOut {
+            path: self.path.clone(),
+            waited,
+        }
+    }
+
+    fn no_writer(&self) -> JournalError {
+        JournalError::Other(format!(
+            "the thread that writes {} is gone",
+            self.path.display()
+        ))
+    }
+}
+
+impl Journal for RecordFile {
+    fn add(
+        &mut self,
+        entry: Entry,
+        words: &str,
+        durability: Durability,
+        deadline: Deadline,
+    ) -> Result<(), JournalError> {
+        let written = Written::now(entry, words, &boot_id());
+        self.order(Task::Add(written, durability), deadline)
+    }
+
+    fn sync(&mut self, deadline: Deadline) -> Result<(), JournalError> {
+        self.order(Task::Sync, deadline)
+    }
+}
+
+impl Locked {
+    fn perform(&mut self, task: &Task) -> Result<(), JournalError> {
+        match task {
+            Task::Add(written, durability) => {
+                self.add(written)?;
+                if *durability == Durability::Durable {
+                    self.sync()?;
+                }
+                if written.entry.ends_record() {
+                    match std::fs::remove_file(&self.path) {
+                        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                            return Err(system("removing", &self.path)(error));
+                        }
+                        _ => {}
+                    }
+                }
+                Ok(())
+            }
+            Task::Sync => self.sync(),
+        }
+    }
+
+    fn add(&mut self, written: &Written) -> Result<(), JournalError> {
+        let slot = format::slot(self.used, written).map_err(|reason| JournalError::Damaged {
+            path: self.path.clone(),
+            reason,
+        })?;
+        let Some((offset, bytes)) = slot else {
+            return Err(JournalError::Full {
+                path: self.path.clone(),
+            });
+        };
+        self.file
+            .write_all_at(&bytes, offset)
+            .map_err(system("writing", &self.path))?;
+        self.used += 1;
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<(), JournalError> {
+        self.file.sync_data().map_err(system("syncing", &self.path))
+    }
+}
+
+/// What a record says, and whether its writer lives.
+pub(super) fn look(path: &Path, role: Role) -> Result<(Contents, bool), JournalError> {
+    let mut file = File::open(path).map_err(system("opening", path))?;
+    // A shared lock on a file of one's own: given back at once, and nobody waits for it.
+    let is_alive = match flock(&file, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => false,
+        Err(rustix::io::Errno::WOULDBLOCK) => true,
+        Err(error) => return Err(system("locking", path)(error.into())),
+    };
+    let bytes = read_bounded(&mut file).map_err(system("reading", path))?;
+    let contents = format::read(&bytes, role).map_err(|reason| JournalError::Damaged {
+        path: path.to_owned(),
+        reason,
+    })?;
+    Ok((contents, is_alive))
+}
+
+/// The name of a subject's record.
+pub(super) fn file_name(subject: &Subject) -> String {
+    format!("{}.{}", subject.session, subject.role.name())
+}
+
+pub(super) fn sync_folder(folder: &Path) -> Result<(), JournalError> {
+    File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(system("syncing", folder))
+}
+
+/// A record's bytes, and one more where there are more: a file that somebody made larger is not
+/// read to its end.
+fn read_bounded(file: &mut File) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(RECORD_BYTES + 1);
+    file.take(RECORD_BYTES as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+pub(super) fn system<'a>(
+    doing: &'static str,
+    path: &'a Path,
+) -> impl FnOnce(io::Error) -> JournalError + 'a {
+    move |source| JournalError::System {
+        doing,
+        path: path.to_owned(),
+        source,
+    }
+}

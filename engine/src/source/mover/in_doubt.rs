@@ -1,0 +1,154 @@
+//! The connection was lost behind the give-up: the guest may run on the destination. It is kept
+//! paused here, and the destination is asked on new connections, for as long as it takes. This is
+//! the one wait without a deadline.
+
+use dunlin_transports::control::ControlChannel;
+
+use super::*;
+use crate::protocol::{MessageKind, frame_limit};
+
+/// How long after an answer that settles nothing the destination is asked again, at first.
+const ASK_INTERVAL_MIN: Duration = Duration::from_millis(50);
+
+/// The interval grows to this: a destination that comes back is found within it.
+const ASK_INTERVAL_MAX: Duration = Duration::from_secs(2);
+
+/// What is known while nobody knows who owns the guest.
+pub(super) struct Doubt {
+    since: Timestamp,
+    asked: u32,
+    interval: Duration,
+    /// What was told of it last, so that the same is not told twice.
+    told: String,
+    /// The connection over which the last answer came.
+    channel: Option<ControlChannel>,
+}
+
+impl Mover<'_, '_> {
+    /// Nothing more goes over the old connection, and nobody waits for it.
+    pub(super) fn hold(&mut self) {
+        self.mark("committed");
+        self.link.stop();
+        self.pause_deadline = None;
+        self.doubt = Some(Doubt {
+            since: Timestamp::now(),
+            asked: 0,
+            interval: Duration::ZERO,
+            told: String::new(),
+            channel: None,
+        });
+        self.tell_doubt("it was not asked yet");
+        self.observer.reached(Milestone::InDoubt);
+    }
+
+    /// Asks once, after a while. Returns earlier when a person decides.
+    pub(super) fn ask(&mut self) -> Event {
+        let interval = self
+            .doubt
+            .as_ref()
+            .map_or(Duration::ZERO, |doubt| doubt.interval);
+        let due = Deadline::after(interval);
+        loop {
+            if let Some((decision, _)) = self.handle.decision() {
+                return Event::Decided(decision);
+            }
+            self.tell_progress();
+            let left = due.remaining();
+            if left.is_zero() {
+                break;
+            }
+            runtime::sleep(left.min(TICK));
+        }
+        let asked = self.ask_now();
+        let Some(doubt) = &mut self.doubt else {
+            return Event::Answered(None);
+        };
+        doubt.asked = doubt.asked.saturating_add(1);
+        doubt.interval = (doubt.interval * 2).clamp(ASK_INTERVAL_MIN, ASK_INTERVAL_MAX);
+        let (answer, words) = match asked {
+            Ok((answer, reason, channel)) => {
+                doubt.channel = Some(channel);
+                let words = match reason.is_empty() {
+                    true => answer.words().to_owned(),
+                    false => format!("{} ({reason})", answer.words()),
+                };
+                (Some(answer), format!("the destination says: {words}"))
+            }
+            Err(error) => (None, format!("the destination can't be asked: {error}")),
+        };
+        match answer {
+            Some(Answer::Running | Answer::Ended | Answer::Aborted) => {
+                let lost = self.reason.take().unwrap_or_default();
+                self.reason = Some(format!("{lost}; settled: {words}"));
+                self.close_doubt("answer", &words);
+            }
+            _ => self.tell_doubt(&words),
+        }
+        Event::Answered(answer)
+    }
+
+    fn ask_now(&mut self) -> Result<(Answer, String, ControlChannel), String> {
+        let deadline = Deadline::after(self.settings.peer_timeout);
+        let mut channel = self
+            .reconnect
+            .reconnect(deadline)
+            .map_err(|error| error.to_string())?;
+        let identity = &self.offer.identity;
+        let ask = Message::Ask(Ask::new(self.session_id, identity.uuid, identity.epoch));
+        channel
+            .sender
+            .send(&ask.to_frame(), deadline)
+            .map_err(|error| error.to_string())?;
+        let only_answer = |kind| {
+            (kind == MessageKind::Answer.number())
+                .then(|| frame_limit(kind))
+                .flatten()
+        };
+        let frame = channel
+            .receiver
+            .receive(only_answer, deadline)
+            .map_err(|error| error.to_string())?;
+        match Message::from_frame(&frame).map_err(|error| error.to_string())? {
+            Message::Answer(answer) => {
+                let reason = answer.reason();
+                let answer = answer.answer().map_err(|error| error.to_string())?;
+                Ok((answer, reason, channel))
+            }
+            other => Err(format!("it said {:?}", other.kind())),
+        }
+    }
+
+    /// The destination need not keep its record any more. One that does not hear it keeps it.
+    pub(super) fn tell_settled(&mut self) {
+        let channel = self.doubt.as_mut().and_then(|doubt| doubt.channel.take());
+        if let Some(mut channel) = channel {
+            let deadline = Deadline::after(self.settings.peer_timeout);
+            let _ = channel.sender.send(&Message::Settled.to_frame(), deadline);
+            // Closing waits for nothing: what was sent is on its way.
+        }
+    }
+
+    pub(super) fn close_doubt(&mut self, settled_by: &str, words: &str) {
+        self.mark("in-doubt");
+        if let Some(doubt) = &self.doubt {
+            self.report.in_doubt = Some(InDoubtReport {
+                held_ns: nanoseconds(Timestamp::now().since(doubt.since)),
+                asked: doubt.asked,
+                settled_by: settled_by.to_owned(),
+                words: words.to_owned(),
+            });
+        }
+    }
+
+    fn tell_doubt(&mut self, words: &str) {
+        let lost = self.reason.clone().unwrap_or_default();
+        let Some(doubt) = self.doubt.as_mut().filter(|doubt| doubt.told != words) else {
+            return;
+        };
+        doubt.told = words.to_owned();
+        self.observer.in_doubt(&format!(
+            "the connection was lost behind the give-up ({lost}): the guest is kept paused here, \
+             since it may run on the destination; {words}"
+        ));
+    }
+}
