@@ -77,6 +77,12 @@ pub(crate) enum Fault {
     Stop(Who, Duration),
     /// A host dies with all that runs there, and is back after a while.
     CrashHost(Side, Duration),
+    /// A disk takes so much longer for everything, for a while.
+    SlowDisk(Side, Duration, Duration),
+    /// A disk has no room for another record, for a while.
+    FullDisk(Side, Duration),
+    /// A disk fails every write, for a while.
+    FailingDisk(Side, Duration),
     /// A host's clock is put forward.
     ClockForward(Side, Duration),
     /// A call to a guest fails, when it is made.
@@ -100,6 +106,12 @@ pub(crate) enum Undo {
     Supervisor,
     /// A host is back.
     Host(Side),
+    /// A disk is as fast as ever.
+    SlowDisk(Side),
+    /// A disk has room.
+    FullDisk(Side),
+    /// A disk works.
+    FailingDisk(Side),
 }
 
 /// A fault and the moment it is planned for.
@@ -135,6 +147,9 @@ impl Fault {
             Self::Stop(Who::Send, _) => "stop-send",
             Self::CrashHost(Side::Source, _) => "crash-source-host",
             Self::CrashHost(Side::Destination, _) => "crash-destination-host",
+            Self::SlowDisk(..) => "slow-disk",
+            Self::FullDisk(..) => "full-disk",
+            Self::FailingDisk(..) => "failing-disk",
             Self::ClockForward(..) => "clock-forward",
             Self::Fail(_, Call::Entered) => "guest-breaks",
             Self::Fail(..) => "guest-fails",
@@ -200,8 +215,21 @@ impl Fault {
             }
             Self::CrashHost(side, boots) => {
                 ends(boots, Undo::Host(side));
+                stage.disk(side).crash();
                 let on_host = Who::ALL.into_iter().filter(|who| who.side() == side);
                 stage.kill(&on_host.collect::<Vec<_>>(), true);
+            }
+            Self::SlowDisk(side, by, lasts) => {
+                stage.disk(side).change(|disk| disk.slower = by);
+                ends(lasts, Undo::SlowDisk(side));
+            }
+            Self::FullDisk(side, lasts) => {
+                stage.disk(side).change(|disk| disk.is_full = true);
+                ends(lasts, Undo::FullDisk(side));
+            }
+            Self::FailingDisk(side, lasts) => {
+                stage.disk(side).change(|disk| disk.fails = true);
+                ends(lasts, Undo::FailingDisk(side));
             }
             Self::ClockForward(side, by) => {
                 stage.world().put_clock_forward(stage.host(side), by);

@@ -12,13 +12,14 @@ use dunlin_engine::guest::{
     PageClaim, PauseRecord, RunError, RunRecord, SelfCheck,
 };
 use dunlin_engine::layout::{Backing, GuestAddress, GuestMemory, Layout, Region, RegionShape};
+use dunlin_engine::milestone::Milestone;
 use dunlin_engine::state::{DeviceState, Section};
 use dunlin_transports::deadline::Deadline;
 use dunlin_transports::memory::{HostMapping, OwnedMapping, PAGE_BYTES, PageNumber, Run};
 use dunlin_transports::runtime::{self, Monitor, simulation::World, spawn};
 
 use super::ledger::{Generations, Ledger, Side, page_content};
-use super::stage::{Call, Stage};
+use super::stage::{Call, Moment, Stage};
 
 /// The guest's epoch before the move.
 pub(crate) const EPOCH: u64 = 7;
@@ -589,5 +590,9 @@ impl GuestFactory for Room {
         let machine = Machine::new(Side::Destination, &self.shape, &self.stage, &self.ledger);
         *self.made.lock().unwrap() = Some(machine.clone());
         Ok(machine.guest())
+    }
+
+    fn reached(&mut self, milestone: Milestone) {
+        self.stage.passes(Moment::Reaches(milestone));
     }
 }

@@ -3,22 +3,30 @@
 
 use std::sync::{Arc, Mutex};
 
-use dunlin_engine::destination::{ReceiveError, Received, read_hello, receive};
-use dunlin_engine::report::{Progress, Report};
-use dunlin_engine::source::{MoveObserver, Peer, migrate};
+use dunlin_engine::destination::{
+    Arrival, Hello, ReceiveError, Received, answer_doubt, read_hello, receive, refuse,
+};
+use dunlin_engine::guest::{Guest, GuestError};
+use dunlin_engine::milestone::Milestone;
+use dunlin_engine::outside::{Outside, ReleaseReason};
+use dunlin_engine::records::{JournalError, Role, Subject};
+use dunlin_engine::report::{Outcome, Progress, Report};
+use dunlin_engine::source::{MoveObserver, Peer, Reconnect, migrate};
+use dunlin_transports::control::{ControlChannel, ControlError};
 use dunlin_transports::deadline::Deadline;
 use dunlin_transports::lane::{DestinationEndpoint, SessionId};
 use dunlin_transports::runtime::{self, Receiver, Sender, channel, spawn};
 
+use super::disk::Book;
 use super::faults::Who;
 use super::guest::{Machine, Room, SimulatedGuest};
 use super::ledger::Side;
 use super::network::{Incoming, Purpose};
 use super::plan::Plan;
-use super::stage::Stage;
+use super::stage::{Call, Moment, Stage};
 
 /// The session's id.
-const SESSION: SessionId = SessionId([5; 16]);
+pub(crate) const SESSION: SessionId = SessionId([5; 16]);
 
 /// What came of a guest that was sent.
 pub(crate) type Arrived = Result<Received<SimulatedGuest>, ReceiveError>;
@@ -28,6 +36,8 @@ pub(crate) type Arrived = Result<Received<SimulatedGuest>, ReceiveError>;
 pub(crate) struct Results {
     /// What the source told.
     pub(crate) report: Option<Report>,
+    /// The source's machine.
+    pub(crate) source: Option<Machine>,
     /// The source's guest, as long as its process keeps it.
     pub(crate) kept: Option<SimulatedGuest>,
     /// What came of it on the destination.
@@ -47,8 +57,11 @@ pub(crate) struct Hosts {
     pub(crate) made: Arc<Mutex<Option<Machine>>>,
 }
 
-/// Tells a client of the move, who may be gone.
-struct Client(Mutex<Sender<String>>);
+/// Tells a client of the move, who may be gone, and the stage.
+struct Client {
+    told: Mutex<Sender<String>>,
+    stage: Stage,
+}
 
 impl MoveObserver for Client {
     fn progress(&self, progress: &Progress) {
@@ -57,8 +70,51 @@ impl MoveObserver for Client {
 
     fn note(&self, note: &str) {
         // Sending may pass the baton on: not with the lock held.
-        let sender = self.0.lock().unwrap().clone();
+        let sender = self.told.lock().unwrap().clone();
         let _ = sender.send(note.to_owned());
+    }
+
+    fn in_doubt(&self, reason: &str) {
+        self.stage.world().note(|| format!("in doubt: {reason}"));
+        self.note(reason);
+    }
+
+    fn reached(&self, milestone: Milestone) {
+        if milestone == Milestone::InDoubt {
+            self.stage.in_doubt();
+        }
+        self.stage.passes(Moment::Reaches(milestone));
+    }
+}
+
+/// Reaches the supervisor again.
+struct Again(Stage);
+
+impl Reconnect for Again {
+    fn reconnect(&mut self, deadline: Deadline) -> Result<ControlChannel, ControlError> {
+        let process = self.0.alive(Who::Source).ok_or(ControlError::Stopped)?;
+        let connected = self.0.wire().connect(process, Purpose::Settle, deadline);
+        connected.map(|(control, _)| control)
+    }
+}
+
+/// What the guest holds outside, as the ledger knows it.
+struct Holdings(Stage, Side);
+
+impl Outside for Holdings {
+    fn acquire(&mut self, _deadline: Deadline) -> Result<(), GuestError> {
+        let Self(stage, side) = self;
+        stage.called(*side, Call::Acquire);
+        if let Some(words) = stage.take_failure(*side, Call::Acquire) {
+            return Err(GuestError::message(words));
+        }
+        stage.ledger().hold(*side, true);
+        Ok(())
+    }
+
+    fn release(&mut self, _reason: ReleaseReason) -> Result<(), GuestError> {
+        self.0.ledger().hold(self.1, false);
+        Ok(())
     }
 }
 
@@ -82,14 +138,21 @@ impl Hosts {
         let plan = &self.plan;
         let machine = Machine::new(Side::Source, &plan.shape, &self.stage, self.stage.ledger());
         let mut guest = machine.guest();
+        self.results.lock().unwrap().source = Some(machine.clone());
         machine.start();
         runtime::sleep(plan.run_up);
-        let report = self.send_away(&mut guest, Client(Mutex::new(told)));
+        let client = Client {
+            told: Mutex::new(told),
+            stage: self.stage.clone(),
+        };
+        let report = self.send_away(&mut guest, client);
         self.stage.world().note(|| match &report {
             Some(report) => format!("source: {:?}, {:?}", report.outcome, report.reason),
             None => "source: nobody was reached".to_owned(),
         });
-        let is_moved = report.as_ref().is_some_and(|report| report.outcome.moved());
+        let is_away =
+            |report: &Report| report.outcome.moved() || report.outcome == Outcome::DiscardedByHand;
+        let is_moved = report.as_ref().is_some_and(is_away);
         let mut results = self.results.lock().unwrap();
         results.report = report;
         if !is_moved {
@@ -104,14 +167,39 @@ impl Hosts {
         let deadline = Deadline::after(self.plan.settings.peer_timeout);
         let connected = self.stage.wire().connect(process, Purpose::Move, deadline);
         let (control, network) = connected.ok()?;
+        let journal = self.begin_record(Role::Source, guest).ok()?;
         let lanes = guest.machine().memory().lane_map().clone();
         let peer = Peer {
             session: SESSION,
             control,
             endpoint: Box::new(network.source_endpoint(lanes)),
+            journal: Box::new(journal),
+            reconnect: Box::new(Again(self.stage.clone())),
+            outside: Box::new(Holdings(self.stage.clone(), Side::Source)),
         };
         let (settings, handle) = (&self.plan.settings, self.stage.handle());
         Some(migrate(guest, peer, settings, handle, &client))
+    }
+
+    fn begin_record(&self, role: Role, guest: &SimulatedGuest) -> Result<Book, JournalError> {
+        let identity = Guest::offer(guest).unwrap().identity;
+        self.begin(role, identity.uuid, identity.epoch)
+    }
+
+    fn begin(&self, role: Role, uuid: uuid::Uuid, epoch: u64) -> Result<Book, JournalError> {
+        let subject = Subject {
+            uuid,
+            name: "simulated".to_owned(),
+            epoch,
+            session: SESSION,
+            role,
+            peer: "the other one".to_owned(),
+        };
+        let side = match role {
+            Role::Source => Side::Source,
+            Role::Destination => Side::Destination,
+        };
+        self.stage.disk(side).begin(&subject, &self.stage)
     }
 
     // ---- the destination ----
@@ -127,7 +215,7 @@ impl Hosts {
                 let hosts = hosts.clone();
                 let admit = move || match incoming.purpose {
                     Purpose::Move => hosts.admit(incoming),
-                    Purpose::Settle => {}
+                    Purpose::Settle => hosts.answer(incoming),
                 };
                 spawn("connection", admit).unwrap();
             }
@@ -149,28 +237,58 @@ impl Hosts {
         let process = self.stage.add_process(Who::Destination);
         self.stage.wire().hand_over(incoming.number, process);
         let hosts = self.clone();
-        let Incoming {
-            control, network, ..
-        } = incoming;
-        let work = move || {
-            let endpoint = Box::new(move |memory| -> Result<Box<dyn DestinationEndpoint>, _> {
-                Ok(Box::new(network.destination_endpoint(memory)))
-            });
-            let mut room = Room {
-                shape: hosts.plan.shape.clone(),
-                stage: hosts.stage.clone(),
-                ledger: hosts.stage.ledger().clone(),
-                made: Arc::clone(&hosts.made),
-            };
-            let arrived = receive(control, hello, &mut room, endpoint, &hosts.plan.receive);
-            hosts.stage.world().note(|| match &arrived {
-                Ok(received) => format!("destination: epoch {} is here", received.epoch),
-                Err(error) => format!("destination: {error}"),
-            });
-            hosts.results.lock().unwrap().arrived = Some(arrived);
-            hosts.stage.done(Side::Destination);
-        };
+        let work = move || hosts.run_destination(incoming, hello);
         let world = self.stage.world();
         world.spawn_in(process, "receive", work).unwrap();
+    }
+
+    /// Answers a source in doubt from the records.
+    fn answer(&self, incoming: Incoming) {
+        let disk = self.stage.disk(Side::Destination);
+        let limit = self.plan.receive.peer_timeout;
+        let asked = answer_doubt(incoming.control, SESSION, disk, limit);
+        self.stage.world().note(|| format!("supervisor: {asked:?}"));
+    }
+
+    fn run_destination(&self, incoming: Incoming, hello: Hello) {
+        let Incoming {
+            mut control,
+            network,
+            ..
+        } = incoming;
+        let identity = hello.offer().identity.clone();
+        let begun = self.begin(Role::Destination, identity.uuid, identity.epoch);
+        let arrived = match begun {
+            Err(error) => {
+                refuse(&mut control, &error.to_string());
+                Err(ReceiveError::Refused(error.to_string()))
+            }
+            Ok(journal) => {
+                let endpoint = Box::new(move |memory| -> Result<Box<dyn DestinationEndpoint>, _> {
+                    Ok(Box::new(network.destination_endpoint(memory)))
+                });
+                let mut room = Room {
+                    shape: self.plan.shape.clone(),
+                    stage: self.stage.clone(),
+                    ledger: self.stage.ledger().clone(),
+                    made: Arc::clone(&self.made),
+                };
+                let arrival = Arrival {
+                    control,
+                    hello,
+                    factory: &mut room,
+                    endpoint,
+                    journal: Box::new(journal),
+                    outside: Box::new(Holdings(self.stage.clone(), Side::Destination)),
+                };
+                receive(arrival, &self.plan.receive)
+            }
+        };
+        self.stage.world().note(|| match &arrived {
+            Ok(received) => format!("destination: epoch {} is here", received.epoch),
+            Err(error) => format!("destination: {error}"),
+        });
+        self.results.lock().unwrap().arrived = Some(arrived);
+        self.stage.done(Side::Destination);
     }
 }

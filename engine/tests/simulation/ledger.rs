@@ -57,6 +57,8 @@ struct Record {
     runs: [bool; 2],
     entered: [bool; 2],
     decided: bool,
+    /// Which side holds what the guest holds outside of its host.
+    holds: [bool; 2],
     violations: Vec<String>,
 }
 
@@ -72,6 +74,7 @@ impl Ledger {
     pub(crate) fn new(world: &World, pages: usize) -> Self {
         let record = Record {
             truth: vec![0; pages],
+            holds: [true, false],
             ..Record::default()
         };
         Self {
@@ -104,6 +107,7 @@ impl Ledger {
     pub(crate) fn enter(&self, side: Side, found: &[u64]) {
         let mut record = self.record();
         let is_first = !std::mem::replace(&mut record.runs[side as usize], true);
+        let holds = record.holds[side as usize];
         let other = side.other();
         let both = record.runs[other as usize];
         let after_other = record.entered[other as usize] && !record.decided;
@@ -120,6 +124,12 @@ impl Ledger {
         if is_first {
             self.world
                 .note(|| format!("guest runs on the {}", side.name()));
+        }
+        if !holds {
+            let side = side.name();
+            self.violation(format!(
+                "the guest is entered on the {side} without what it holds"
+            ));
         }
         if both {
             self.violation(format!(
@@ -185,6 +195,26 @@ impl Ledger {
         let mut record = self.record();
         record.decided = true;
         record.truth = generations.to_vec();
+    }
+
+    /// A side acquires what the guest holds outside of its host, or gives it back.
+    pub(crate) fn hold(&self, side: Side, holds: bool) {
+        let held = std::mem::replace(&mut self.record().holds[side as usize], holds);
+        if !holds && self.runs(side) {
+            let side = side.name();
+            self.violation(format!(
+                "the {side} gives back what the guest holds that runs there"
+            ));
+        }
+        if held == holds && holds {
+            let side = side.name();
+            self.violation(format!("the {side} acquires what it holds"));
+        }
+    }
+
+    /// Whether a side holds what the guest holds outside.
+    pub(crate) fn holds(&self, side: Side) -> bool {
+        self.record().holds[side as usize]
     }
 
     /// Whether a side runs the guest.

@@ -7,6 +7,7 @@
 //! | `ledger` | who ran the guest when, and what its memory is: the truth |
 //! | `guest` | the guest |
 //! | `network` | connections between the hosts |
+//! | `disk` | the records of moves, on a disk |
 //! | `hosts` | what runs on them: VMMs, the supervisor |
 //! | `stage` | hosts, processes, and the agenda of what is still to befall them |
 //! | `faults` | the vocabulary of faults |
@@ -21,6 +22,7 @@
     reason = "a test that meets an impossible value should stop there and say so"
 )]
 
+mod disk;
 mod faults;
 mod guest;
 mod hosts;

@@ -32,7 +32,7 @@ pub(crate) struct Incoming {
     pub(crate) control: ControlChannel,
     /// Where its lanes come from.
     pub(crate) network: Network,
-    /// Which connection it is.
+    /// Which connection it is, for [`Wire::hand_over`].
     pub(crate) number: usize,
 }
 

@@ -5,7 +5,9 @@
 use std::time::Duration;
 
 use dunlin_engine::destination::ReceiveSettings;
+use dunlin_engine::milestone::Milestone;
 use dunlin_engine::protocol::MessageKind;
+use dunlin_engine::records::Entry;
 use dunlin_engine::settings::{MoveSettings, OnStall, Verify};
 use dunlin_transports::inmemory::Place;
 use dunlin_transports::lane::LaneNumber;
@@ -36,8 +38,38 @@ const OTHERS: [MessageKind; 6] = [
     MessageKind::Verified,
 ];
 
+/// The messages with which a source in doubt asks.
+const SETTLING: [MessageKind; 3] = [MessageKind::Ask, MessageKind::Answer, MessageKind::Settled];
+
+/// What is recorded while it matters.
+const ENTRIES: [(Side, Entry); 8] = [
+    (Side::Source, Entry::GivenUp),
+    (Side::Source, Entry::Stayed),
+    (Side::Source, Entry::Released),
+    (Side::Destination, Entry::Owned),
+    (Side::Destination, Entry::Running),
+    (Side::Destination, Entry::Aborted),
+    (Side::Destination, Entry::Broken),
+    (Side::Destination, Entry::Released),
+];
+
+/// Where a lost connection leaves the source in doubt.
+const DOUBTFUL: [Moment; 10] = [
+    Moment::Sends(MessageKind::Commit),
+    Moment::Reaches(Milestone::GivenUp),
+    Moment::Reaches(Milestone::Committed),
+    Moment::Reaches(Milestone::Commit),
+    Moment::Records(Side::Destination, Entry::Owned),
+    Moment::Reaches(Milestone::Owned),
+    Moment::Calls(Side::Destination, Call::Run),
+    Moment::Reaches(Milestone::Entered),
+    Moment::Sends(MessageKind::Running),
+    Moment::Reaches(Milestone::RunningSent),
+];
+
 /// What is asked of a guest.
-const CALLS: [(Side, Call); 7] = [
+const CALLS: [(Side, Call); 8] = [
+    (Side::Destination, Call::Acquire),
     (Side::Destination, Call::Create),
     (Side::Source, Call::Pause),
     (Side::Source, Call::Save),
@@ -119,7 +151,11 @@ impl Plan {
         let max_blackout = dice.milliseconds(&[3, 50, 400]);
         let lanes = 1 + dice.below(3) as u16;
         let count = dice.of(&[0, 1, 1, 1, 1, 2, 2, 2, 3, 3]);
-        let planned: Vec<_> = (0..count).map(|_| planned(&mut dice, lanes)).collect();
+        let planned: Vec<_> = if dice.one_in(4) {
+            doubt(&mut dice, lanes)
+        } else {
+            (0..count).map(|_| planned(&mut dice, lanes)).collect()
+        };
         let damages_pages =
             |planned: &Planned| matches!(planned.fault, Fault::Corrupt(Place::Lane(_), _));
         let verify = if planned.iter().any(damages_pages) {
@@ -161,13 +197,18 @@ impl Plan {
 }
 
 fn planned(dice: &mut Dice, lanes: u16) -> Planned {
-    let moment = match dice.below(10) {
-        0..=4 => Moment::Sends(dice.of(&HANDOVER)),
-        5 => Moment::Sends(dice.of(&OTHERS)),
-        6 | 7 => {
+    let moment = match dice.below(14) {
+        0..=3 => Moment::Sends(dice.of(&HANDOVER)),
+        4 => Moment::Sends(dice.of(&OTHERS)),
+        5 | 6 => {
             let (side, call) = dice.of(&CALLS);
             Moment::Calls(side, call)
         }
+        7 | 8 => {
+            let (side, entry) = dice.of(&ENTRIES);
+            Moment::Records(side, entry)
+        }
+        9 | 10 => Moment::Reaches(dice.of(Milestone::ALL)),
         _ => {
             // From 1 ms to 2 s, each order of magnitude as often as the others.
             let exponent = 10 + dice.below(11);
@@ -186,6 +227,43 @@ fn planned(dice: &mut Dice, lanes: u16) -> Planned {
     }
 }
 
+/// A connection that is lost behind the give-up, and what befalls whoever wants to settle it.
+fn doubt(dice: &mut Dice, lanes: u16) -> Vec<Planned> {
+    let lost = match dice.below(8) {
+        0 | 1 => Fault::Cut(Place::Control),
+        2 | 3 => Fault::CutLosing(Place::Control),
+        4 => Fault::Silence(Place::All, dice.lasting()),
+        5 => Fault::Kill(Who::Destination, Duration::ZERO),
+        6 => Fault::CrashHost(Side::Destination, dice.lasting()),
+        _ => Fault::Stop(Who::Destination, dice.lasting()),
+    };
+    let first = Planned {
+        moment: dice.of(&DOUBTFUL),
+        skips: 0,
+        later: dice
+            .one_in(3)
+            .then(|| Duration::from_micros(dice.below(300))),
+        fault: lost,
+    };
+    let mut all = vec![first];
+    for _ in 0..dice.below(3) {
+        let moment = match dice.below(4) {
+            0 | 1 => Moment::Sends(dice.of(&SETTLING)),
+            2 => Moment::Reaches(Milestone::InDoubt),
+            _ => Moment::Records(Side::Destination, Entry::Aborted),
+        };
+        all.push(Planned {
+            moment,
+            skips: dice.below(3) as u32,
+            later: dice
+                .one_in(2)
+                .then(|| Duration::from_micros(dice.below(2_000_000))),
+            fault: fault(dice, lanes),
+        });
+    }
+    all
+}
+
 fn fault(dice: &mut Dice, lanes: u16) -> Fault {
     let lane = LaneNumber(dice.below(u64::from(lanes)) as u16);
     let ways = [
@@ -196,7 +274,7 @@ fn fault(dice: &mut Dice, lanes: u16) -> Fault {
         Place::Lane(lane),
     ];
     let side = dice.of(&[Side::Source, Side::Destination]);
-    match dice.below(22) {
+    match dice.below(26) {
         0 | 1 => Fault::Delay(dice.of(&ways), dice.lasting() / 2, dice.lasting()),
         2..=4 => Fault::Cut(dice.of(&ways)),
         5..=7 => Fault::CutLosing(dice.of(&ways)),
@@ -210,6 +288,9 @@ fn fault(dice: &mut Dice, lanes: u16) -> Fault {
         17 => Fault::Stop(dice.of(&Who::ALL), dice.lasting()),
         18 => Fault::CrashHost(side, dice.lasting()),
         19 => Fault::ClockForward(side, dice.lasting() * 4),
+        21 | 22 => Fault::SlowDisk(side, dice.lasting() / 2, dice.lasting()),
+        23 => Fault::FullDisk(side, dice.lasting()),
+        24 => Fault::FailingDisk(side, dice.lasting()),
         20 => {
             let (side, call) = dice.of(&CALLS);
             Fault::Fail(side, call)

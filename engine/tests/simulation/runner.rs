@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use super::scenario::{Class, play};
+use super::scenario::{Class, Doubt, play};
 
 /// How it is called.
 pub(crate) const USAGE: &str = "\
@@ -30,8 +30,9 @@ const HANG: Duration = Duration::from_secs(120);
 /// How many failing seeds are shown with their traces.
 const TRACES_MAX: usize = 3;
 
-/// How many lines of a trace are shown where the whole was not asked for.
-const TRACE_LINES: usize = 60;
+/// How many lines of a trace are shown where the whole was not asked for: from its beginning, and
+/// up to the first violation.
+const TRACE_LINES: [usize; 2] = [45, 25];
 
 /// What was asked for.
 #[derive(Clone, Debug)]
@@ -100,6 +101,7 @@ pub(crate) fn run(flags: &Flags) -> ExitCode {
 struct Told {
     seed: u64,
     class: Option<Class>,
+    doubt: Option<Doubt>,
     faults: Vec<String>,
     violations: Vec<String>,
     steps: u64,
@@ -124,9 +126,13 @@ fn play_as_child(flags: &Flags) {
         let class = Class::ALL
             .iter()
             .position(|(class, _)| *class == judged.class);
+        let doubt = Doubt::ALL
+            .iter()
+            .position(|(doubt, _)| Some(*doubt) == judged.doubt);
         let line = [
             seed.to_string(),
             class.unwrap_or_default().to_string(),
+            doubt.map_or_else(String::new, |doubt| doubt.to_string()),
             judged.steps.to_string(),
             judged.took.as_nanos().to_string(),
             format!("{:016x}", judged.digest),
@@ -150,6 +156,10 @@ fn parse(line: &str) -> Option<Told> {
         class: Class::ALL
             .get(next()?.parse::<usize>().ok()?)
             .map(|(class, _)| *class),
+        doubt: next()?
+            .parse::<usize>()
+            .ok()
+            .and_then(|doubt| Some(Doubt::ALL.get(doubt)?.0)),
         steps: next()?.parse().ok()?,
         took: Duration::from_nanos(next()?.parse().ok()?),
         digest: next()?.to_owned(),
@@ -202,6 +212,7 @@ fn play_share(first: u64, count: u64) -> Vec<Told> {
             told.push(Told {
                 seed,
                 class: None,
+                doubt: None,
                 faults: Vec::new(),
                 violations: vec![words],
                 steps: 0,
@@ -292,6 +303,15 @@ fn tell(all: &[Told], took: Duration) -> ExitCode {
         steps / (all.len() as u64).max(1),
         virtual_time.as_secs_f64() / (all.len() as f64).max(1.0),
     );
+    let doubts = Doubt::ALL.map(|(doubt, words)| {
+        let count = all.iter().filter(|told| told.doubt == Some(doubt)).count();
+        format!("{count} {words}")
+    });
+    println!(
+        "{} were in doubt for a while: {}",
+        all.iter().filter(|told| told.doubt.is_some()).count(),
+        doubts.join(", ")
+    );
     println!(
         "{} schedules: {}, {} violations",
         all.len(),
@@ -343,12 +363,16 @@ fn show(told: &Told) {
             .expect("this program can be started again");
         let output = String::from_utf8_lossy(&output.stdout).into_owned();
         let lines: Vec<_> = output.lines().collect();
-        let skipped = lines.len().saturating_sub(TRACE_LINES);
-        if skipped > 0 {
-            println!("  … {skipped} lines before");
-        }
-        for line in &lines[skipped..] {
-            println!("  {line}");
+        let is_violation = |line: &&str| line.contains("VIOLATION");
+        let end = lines.iter().position(is_violation);
+        let end = end.map_or(lines.len(), |end| end + 1);
+        let [head, tail] = TRACE_LINES;
+        for (number, line) in lines[..end].iter().enumerate() {
+            if number < head || number + tail >= end {
+                println!("  {line}");
+            } else if number == head {
+                println!("  … {} lines …", end - head - tail);
+            }
         }
     }
     println!("  again: make simulate SEED={}\n", told.seed);

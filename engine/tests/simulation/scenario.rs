@@ -3,12 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use dunlin_engine::records::verdict::{Answer, Verdict, verdict};
 use dunlin_engine::report::Outcome;
+use dunlin_engine::session::Decision;
 use dunlin_engine::settings::MoveHandle;
 use dunlin_transports::runtime::{self, simulation::World};
 
 use super::faults::{Fault, Undo, Who};
-use super::hosts::{Hosts, Results};
+use super::guest::EPOCH;
+use super::hosts::{Hosts, Results, SESSION};
 use super::ledger::{Ledger, Side};
 use super::plan::Plan;
 use super::stage::{Act, Call, Stage};
@@ -19,6 +22,10 @@ const TIME_MAX: Duration = Duration::from_secs(2 * 60 * 60);
 
 /// How long a connection that is still on its way to a supervisor is waited for.
 const STRAGGLING: Duration = Duration::from_secs(5);
+
+/// Once nothing is wrong any more, a source in doubt has asked and was answered within this: it
+/// asks every two seconds, and each attempt may take a peer's timeout, two seconds.
+const SETTLING: Duration = Duration::from_secs(10);
 
 /// How long the guest is watched once all is settled.
 const AFTERWARDS: Duration = Duration::from_millis(500);
@@ -33,8 +40,8 @@ pub(crate) enum Class {
     Moved,
     /// The source runs it.
     Stayed,
-    /// Nobody knows who owns it; the source keeps it paused.
-    InDoubt,
+    /// A person decided that the source does not keep it.
+    Discarded,
     /// It went with the process or the host that held it.
     Died,
 }
@@ -44,8 +51,28 @@ impl Class {
     pub(crate) const ALL: [(Self, &'static str); 4] = [
         (Self::Moved, "moved"),
         (Self::Stayed, "stayed"),
-        (Self::InDoubt, "in doubt"),
+        (Self::Discarded, "discarded by hand"),
         (Self::Died, "died with their host"),
+    ];
+}
+
+/// How a schedule in which the owner was not known for a while came to an end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Doubt {
+    /// The destination's records told.
+    Answered,
+    /// They could not, and a person decided.
+    Decided,
+    /// The source's process died meanwhile.
+    Died,
+}
+
+impl Doubt {
+    /// All of them, with their words in the closing line.
+    pub(crate) const ALL: [(Self, &'static str); 3] = [
+        (Self::Answered, "settled by an answer"),
+        (Self::Decided, "by a person"),
+        (Self::Died, "died with the source"),
     ];
 }
 
@@ -53,6 +80,8 @@ impl Class {
 pub(crate) struct Judged {
     /// What came of it.
     pub(crate) class: Class,
+    /// Whether the owner was not known for a while, and what ended that.
+    pub(crate) doubt: Option<Doubt>,
     /// What must not be, and was.
     pub(crate) violations: Vec<String>,
     /// The faults that befell it.
@@ -91,10 +120,11 @@ pub(crate) fn play(seed: u64, keeps_trace: bool) -> Judged {
         let scenario = Scenario { hosts };
         scenario.run()
     });
-    let ((class, mut violations, faults), ended) = played;
+    let ((class, doubt, mut violations, faults), ended) = played;
     violations.extend(ended.panics);
     Judged {
         class,
+        doubt,
         violations,
         faults,
         took: ended.took,
@@ -109,21 +139,24 @@ struct Scenario {
 }
 
 impl Scenario {
-    fn run(self) -> (Class, Vec<String>, Vec<&'static str>) {
+    fn run(self) -> (Class, Option<Doubt>, Vec<String>, Vec<&'static str>) {
         self.until_settled();
         runtime::sleep(AFTERWARDS);
         let class = self.judge();
+        let doubt = self.doubt();
         let stage = &self.hosts.stage;
         let violations = stage.ledger().violations();
         let faults = stage.all_injected();
         self.clear();
-        (class, violations, faults)
+        (class, doubt, violations, faults)
     }
 
     /// Performs what is on the agenda, until both sides have nothing more to do.
     fn until_settled(&self) {
         let stage = &self.hosts.stage;
         let mut quiet_since = None;
+        let mut last_act = Duration::ZERO;
+        let mut has_decided = false;
         loop {
             let now = stage.world().elapsed();
             if now > TIME_MAX {
@@ -137,6 +170,7 @@ impl Scenario {
                 let (_, act) = agenda.acts.remove(due);
                 drop(agenda);
                 self.perform(act);
+                last_act = now;
                 continue;
             }
             let [source, destination] = agenda.is_done;
@@ -151,6 +185,14 @@ impl Scenario {
             }
             let next = agenda.acts.iter().map(|(at, _)| *at - now).min();
             let wait = next.unwrap_or(LOOK).min(LOOK);
+            let held = agenda.in_doubt_since.filter(|_| !source);
+            let begin = held.map(|held| held.max(last_act));
+            let is_long = begin.is_some_and(|begin| now - begin > SETTLING);
+            if is_long && agenda.acts.is_empty() && !has_decided {
+                drop(agenda);
+                has_decided = self.decide();
+                agenda = stage.agenda().lock();
+            }
             drop(stage.agenda().wait_timeout(agenda, wait));
         }
     }
@@ -175,6 +217,12 @@ impl Scenario {
                     stage.world().go_on(process);
                 }
             }
+            Undo::SlowDisk(side) => {
+                let slower = Duration::ZERO;
+                stage.disk(side).change(|disk| disk.slower = slower);
+            }
+            Undo::FullDisk(side) => stage.disk(side).change(|disk| disk.is_full = false),
+            Undo::FailingDisk(side) => stage.disk(side).change(|disk| disk.fails = false),
             Undo::Supervisor => self.hosts.start_supervisor(),
             Undo::Host(side) => {
                 stage.world().reboot(stage.host(side));
@@ -188,7 +236,55 @@ impl Scenario {
         }
     }
 
+    /// Nothing is wrong any more, and the source still does not know who owns the guest. That is
+    /// justified only where the destination's records can't tell; then a person decides, who has
+    /// looked at the destination. Whether it came to that.
+    fn decide(&self) -> bool {
+        let stage = &self.hosts.stage;
+        let ledger = stage.ledger();
+        let boot = stage.world().boot_id(stage.host(Side::Destination));
+        let disk = stage.disk(Side::Destination);
+        let evidence = disk.evidence(&boot, SESSION, EPOCH);
+        match verdict(evidence) {
+            // The destination's own limits end this.
+            Verdict::Say(Answer::Undecided) => return false,
+            Verdict::Say(Answer::MayHaveRun) => {}
+            known => ledger.violation(format!(
+                "the hold is not justified: {known:?}, {evidence:?}"
+            )),
+        }
+        let runs_there = ledger.runs(Side::Destination);
+        if runs_there {
+            ledger.violation(format!(
+                "the guest runs there, the records say {evidence:?}"
+            ));
+        }
+        let source = self.hosts.results.lock().unwrap().source.clone();
+        if !runs_there
+            && stage.world().draw(2) == 0
+            && let Some(source) = source
+        {
+            ledger.decide_for_source(&source.generations());
+            stage.handle().decide(Decision::ResumeHere, "it is off");
+        } else {
+            stage.handle().decide(Decision::DiscardHere, "it is off");
+        }
+        true
+    }
+
     // ---- what came of it ----
+
+    fn doubt(&self) -> Option<Doubt> {
+        self.hosts.stage.agenda().lock().in_doubt_since?;
+        let results = self.hosts.results.lock().unwrap();
+        let report = results.report.as_ref();
+        let settled = report.and_then(|report| report.in_doubt.as_ref());
+        Some(match settled.map(|settled| settled.settled_by.as_str()) {
+            Some("person") => Doubt::Decided,
+            Some(_) => Doubt::Answered,
+            None => Doubt::Died,
+        })
+    }
 
     fn judge(&self) -> Class {
         let stage = &self.hosts.stage;
@@ -218,14 +314,19 @@ impl Scenario {
             if runs {
                 self.check_memory(side);
             }
+            let lives = match side {
+                Side::Source => source_lives,
+                Side::Destination => destination_lives,
+            };
+            if lives && ledger.holds(side) != runs {
+                let side = side.name();
+                ledger.violation(format!("what the {side} holds outside is not as it runs"));
+            }
         }
         match (runs_here, runs_there) {
             (true, _) => Class::Stayed,
             (false, true) => Class::Moved,
-            _ if outcome == Some(Outcome::Unknown) && source_lives => {
-                self.check_hold();
-                Class::InDoubt
-            }
+            _ if outcome == Some(Outcome::DiscardedByHand) && source_lives => Class::Discarded,
             _ => {
                 self.check_loss(source_lives);
                 Class::Died
@@ -242,7 +343,8 @@ impl Scenario {
             Some(Outcome::Moved | Outcome::MovedUnverified) => {
                 !runs_here && ledger.was_entered(Side::Destination)
             }
-            Some(Outcome::Unknown) => !runs_here,
+            Some(Outcome::DiscardedByHand) => !runs_here,
+            Some(Outcome::Unknown | Outcome::NotResumed) => false,
             _ => runs_here,
         };
         let is_by_settings = matches!(
@@ -281,9 +383,6 @@ impl Scenario {
             self.hosts.stage.ledger().violation(words);
         }
     }
-
-    /// A hold is justified only where the destination may have run the guest.
-    fn check_hold(&self) {}
 
     /// A guest is gone only with the process that held it.
     fn check_loss(&self, source_lives: bool) {

@@ -4,11 +4,14 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use dunlin_engine::milestone::Milestone;
 use dunlin_engine::protocol::MessageKind;
+use dunlin_engine::records::Entry;
 use dunlin_engine::settings::MoveHandle;
 use dunlin_transports::runtime::Monitor;
 use dunlin_transports::runtime::simulation::{HostId, ProcessId, World};
 
+use super::disk::Disk;
 use super::faults::{Fault, Planned, Undo, Who};
 use super::ledger::{Ledger, Side};
 use super::network::Wire;
@@ -26,6 +29,8 @@ pub(crate) enum Call {
     Resume,
     /// Load its state.
     Load,
+    /// Acquire what it holds outside of its host.
+    Acquire,
     /// Enter its vCPUs.
     Run,
     /// The second of its vCPUs: one has run by then.
@@ -39,6 +44,10 @@ pub(crate) enum Moment {
     Sends(MessageKind),
     /// A guest is asked for something.
     Calls(Side, Call),
+    /// An entry is about to be recorded.
+    Records(Side, Entry),
+    /// The engine says that a point on the way was reached.
+    Reaches(Milestone),
     /// So much virtual time has passed.
     Time(Duration),
 }
@@ -59,6 +68,8 @@ pub(crate) struct Agenda {
     pub(crate) acts: Vec<(Duration, Act)>,
     /// Whether a side has nothing more to do.
     pub(crate) is_done: [bool; 2],
+    /// Since when the source holds a guest whose owner it does not know.
+    pub(crate) in_doubt_since: Option<Duration>,
 }
 
 /// The processes, as far as there are such.
@@ -84,6 +95,7 @@ impl Cast {
 struct Inner {
     world: World,
     hosts: [HostId; 2],
+    disks: [Disk; 2],
     wire: Wire,
     ledger: Ledger,
     handle: Arc<MoveHandle>,
@@ -114,6 +126,7 @@ impl Stage {
         let stage = Self(Arc::new(Inner {
             world: world.clone(),
             hosts: ["host-a", "host-b"].map(|name| world.add_host(name)),
+            disks: [(); 2].map(|()| Disk::new(world)),
             wire,
             ledger: ledger.clone(),
             handle: Arc::clone(handle),
@@ -172,6 +185,11 @@ impl Stage {
         self.0.hosts[side as usize]
     }
 
+    /// A side's disk.
+    pub(crate) fn disk(&self, side: Side) -> &Disk {
+        &self.0.disks[side as usize]
+    }
+
     // ---- processes ----
 
     /// A new process; it takes the place of one that died.
@@ -204,6 +222,13 @@ impl Stage {
     /// A side has nothing more to do.
     pub(crate) fn done(&self, side: Side) {
         self.0.agenda.lock().is_done[side as usize] = true;
+        self.0.agenda.notify_all();
+    }
+
+    /// The source does not know who owns the guest.
+    pub(crate) fn in_doubt(&self) {
+        let now = self.world().elapsed();
+        self.0.agenda.lock().in_doubt_since = Some(now);
         self.0.agenda.notify_all();
     }
 

@@ -196,7 +196,7 @@ impl WireEnd {
                     return Err(WireError::Closed);
                 }
                 state_now.orders.corrupt(queue.place, message.payload());
-                let arrives = runtime::now() + state_now.orders.delay(queue.place);
+                let arrives = runtime::shared_now() + state_now.orders.delay(queue.place);
                 queue.bytes += bytes;
                 queue.messages.push_back((arrives, message));
                 self.faults.state.notify_all();
@@ -233,7 +233,7 @@ impl WireEnd {
             if !held {
                 match queue.messages.front() {
                     Some((arrives, _)) => {
-                        let early = arrives.saturating_duration_since(runtime::now());
+                        let early = arrives.saturating_duration_since(runtime::shared_now());
                         if early.is_zero() {
                             let Some((_, mut message)) = queue.messages.pop_front() else {
                                 continue;

@@ -184,6 +184,11 @@ impl World {
         self.schedule().reboot(host);
     }
 
+    /// A host's boot id.
+    pub fn boot_id(&self, host: HostId) -> String {
+        self.schedule().boot_id(host)
+    }
+
     /// A number below `bound`, drawn by the world's generator; 0 for a bound of 0.
     pub fn draw(&self, bound: u64) -> u64 {
         self.schedule().draw(bound)
@@ -239,6 +244,11 @@ impl Member {
     pub(crate) fn now(&self) -> Instant {
         let forward = self.world.schedule().instant_ns(self.host);
         self.world.base + Duration::from_nanos(forward)
+    }
+
+    /// This moment, by no host's clock.
+    pub(crate) fn shared_now(&self) -> Instant {
+        self.world.base + Duration::from_nanos(self.world.schedule().now_ns())
     }
 
     /// Lets somebody else run first, perhaps.
