@@ -208,6 +208,10 @@ impl Fault {
                 stage.kill(&[who], false);
             }
             Self::Stop(who, lasts) => {
+                if who == Who::Source {
+                    // It can't look at the clock.
+                    stage.ledger().limit_pause(None);
+                }
                 ends(lasts, Undo::Stop(who));
                 if let Some(process) = stage.alive(who) {
                     stage.world().stop(process);

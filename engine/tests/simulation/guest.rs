@@ -175,19 +175,20 @@ impl Machine {
     /// The pages whose bytes are not those of the generation that the ledger knows. A page that is
     /// just being written is looked at again.
     pub(crate) fn wrong_pages(&self) -> Vec<u64> {
-        let is_wrong = |page: &u64| {
-            let generation = self.0.ledger.truth()[*page as usize];
-            self.page(*page) != page_content(*page, generation)
-        };
         let mut wrong = self.0.pages.clone();
         for _ in 0..LOOKS {
-            wrong.retain(is_wrong);
+            wrong.retain(|page| self.is_wrong(*page));
             if wrong.is_empty() {
                 break;
             }
             runtime::sleep(LOOK_INTERVAL);
         }
         wrong
+    }
+
+    fn is_wrong(&self, page: u64) -> bool {
+        let generation = self.0.ledger.generation(page);
+        self.page(page) != page_content(page, generation)
     }
 
     /// Ends the threads of the vCPUs.
@@ -272,7 +273,16 @@ impl Machine {
 
     /// Lets every vCPU run; returns once each was entered.
     fn go_on(&self) {
+        let runs_already = self.0.ledger.runs(self.0.side);
         self.0.ledger.enter(self.0.side, &self.generations());
+        let wrong = self.0.pages.iter().filter(|page| self.is_wrong(**page));
+        let wrong: Vec<_> = wrong.take(8).collect();
+        if !runs_already && !wrong.is_empty() {
+            let side = self.0.side.name();
+            let words =
+                format!("pages {wrong:?} are wrong when the guest is entered on the {side}");
+            self.0.ledger.violation(words);
+        }
         let mut orders = self.0.orders.lock();
         orders.run = true;
         self.0.orders.notify_all();
@@ -530,11 +540,6 @@ impl IncomingGuest for SimulatedGuest {
     fn run(&mut self, _epoch: u64) -> Result<RunRecord, RunError> {
         let machine = &self.0;
         machine.called(Call::Run).map_err(RunError::NeverEntered)?;
-        let wrong = machine.wrong_pages();
-        if !wrong.is_empty() {
-            let words = format!("pages {wrong:?} are wrong when the destination enters the guest");
-            machine.0.ledger.violation(words);
-        }
         if let Some(words) = machine
             .0
             .stage

@@ -80,8 +80,11 @@ impl MoveObserver for Client {
     }
 
     fn reached(&self, milestone: Milestone) {
-        if milestone == Milestone::InDoubt {
-            self.stage.in_doubt();
+        match milestone {
+            // The cap holds up to here.
+            Milestone::GivenUp => self.stage.ledger().limit_pause(None),
+            Milestone::InDoubt => self.stage.in_doubt(),
+            _ => {}
         }
         self.stage.passes(Moment::Reaches(milestone));
     }

@@ -6,9 +6,14 @@
 //! they happen.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use dunlin_transports::memory::PAGE_BYTES;
 use dunlin_transports::runtime::simulation::World;
+
+/// By how much a pause may miss its cap: the source looks at it every 5 ms, and a thread may lose
+/// its processor for 8 ms at a time.
+const PAUSE_SLACK: Duration = Duration::from_millis(100);
 
 /// What follows from the first few violations would only hide them.
 const VIOLATIONS_MAX: usize = 5;
@@ -57,6 +62,10 @@ struct Record {
     runs: [bool; 2],
     entered: [bool; 2],
     decided: bool,
+    /// When the source paused the guest.
+    paused_at: Option<Duration>,
+    /// How long it may be paused there, up to the give-up.
+    pause_max: Option<Duration>,
     /// Which side holds what the guest holds outside of its host.
     holds: [bool; 2],
     violations: Vec<String>,
@@ -112,6 +121,8 @@ impl Ledger {
         let both = record.runs[other as usize];
         let after_other = record.entered[other as usize] && !record.decided;
         record.entered[side as usize] = true;
+        let paused_at = record.paused_at.take().filter(|_| side == Side::Source);
+        let pause_max = record.pause_max;
         let stale = (0..).zip(&record.truth).zip(found);
         let stale: Vec<_> = stale
             .filter(|((_, truth), found)| truth != found)
@@ -124,6 +135,14 @@ impl Ledger {
         if is_first {
             self.world
                 .note(|| format!("guest runs on the {}", side.name()));
+        }
+        if let (Some(paused_at), Some(pause_max)) = (paused_at, pause_max) {
+            let paused = self.world.elapsed().saturating_sub(paused_at);
+            if paused > pause_max + PAUSE_SLACK {
+                self.violation(format!(
+                    "the source paused for {paused:?}, over {pause_max:?}"
+                ));
+            }
         }
         if !holds {
             let side = side.name();
@@ -149,7 +168,11 @@ impl Ledger {
 
     /// Every vCPU of a side stands still.
     pub(crate) fn park(&self, side: Side) {
-        let ran = std::mem::replace(&mut self.record().runs[side as usize], false);
+        let now = self.world.elapsed();
+        let mut record = self.record();
+        let ran = std::mem::replace(&mut record.runs[side as usize], false);
+        record.paused_at = Some(now).filter(|_| side == Side::Source);
+        drop(record);
         if ran {
             self.world
                 .note(|| format!("guest is parked on the {}", side.name()));
@@ -183,6 +206,11 @@ impl Ledger {
         if let Some(truth) = self.record().truth.get_mut(page as usize) {
             *truth = found + 1;
         }
+    }
+
+    /// From now on the guest may be paused on the source for so long; `None`: for any time.
+    pub(crate) fn limit_pause(&self, pause_max: Option<Duration>) {
+        self.record().pause_max = pause_max;
     }
 
     /// The guest on a side is gone, as when its process was killed.
@@ -227,8 +255,8 @@ impl Ledger {
         self.record().entered[side as usize]
     }
 
-    /// What the guest's memory is to be.
-    pub(crate) fn truth(&self) -> Generations {
-        self.record().truth.clone()
+    /// The generation that a page is to have.
+    pub(crate) fn generation(&self, page: u64) -> u64 {
+        self.record().truth.get(page as usize).copied().unwrap_or(0)
     }
 }

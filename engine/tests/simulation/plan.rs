@@ -131,6 +131,12 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
+    /// How long the guest may be paused, up to the give-up.
+    pub(crate) fn blackout_cap(&self) -> Duration {
+        let cap = self.settings.blackout_cap;
+        cap.unwrap_or(self.settings.max_blackout * 10)
+    }
+
     /// The network.
     pub(crate) fn wire(&self) -> Wire {
         Wire::new(self.latency, &self.lanes)

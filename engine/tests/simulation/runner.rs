@@ -27,6 +27,9 @@ const SCHEDULES_OF_PROCESS: u64 = 100;
 /// A schedule takes some 10 ms. One that takes this long waits for something real.
 const HANG: Duration = Duration::from_secs(120);
 
+/// From so many schedules on every kind of end is there.
+const SCHEDULES_ENOUGH: usize = 2000;
+
 /// How many failing seeds are shown with their traces.
 const TRACES_MAX: usize = 3;
 
@@ -323,10 +326,40 @@ fn tell(all: &[Told], took: Duration) -> ExitCode {
         all.len() - failed.len(),
         failed.len()
     );
+    if let Some(words) = shows_too_little(all) {
+        println!("{words}");
+        println!("0 passed, 1 failed");
+        return ExitCode::FAILURE;
+    }
     if failed.is_empty() {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
+    }
+}
+
+/// Schedules in which nothing happens find nothing. What is missing, where there are enough of
+/// them to tell.
+fn shows_too_little(all: &[Told]) -> Option<String> {
+    if all.len() < SCHEDULES_ENOUGH {
+        return None;
+    }
+    let count = |is_it: &dyn Fn(&&Told) -> bool| all.iter().filter(is_it).count();
+    let moved = count(&|told| told.class == Some(Class::Moved));
+    let unharmed = count(&|told| told.faults.is_empty());
+    let missing_doubt = Doubt::ALL
+        .into_iter()
+        .filter(|(doubt, _)| *doubt != Doubt::Died)
+        .find(|(doubt, _)| count(&|told| told.doubt == Some(*doubt)) == 0);
+    match missing_doubt {
+        Some((_, words)) => Some(format!(
+            "no doubt was {words}: the schedules show too little"
+        )),
+        None if moved * 4 < all.len() || unharmed * 20 < all.len() => Some(format!(
+            "{moved} of {} moved, {unharmed} without a fault: the schedules show too little",
+            all.len()
+        )),
+        None => None,
     }
 }
 
@@ -375,7 +408,7 @@ fn show(told: &Told) {
             }
         }
     }
-    println!("  again: make simulate SEED={}\n", told.seed);
+    println!("  again, as a whole: make simulate SEED={}\n", told.seed);
 }
 
 fn play_with_trace(flags: &Flags) -> ExitCode {

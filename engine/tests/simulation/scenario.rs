@@ -16,9 +16,12 @@ use super::ledger::{Ledger, Side};
 use super::plan::Plan;
 use super::stage::{Act, Call, Stage};
 
-/// No move takes this long in virtual time, whatever befalls it: an hour is the most that a damaged
-/// PREPARE can make a destination wait for, and a session may last another minute.
-const TIME_MAX: Duration = Duration::from_secs(2 * 60 * 60);
+/// Once nothing more befalls it, a schedule is over within this: a session may last a minute up to
+/// COMMIT and another one behind it, and a person is called within ten seconds.
+const TIME_MAX: Duration = Duration::from_secs(150);
+
+/// The same where a message was damaged: by PREPARE a source may ask for a pause of an hour.
+const TIME_MAX_DAMAGED: Duration = Duration::from_secs(2 * 60 * 60);
 
 /// How long a connection that is still on its way to a supervisor is waited for.
 const STRAGGLING: Duration = Duration::from_secs(5);
@@ -106,6 +109,7 @@ pub(crate) fn play(seed: u64, keeps_trace: bool) -> Judged {
             world.note(|| format!("planned: {planned:?}"));
         }
         let ledger = Ledger::new(world, plan.shape.page_span());
+        ledger.limit_pause(Some(plan.blackout_cap()));
         let handle = Arc::new(MoveHandle::new(&plan.settings));
         let planned = plan.planned.clone();
         let stage = Stage::new(world, plan.wire(), &ledger, &handle, planned);
@@ -159,9 +163,15 @@ impl Scenario {
         let mut has_decided = false;
         loop {
             let now = stage.world().elapsed();
-            if now > TIME_MAX {
+            let is_damaged = stage.all_injected().contains(&"corrupt");
+            let time_max = if is_damaged {
+                TIME_MAX_DAMAGED
+            } else {
+                TIME_MAX
+            };
+            if now - last_act > time_max {
                 let done = stage.agenda().lock().is_done;
-                let words = format!("not over within {TIME_MAX:?}: source, destination {done:?}");
+                let words = format!("not over within {time_max:?}: source, destination {done:?}");
                 return stage.ledger().violation(words);
             }
             let mut agenda = stage.agenda().lock();
