@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use dunlin_engine::session::Decision;
 use dunlin_transports::inmemory::Place;
 use dunlin_transports::lane::LaneNumber;
 
@@ -89,6 +90,9 @@ pub(crate) enum Fault {
     Fail(Side, Call),
     /// The operator cancels the move.
     Cancel,
+    /// A person does not wait for the destination's answer: switches its host off, and decides
+    /// that the guest goes on on the source.
+    FenceAndResume,
 }
 
 /// How a fault ends.
@@ -154,6 +158,7 @@ impl Fault {
             Self::Fail(_, Call::Entered) => "guest-breaks",
             Self::Fail(..) => "guest-fails",
             Self::Cancel => "cancel",
+            Self::FenceAndResume => "fence-and-resume",
         }
     }
 
@@ -161,6 +166,7 @@ impl Fault {
     pub(crate) fn perform(&self, stage: &Stage) {
         let is_there = match self {
             Self::Kill(who, _) | Self::Stop(who, _) => stage.alive(*who).is_some(),
+            Self::FenceAndResume => stage.is_in_doubt(),
             _ => true,
         };
         if !is_there {
@@ -240,6 +246,12 @@ impl Fault {
             }
             Self::Fail(..) => {}
             Self::Cancel => stage.handle().cancel(),
+            Self::FenceAndResume => {
+                // In this order, since it may happen on a thread of those that are switched off.
+                // Nobody runs in between.
+                stage.decide(Decision::ResumeHere);
+                stage.kill(&[Who::Destination, Who::Supervisor], true);
+            }
         }
     }
 }

@@ -36,8 +36,6 @@ pub(crate) type Arrived = Result<Received<SimulatedGuest>, ReceiveError>;
 pub(crate) struct Results {
     /// What the source told.
     pub(crate) report: Option<Report>,
-    /// The source's machine.
-    pub(crate) source: Option<Machine>,
     /// The source's guest, as long as its process keeps it.
     pub(crate) kept: Option<SimulatedGuest>,
     /// What came of it on the destination.
@@ -141,7 +139,7 @@ impl Hosts {
         let plan = &self.plan;
         let machine = Machine::new(Side::Source, &plan.shape, &self.stage, self.stage.ledger());
         let mut guest = machine.guest();
-        self.results.lock().unwrap().source = Some(machine.clone());
+        self.stage.show_source(&machine);
         machine.start();
         runtime::sleep(plan.run_up);
         let client = Client {

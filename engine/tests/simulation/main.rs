@@ -12,8 +12,10 @@
 //! | `stage` | hosts, processes, and the agenda of what is still to befall them |
 //! | `faults` | the vocabulary of faults |
 //! | `plan` | what a seed says: settings, and which faults when |
-//! | `scenario` | one schedule, and what must hold in it |
+//! | `scenario` | one schedule |
+//! | `judgement` | what came of it, and what must hold in its end |
 //! | `runner` | many schedules, in processes of their own |
+//! | `telling` | what is told of them |
 
 #![allow(
     clippy::unwrap_used,
@@ -26,12 +28,14 @@ mod disk;
 mod faults;
 mod guest;
 mod hosts;
+mod judgement;
 mod ledger;
 mod network;
 mod plan;
 mod runner;
 mod scenario;
 mod stage;
+mod telling;
 
 use std::process::ExitCode;
 

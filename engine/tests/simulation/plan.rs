@@ -264,7 +264,10 @@ fn doubt(dice: &mut Dice, lanes: u16) -> Vec<Planned> {
             later: dice
                 .one_in(2)
                 .then(|| Duration::from_micros(dice.below(2_000_000))),
-            fault: fault(dice, lanes),
+            fault: match dice.below(5) {
+                0 => Fault::FenceAndResume,
+                _ => fault(dice, lanes),
+            },
         });
     }
     all

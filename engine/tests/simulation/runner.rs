@@ -1,7 +1,6 @@
 //! Many schedules, in processes of their own: a world leaves the threads and the memory of killed
 //! processes behind, and a schedule that hangs must not take the others with it.
 
-use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Mutex;
@@ -9,7 +8,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use super::scenario::{Class, Doubt, play};
+use super::judgement::{Class, Doubt};
+use super::scenario::play;
+use super::telling::{Told, tell, tell_found};
 
 /// How it is called.
 pub(crate) const USAGE: &str = "\
@@ -26,16 +27,6 @@ const SCHEDULES_OF_PROCESS: u64 = 100;
 
 /// A schedule takes some 10 ms. One that takes this long waits for something real.
 const HANG: Duration = Duration::from_secs(120);
-
-/// From so many schedules on every kind of end is there.
-const SCHEDULES_ENOUGH: usize = 2000;
-
-/// How many failing seeds are shown with their traces.
-const TRACES_MAX: usize = 3;
-
-/// How many lines of a trace are shown where the whole was not asked for: from its beginning, and
-/// up to the first violation.
-const TRACE_LINES: [usize; 2] = [45, 25];
 
 /// What was asked for.
 #[derive(Clone, Debug)]
@@ -97,19 +88,6 @@ pub(crate) fn run(flags: &Flags) -> ExitCode {
         return play_with_trace(flags);
     }
     play_all(flags)
-}
-
-/// A schedule as the runner hears of it.
-#[derive(Clone, Debug)]
-struct Told {
-    seed: u64,
-    class: Option<Class>,
-    doubt: Option<Doubt>,
-    faults: Vec<String>,
-    violations: Vec<String>,
-    steps: u64,
-    took: Duration,
-    digest: String,
 }
 
 // ---- one process's share ----
@@ -264,151 +242,12 @@ fn play_in_process(first: u64, count: u64, told: &mut Vec<Told>) -> Option<Strin
     failure.or_else(|| (!status.success()).then(|| format!("its process died: {status}")))
 }
 
-fn command(first: u64, count: u64) -> Command {
+pub(crate) fn command(first: u64, count: u64) -> Command {
     let program = std::env::current_exe().expect("this program has a name");
     let mut command = Command::new(program);
     command.args(["--first-seed", &first.to_string()]);
     command.args(["--schedules", &count.to_string()]);
     command
-}
-
-// ---- what is told ----
-
-fn tell(all: &[Told], took: Duration) -> ExitCode {
-    let mut faults = BTreeMap::<&str, u64>::new();
-    for fault in all.iter().flat_map(|told| &told.faults) {
-        *faults.entry(fault).or_default() += 1;
-    }
-    println!("faults:");
-    for (fault, count) in &faults {
-        println!("  {fault:<24} {count:>6}");
-    }
-    let failed: Vec<_> = all
-        .iter()
-        .filter(|told| !told.violations.is_empty())
-        .collect();
-    for told in failed.iter().take(TRACES_MAX) {
-        show(told);
-    }
-    for told in failed.iter().skip(TRACES_MAX) {
-        println!("seed {}: {}", told.seed, told.violations[0]);
-    }
-    let classes = Class::ALL.map(|(class, words)| {
-        let count = all.iter().filter(|told| told.class == Some(class)).count();
-        format!("{count} {words}")
-    });
-    let steps: u64 = all.iter().map(|told| told.steps).sum();
-    let virtual_time: Duration = all.iter().map(|told| told.took).sum();
-    println!(
-        "{:.1} s, {:.0} schedules a second, {} steps and {:.1} s of virtual time each",
-        took.as_secs_f64(),
-        all.len() as f64 / took.as_secs_f64(),
-        steps / (all.len() as u64).max(1),
-        virtual_time.as_secs_f64() / (all.len() as f64).max(1.0),
-    );
-    let doubts = Doubt::ALL.map(|(doubt, words)| {
-        let count = all.iter().filter(|told| told.doubt == Some(doubt)).count();
-        format!("{count} {words}")
-    });
-    println!(
-        "{} were in doubt for a while: {}",
-        all.iter().filter(|told| told.doubt.is_some()).count(),
-        doubts.join(", ")
-    );
-    println!(
-        "{} schedules: {}, {} violations",
-        all.len(),
-        classes.join(", "),
-        failed.len()
-    );
-    println!(
-        "{} passed, {} failed",
-        all.len() - failed.len(),
-        failed.len()
-    );
-    if let Some(words) = shows_too_little(all) {
-        println!("{words}");
-        println!("0 passed, 1 failed");
-        return ExitCode::FAILURE;
-    }
-    if failed.is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
-}
-
-/// Schedules in which nothing happens find nothing. What is missing, where there are enough of
-/// them to tell.
-fn shows_too_little(all: &[Told]) -> Option<String> {
-    if all.len() < SCHEDULES_ENOUGH {
-        return None;
-    }
-    let count = |is_it: &dyn Fn(&&Told) -> bool| all.iter().filter(is_it).count();
-    let moved = count(&|told| told.class == Some(Class::Moved));
-    let unharmed = count(&|told| told.faults.is_empty());
-    let missing_doubt = Doubt::ALL
-        .into_iter()
-        .filter(|(doubt, _)| *doubt != Doubt::Died)
-        .find(|(doubt, _)| count(&|told| told.doubt == Some(*doubt)) == 0);
-    match missing_doubt {
-        Some((_, words)) => Some(format!(
-            "no doubt was {words}: the schedules show too little"
-        )),
-        None if moved * 4 < all.len() || unharmed * 20 < all.len() => Some(format!(
-            "{moved} of {} moved, {unharmed} without a fault: the schedules show too little",
-            all.len()
-        )),
-        None => None,
-    }
-}
-
-/// Tells whether a bug that was planted was found.
-fn tell_found(all: &[Told]) -> ExitCode {
-    let mut found = all.iter().filter(|told| !told.violations.is_empty());
-    let Some(first) = found.next() else {
-        println!("the planted bug was not found by {} schedules", all.len());
-        println!("0 passed, 1 failed");
-        return ExitCode::FAILURE;
-    };
-    show(first);
-    println!(
-        "the planted bug was found by {} of {} schedules, first by seed {}",
-        1 + found.count(),
-        all.len(),
-        first.seed
-    );
-    println!("1 passed, 0 failed");
-    ExitCode::SUCCESS
-}
-
-/// Plays a failing seed again, and shows how it came to it.
-fn show(told: &Told) {
-    println!("\nseed {} fails (digest {}):", told.seed, told.digest);
-    for violation in &told.violations {
-        println!("  {violation}");
-    }
-    if told.class.is_some() {
-        let mut again = command(told.seed, 1);
-        let output = again
-            .arg("--trace")
-            .output()
-            .expect("this program can be started again");
-        let output = String::from_utf8_lossy(&output.stdout).into_owned();
-        let lines: Vec<_> = output.lines().collect();
-        let is_violation = |line: &&str| line.contains("VIOLATION");
-        let end = lines.iter().position(is_violation);
-        let end = end.map_or(lines.len(), |end| end + 1);
-        let [head, tail] = TRACE_LINES;
-        for (number, line) in lines[..end].iter().enumerate() {
-            if number < head || number + tail >= end {
-                println!("  {line}");
-            } else if number == head {
-                println!("  … {} lines …", end - head - tail);
-            }
-        }
-    }
-    println!("  again, as a whole: make simulate SEED={}\n", told.seed);
 }
 
 fn play_with_trace(flags: &Flags) -> ExitCode {

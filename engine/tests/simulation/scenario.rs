@@ -1,20 +1,20 @@
-//! One schedule: sets the stage, lets the seed's faults befall it, and judges what came of it.
+//! One schedule: sets the stage, lets the seed's faults befall it, and has it judged.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use dunlin_engine::records::verdict::{Answer, Verdict, verdict};
-use dunlin_engine::report::Outcome;
 use dunlin_engine::session::Decision;
 use dunlin_engine::settings::MoveHandle;
 use dunlin_transports::runtime::{self, simulation::World};
 
-use super::faults::{Fault, Undo, Who};
+use super::faults::{Undo, Who};
 use super::guest::EPOCH;
-use super::hosts::{Hosts, Results, SESSION};
+use super::hosts::{Hosts, SESSION};
+use super::judgement::{Class, Doubt, Judged, judge};
 use super::ledger::{Ledger, Side};
 use super::plan::Plan;
-use super::stage::{Act, Call, Stage};
+use super::stage::{Act, Stage};
 
 /// Once nothing more befalls it, a schedule is over within this: a session may last a minute up to
 /// COMMIT and another one behind it, and a person is called within ten seconds.
@@ -35,69 +35,6 @@ const AFTERWARDS: Duration = Duration::from_millis(500);
 
 /// How often the scenario looks at what nobody tells it.
 const LOOK: Duration = Duration::from_millis(100);
-
-/// What came of a schedule.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Class {
-    /// The destination runs the guest.
-    Moved,
-    /// The source runs it.
-    Stayed,
-    /// A person decided that the source does not keep it.
-    Discarded,
-    /// It went with the process or the host that held it.
-    Died,
-}
-
-impl Class {
-    /// All of them, with their words in the closing line.
-    pub(crate) const ALL: [(Self, &'static str); 4] = [
-        (Self::Moved, "moved"),
-        (Self::Stayed, "stayed"),
-        (Self::Discarded, "discarded by hand"),
-        (Self::Died, "died with their host"),
-    ];
-}
-
-/// How a schedule in which the owner was not known for a while came to an end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Doubt {
-    /// The destination's records told.
-    Answered,
-    /// They could not, and a person decided.
-    Decided,
-    /// The source's process died meanwhile.
-    Died,
-}
-
-impl Doubt {
-    /// All of them, with their words in the closing line.
-    pub(crate) const ALL: [(Self, &'static str); 3] = [
-        (Self::Answered, "settled by an answer"),
-        (Self::Decided, "by a person"),
-        (Self::Died, "died with the source"),
-    ];
-}
-
-/// A schedule, judged.
-pub(crate) struct Judged {
-    /// What came of it.
-    pub(crate) class: Class,
-    /// Whether the owner was not known for a while, and what ended that.
-    pub(crate) doubt: Option<Doubt>,
-    /// What must not be, and was.
-    pub(crate) violations: Vec<String>,
-    /// The faults that befell it.
-    pub(crate) faults: Vec<&'static str>,
-    /// Virtual time that it took.
-    pub(crate) took: Duration,
-    /// How often the baton could change hands.
-    pub(crate) steps: u64,
-    /// The same for every run of the same seed.
-    pub(crate) digest: u64,
-    /// What happened, where it was asked for.
-    pub(crate) trace: Vec<String>,
-}
 
 /// Plays a seed's schedule.
 pub(crate) fn play(seed: u64, keeps_trace: bool) -> Judged {
@@ -146,8 +83,7 @@ impl Scenario {
     fn run(self) -> (Class, Option<Doubt>, Vec<String>, Vec<&'static str>) {
         self.until_settled();
         runtime::sleep(AFTERWARDS);
-        let class = self.judge();
-        let doubt = self.doubt();
+        let (class, doubt) = judge(&self.hosts);
         let stage = &self.hosts.stage;
         let violations = stage.ledger().violations();
         let faults = stage.all_injected();
@@ -269,148 +205,13 @@ impl Scenario {
                 "the guest runs there, the records say {evidence:?}"
             ));
         }
-        let source = self.hosts.results.lock().unwrap().source.clone();
-        if !runs_there
-            && stage.world().draw(2) == 0
-            && let Some(source) = source
-        {
-            ledger.decide_for_source(&source.generations());
-            stage.handle().decide(Decision::ResumeHere, "it is off");
+        let resumes = !runs_there && stage.world().draw(2) == 0;
+        stage.decide(if resumes {
+            Decision::ResumeHere
         } else {
-            stage.handle().decide(Decision::DiscardHere, "it is off");
-        }
+            Decision::DiscardHere
+        });
         true
-    }
-
-    // ---- what came of it ----
-
-    fn doubt(&self) -> Option<Doubt> {
-        self.hosts.stage.agenda().lock().in_doubt_since?;
-        let results = self.hosts.results.lock().unwrap();
-        let report = results.report.as_ref();
-        let settled = report.and_then(|report| report.in_doubt.as_ref());
-        Some(match settled.map(|settled| settled.settled_by.as_str()) {
-            Some("person") => Doubt::Decided,
-            Some(_) => Doubt::Answered,
-            None => Doubt::Died,
-        })
-    }
-
-    fn judge(&self) -> Class {
-        let stage = &self.hosts.stage;
-        let ledger = stage.ledger();
-        let source_lives = stage.alive(Who::Source).is_some();
-        let destination_lives = stage.alive(Who::Destination).is_some();
-        let runs_here = ledger.runs(Side::Source);
-        let runs_there = ledger.runs(Side::Destination);
-        let results = self.hosts.results.lock().unwrap();
-        let outcome = results.report.as_ref().map(|report| report.outcome);
-        if source_lives {
-            self.check_outcome(&results, outcome);
-        }
-        let arrived = results.arrived.as_ref();
-        let arrived = arrived.map(|arrived| arrived.as_ref().err().map(ToString::to_string));
-        drop(results);
-        if destination_lives {
-            if (arrived == Some(None)) != runs_there {
-                ledger.violation(format!("the destination's word is wrong: {arrived:?}"));
-            }
-            let made = self.hosts.made.lock().unwrap().clone();
-            if !runs_there && made.is_some_and(|machine| !machine.is_discarded()) {
-                ledger.violation("the destination keeps the memory of a guest that did not come");
-            }
-        }
-        for (side, runs) in [(Side::Source, runs_here), (Side::Destination, runs_there)] {
-            if runs {
-                self.check_memory(side);
-            }
-            let lives = match side {
-                Side::Source => source_lives,
-                Side::Destination => destination_lives,
-            };
-            if lives && ledger.holds(side) != runs {
-                let side = side.name();
-                ledger.violation(format!("what the {side} holds outside is not as it runs"));
-            }
-        }
-        match (runs_here, runs_there) {
-            (true, _) => Class::Stayed,
-            (false, true) => Class::Moved,
-            _ if outcome == Some(Outcome::DiscardedByHand) && source_lives => Class::Discarded,
-            _ => {
-                self.check_loss(source_lives);
-                Class::Died
-            }
-        }
-    }
-
-    /// What the source tells is so.
-    fn check_outcome(&self, results: &Results, outcome: Option<Outcome>) {
-        let stage = &self.hosts.stage;
-        let ledger = stage.ledger();
-        let runs_here = ledger.runs(Side::Source);
-        let is_right = match outcome {
-            Some(Outcome::Moved | Outcome::MovedUnverified) => {
-                !runs_here && ledger.was_entered(Side::Destination)
-            }
-            Some(Outcome::DiscardedByHand) => !runs_here,
-            Some(Outcome::Unknown | Outcome::NotResumed) => false,
-            _ => runs_here,
-        };
-        let is_by_settings = matches!(
-            outcome,
-            Some(
-                Outcome::Moved | Outcome::NotConverging | Outcome::BlackoutCap | Outcome::TimedOut
-            )
-        );
-        if stage.all_injected().is_empty() && !is_by_settings {
-            let reason = results.report.as_ref().map(|report| &report.reason);
-            ledger.violation(format!("{outcome:?} without a fault: {reason:?}"));
-        }
-        if !is_right {
-            let reason = results
-                .report
-                .as_ref()
-                .and_then(|report| report.reason.clone());
-            ledger.violation(format!(
-                "the source's word is wrong: {outcome:?}, {reason:?}"
-            ));
-        }
-    }
-
-    fn check_memory(&self, side: Side) {
-        let machine = match side {
-            Side::Source => {
-                let results = self.hosts.results.lock().unwrap();
-                let kept = results.kept.as_ref();
-                kept.map(|guest| guest.machine().clone())
-            }
-            Side::Destination => self.hosts.made.lock().unwrap().clone(),
-        };
-        let wrong = machine.map(|machine| machine.wrong_pages());
-        if wrong.as_ref().is_none_or(|wrong| !wrong.is_empty()) {
-            let words = format!("pages {wrong:?} are wrong on the {}", side.name());
-            self.hosts.stage.ledger().violation(words);
-        }
-    }
-
-    /// A guest is gone only with the process that held it.
-    fn check_loss(&self, source_lives: bool) {
-        let stage = &self.hosts.stage;
-        let was_there = stage.ledger().was_entered(Side::Destination);
-        // A guest of which one vCPU could not be entered died there too.
-        let broken = Fault::Fail(Side::Destination, Call::Entered).name();
-        let broke = stage.all_injected().contains(&broken);
-        let destination_died = stage.was_killed(Who::Destination) || broke;
-        let holder_died = if was_there {
-            destination_died
-        } else {
-            !source_lives
-        };
-        if !holder_died {
-            let words = "the guest runs nowhere, and whoever held it lives";
-            stage.ledger().violation(words);
-        }
     }
 
     /// Ends the threads that are left.

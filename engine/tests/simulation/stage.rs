@@ -7,12 +7,14 @@ use std::time::Duration;
 use dunlin_engine::milestone::Milestone;
 use dunlin_engine::protocol::MessageKind;
 use dunlin_engine::records::Entry;
+use dunlin_engine::session::Decision;
 use dunlin_engine::settings::MoveHandle;
 use dunlin_transports::runtime::Monitor;
 use dunlin_transports::runtime::simulation::{HostId, ProcessId, World};
 
 use super::disk::Disk;
 use super::faults::{Fault, Planned, Undo, Who};
+use super::guest::Machine;
 use super::ledger::{Ledger, Side};
 use super::network::Wire;
 
@@ -100,6 +102,7 @@ struct Inner {
     ledger: Ledger,
     handle: Arc<MoveHandle>,
     cast: Mutex<Cast>,
+    source: Mutex<Option<Machine>>,
     planned: Mutex<Vec<Planned>>,
     failures: Mutex<Vec<(Side, Call)>>,
     injected: Mutex<Vec<&'static str>>,
@@ -131,6 +134,7 @@ impl Stage {
             ledger: ledger.clone(),
             handle: Arc::clone(handle),
             cast: Mutex::default(),
+            source: Mutex::default(),
             planned: Mutex::default(),
             failures: Mutex::default(),
             injected: Mutex::default(),
@@ -230,6 +234,28 @@ impl Stage {
         let now = self.world().elapsed();
         self.0.agenda.lock().in_doubt_since = Some(now);
         self.0.agenda.notify_all();
+    }
+
+    /// Whether the source does not know who owns the guest.
+    pub(crate) fn is_in_doubt(&self) -> bool {
+        let agenda = self.0.agenda.lock();
+        agenda.in_doubt_since.is_some() && !agenda.is_done[Side::Source as usize]
+    }
+
+    /// A person who has seen to it that the destination runs nothing decides.
+    pub(crate) fn decide(&self, decision: Decision) {
+        let machine = locked(&self.0.source).clone();
+        if decision == Decision::ResumeHere
+            && let Some(machine) = machine
+        {
+            self.ledger().decide_for_source(&machine.generations());
+        }
+        self.handle().decide(decision, "it is off");
+    }
+
+    /// The source's machine is there.
+    pub(crate) fn show_source(&self, machine: &Machine) {
+        *locked(&self.0.source) = Some(machine.clone());
     }
 
     /// The agenda.
