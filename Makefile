@@ -15,15 +15,20 @@ DUNLIN := $(CARGO_TARGET_DIR)/release/dunlin
 # side by side they would measure each other.
 SCENARIO_THREADS ?= 1
 
+<<<<<<< HEAD
 # Schedules of the simulation; and the one seed that is played, with all that happens in it.
 SCHEDULES ?= 2000
 SEED ?=
 SIMULATION := $(CARGO) test -p dunlin-engine --locked --features simulation --test simulation
+=======
+# How many moves with faults; 300 have each fault at least once.
+RUNS ?= 300
+>>>>>>> main
 
 SETUP := tools/setup.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test simulate planted-bug bench lint format deny
+.PHONY: help demo build test simulate chaos planted-bug bench lint format deny
 
 help: ## Say what there is
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,9 +52,17 @@ simulate: ## Play whole moves under seeds, in virtual time, with faults (SCHEDUL
 	@$(SETUP) rust cc
 	$(SIMULATION) -- $(if $(SEED),--seed $(SEED) --trace,--schedules $(SCHEDULES)) $(ARGS)
 
-planted-bug: ## See that the simulation finds a source that resumes when COMMIT's answer is lost
-	@$(SETUP) rust cc
-	$(SIMULATION) --features planted-split-brain -- --schedules $(SCHEDULES) --planted-bug $(ARGS)
+chaos: build ## Move guests while processes are killed and links are cut (RUNS=300 ARGS=...)
+	@$(SETUP) --want ip
+	DUNLIN=$(DUNLIN) $(CARGO) run -p dunlin-tests --locked --bin dunlin-chaos -- --runs $(RUNS) $(ARGS)
+
+# The program with the bug has a folder of its own, so that nobody runs it by mistake.
+planted-bug: ## See that a planted bug, which makes two owners of a guest, is found
+	@$(SETUP) rust cc --want ip
+	$(SIMULATION) --features planted-split-brain -- --schedules $(SCHEDULES) --planted-bug
+	$(CARGO) build --locked -p dunlin --features planted-split-brain --target-dir $(CARGO_TARGET_DIR)/planted
+	DUNLIN=$(CARGO_TARGET_DIR)/planted/debug/dunlin $(CARGO) run -p dunlin-tests --locked --bin dunlin-chaos -- \
+		--expect-two-owners --runs 8 --only freeze-incoming/commit --only cut/commit
 
 bench: ## Run the micro-benchmarks (about a minute; ARGS=zero runs those named so)
 	@$(SETUP) rust cc
