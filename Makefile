@@ -15,15 +15,13 @@ DUNLIN := $(CARGO_TARGET_DIR)/release/dunlin
 # side by side they would measure each other.
 SCENARIO_THREADS ?= 1
 
-<<<<<<< HEAD
 # Schedules of the simulation; and the one seed that is played, with all that happens in it.
 SCHEDULES ?= 2000
 SEED ?=
 SIMULATION := $(CARGO) test -p dunlin-engine --locked --features simulation --test simulation
-=======
+
 # How many moves with faults; 300 have each fault at least once.
 RUNS ?= 300
->>>>>>> main
 
 SETUP := tools/setup.sh
 
