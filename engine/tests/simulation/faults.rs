@@ -265,7 +265,7 @@ impl Stage {
                 continue;
             };
             if who.holds_guest() {
-                self.ledger().gone(who.side());
+                self.ledger().process_died(who.side());
                 self.done(who.side());
             }
             if with_host {

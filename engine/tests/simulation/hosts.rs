@@ -11,10 +11,11 @@ use dunlin_engine::milestone::Milestone;
 use dunlin_engine::outside::{Outside, ReleaseReason};
 use dunlin_engine::records::{JournalError, Role, Subject};
 use dunlin_engine::report::{Outcome, Progress, Report};
+use dunlin_engine::settings::{MoveHandle, MoveSettings};
 use dunlin_engine::source::{MoveObserver, Peer, Reconnect, migrate};
 use dunlin_transports::control::{ControlChannel, ControlError};
 use dunlin_transports::deadline::Deadline;
-use dunlin_transports::lane::{DestinationEndpoint, SessionId};
+use dunlin_transports::lane::DestinationEndpoint;
 use dunlin_transports::runtime::{self, Receiver, Sender, channel, spawn};
 
 use super::disk::Book;
@@ -22,11 +23,8 @@ use super::faults::Who;
 use super::guest::{Machine, Room, SimulatedGuest};
 use super::ledger::Side;
 use super::network::{Incoming, Purpose};
-use super::plan::Plan;
+use super::plan::{Plan, blackout_cap};
 use super::stage::{Call, Moment, Stage};
-
-/// The session's id.
-pub(crate) const SESSION: SessionId = SessionId([5; 16]);
 
 /// What came of a guest that was sent.
 pub(crate) type Arrived = Result<Received<SimulatedGuest>, ReceiveError>;
@@ -138,15 +136,42 @@ impl Hosts {
     fn run_source(&self, told: Sender<String>) {
         let plan = &self.plan;
         let machine = Machine::new(Side::Source, &plan.shape, &self.stage, self.stage.ledger());
-        let mut guest = machine.guest();
+        let guest = machine.guest();
         self.stage.show_source(&machine);
         machine.start();
         runtime::sleep(plan.run_up);
+        self.run_move(guest, told, &plan.settings);
+    }
+
+    /// Moves a guest that stayed once more, now that nothing is wrong; `false` where it is gone.
+    pub(crate) fn start_again(&self) -> bool {
+        let mut results = self.results.lock().unwrap();
+        let guest = results.kept.take();
+        let (Some(guest), Some(process)) = (guest, self.stage.alive(Who::Source)) else {
+            return false;
+        };
+        *results = Results::default();
+        drop(results);
+        *self.made.lock().unwrap() = None;
+        self.stage.world().note(|| "once more".to_owned());
+        let settings = self.plan.lenient();
+        self.stage.ledger().begin_another(blackout_cap(&settings));
+        let handle = MoveHandle::new(&settings);
+        self.stage.begin_another(Arc::new(handle));
+        let hosts = self.clone();
+        let (told, _) = channel();
+        let work = move || hosts.run_move(guest, told, &settings);
+        let world = self.stage.world();
+        world.spawn_in(process, "move", work).unwrap();
+        true
+    }
+
+    fn run_move(&self, mut guest: SimulatedGuest, told: Sender<String>, settings: &MoveSettings) {
         let client = Client {
             told: Mutex::new(told),
             stage: self.stage.clone(),
         };
-        let report = self.send_away(&mut guest, client);
+        let report = self.send_away(&mut guest, client, settings);
         self.stage.world().note(|| match &report {
             Some(report) => format!("source: {:?}, {:?}", report.outcome, report.reason),
             None => "source: nobody was reached".to_owned(),
@@ -163,23 +188,28 @@ impl Hosts {
         self.stage.done(Side::Source);
     }
 
-    fn send_away(&self, guest: &mut SimulatedGuest, client: Client) -> Option<Report> {
+    fn send_away(
+        &self,
+        guest: &mut SimulatedGuest,
+        client: Client,
+        settings: &MoveSettings,
+    ) -> Option<Report> {
         let process = self.stage.alive(Who::Source)?;
-        let deadline = Deadline::after(self.plan.settings.peer_timeout);
+        let deadline = Deadline::after(settings.peer_timeout);
         let connected = self.stage.wire().connect(process, Purpose::Move, deadline);
         let (control, network) = connected.ok()?;
         let journal = self.begin_record(Role::Source, guest).ok()?;
         let lanes = guest.machine().memory().lane_map().clone();
         let peer = Peer {
-            session: SESSION,
+            session: self.stage.session(),
             control,
             endpoint: Box::new(network.source_endpoint(lanes)),
             journal: Box::new(journal),
             reconnect: Box::new(Again(self.stage.clone())),
             outside: Box::new(Holdings(self.stage.clone(), Side::Source)),
         };
-        let (settings, handle) = (&self.plan.settings, self.stage.handle());
-        Some(migrate(guest, peer, settings, handle, &client))
+        let handle = self.stage.handle();
+        Some(migrate(guest, peer, settings, &handle, &client))
     }
 
     fn begin_record(&self, role: Role, guest: &SimulatedGuest) -> Result<Book, JournalError> {
@@ -192,7 +222,7 @@ impl Hosts {
             uuid,
             name: "simulated".to_owned(),
             epoch,
-            session: SESSION,
+            session: self.stage.session(),
             role,
             peer: "the other one".to_owned(),
         };
@@ -247,7 +277,7 @@ impl Hosts {
     fn answer(&self, incoming: Incoming) {
         let disk = self.stage.disk(Side::Destination);
         let limit = self.plan.receive.peer_timeout;
-        let asked = answer_doubt(incoming.control, SESSION, disk, limit);
+        let asked = answer_doubt(incoming.control, self.stage.session(), disk, limit);
         self.stage.world().note(|| format!("supervisor: {asked:?}"));
     }
 

@@ -10,9 +10,10 @@ use super::ledger::Side;
 use super::stage::Call;
 
 /// What came of a schedule.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Class {
     /// The destination runs the guest.
+    #[default]
     Moved,
     /// The source runs it.
     Stayed,
@@ -53,11 +54,14 @@ impl Doubt {
 }
 
 /// A schedule, judged.
+#[derive(Default)]
 pub(crate) struct Judged {
     /// What came of it.
     pub(crate) class: Class,
     /// Whether the owner was not known for a while, and what ended that.
     pub(crate) doubt: Option<Doubt>,
+    /// What came of moving a guest that stayed once more, with nothing wrong.
+    pub(crate) again: Option<Class>,
     /// What must not be, and was.
     pub(crate) violations: Vec<String>,
     /// The faults that befell it.
@@ -162,7 +166,7 @@ impl Judge<'_> {
                 Outcome::Moved | Outcome::NotConverging | Outcome::BlackoutCap | Outcome::TimedOut
             )
         );
-        if stage.all_injected().is_empty() && !is_by_settings {
+        if !stage.is_disturbed() && !is_by_settings {
             let reason = results.report.as_ref().map(|report| &report.reason);
             ledger.violation(format!("{outcome:?} without a fault: {reason:?}"));
         }

@@ -208,14 +208,28 @@ impl Ledger {
         }
     }
 
+    /// Another move of the guest begins, from where it runs.
+    pub(crate) fn begin_another(&self, pause_max: Duration) {
+        let mut record = self.record();
+        record.entered = record.runs;
+        record.decided = false;
+        record.pause_max = Some(pause_max);
+    }
+
     /// From now on the guest may be paused on the source for so long; `None`: for any time.
     pub(crate) fn limit_pause(&self, pause_max: Option<Duration>) {
         self.record().pause_max = pause_max;
     }
 
-    /// The guest on a side is gone, as when its process was killed.
+    /// The guest on a side is gone.
     pub(crate) fn gone(&self, side: Side) {
         self.record().runs[side as usize] = false;
+    }
+
+    /// The process that has the guest on a side died, and with it what it held.
+    pub(crate) fn process_died(&self, side: Side) {
+        self.gone(side);
+        self.record().holds[side as usize] = false;
     }
 
     /// A person decided that the guest goes on on the source, from what is there.

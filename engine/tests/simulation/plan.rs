@@ -82,6 +82,11 @@ const CALLS: [(Side, Call); 8] = [
 /// How long faults last, in milliseconds: from far below every limit to far above.
 const LASTING_MS: [u64; 6] = [1, 20, 150, 800, 4_000, 15_000];
 
+/// How long a move with these settings may pause the guest, up to the give-up.
+pub(crate) fn blackout_cap(settings: &MoveSettings) -> Duration {
+    settings.blackout_cap.unwrap_or(settings.max_blackout * 10)
+}
+
 /// A small deterministic generator (SplitMix64, Steele and others 2014).
 struct Dice(u64);
 
@@ -131,10 +136,16 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// How long the guest may be paused, up to the give-up.
-    pub(crate) fn blackout_cap(&self) -> Duration {
-        let cap = self.settings.blackout_cap;
-        cap.unwrap_or(self.settings.max_blackout * 10)
+    /// Settings with which a move goes well if nothing is wrong.
+    pub(crate) fn lenient(&self) -> MoveSettings {
+        MoveSettings {
+            max_blackout: Duration::from_secs(10),
+            blackout_cap: None,
+            on_stall: OnStall::Switchover,
+            max_bandwidth: None,
+            timeout: None,
+            ..self.settings.clone()
+        }
     }
 
     /// The network.

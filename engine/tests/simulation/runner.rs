@@ -114,6 +114,10 @@ fn play_as_child(flags: &Flags) {
             seed.to_string(),
             class.unwrap_or_default().to_string(),
             doubt.map_or_else(String::new, |doubt| doubt.to_string()),
+            match judged.again {
+                Some(again) => u8::from(again == Class::Moved).to_string(),
+                None => String::new(),
+            },
             judged.steps.to_string(),
             judged.took.as_nanos().to_string(),
             format!("{:016x}", judged.digest),
@@ -141,6 +145,7 @@ fn parse(line: &str) -> Option<Told> {
             .parse::<usize>()
             .ok()
             .and_then(|doubt| Some(Doubt::ALL.get(doubt)?.0)),
+        moved_again: next()?.parse::<u8>().ok().map(|moved| moved == 1),
         steps: next()?.parse().ok()?,
         took: Duration::from_nanos(next()?.parse().ok()?),
         digest: next()?.to_owned(),
@@ -194,6 +199,7 @@ fn play_share(first: u64, count: u64) -> Vec<Told> {
                 seed,
                 class: None,
                 doubt: None,
+                moved_again: None,
                 faults: Vec::new(),
                 violations: vec![words],
                 steps: 0,

@@ -10,10 +10,10 @@ use dunlin_transports::runtime::{self, simulation::World};
 
 use super::faults::{Undo, Who};
 use super::guest::EPOCH;
-use super::hosts::{Hosts, SESSION};
-use super::judgement::{Class, Doubt, Judged, judge};
+use super::hosts::Hosts;
+use super::judgement::{Class, Judged, judge};
 use super::ledger::{Ledger, Side};
-use super::plan::Plan;
+use super::plan::{Plan, blackout_cap};
 use super::stage::{Act, Stage};
 
 /// Once nothing more befalls it, a schedule is over within this: a session may last a minute up to
@@ -46,7 +46,7 @@ pub(crate) fn play(seed: u64, keeps_trace: bool) -> Judged {
             world.note(|| format!("planned: {planned:?}"));
         }
         let ledger = Ledger::new(world, plan.shape.page_span());
-        ledger.limit_pause(Some(plan.blackout_cap()));
+        ledger.limit_pause(Some(blackout_cap(&plan.settings)));
         let handle = Arc::new(MoveHandle::new(&plan.settings));
         let planned = plan.planned.clone();
         let stage = Stage::new(world, plan.wire(), &ledger, &handle, planned);
@@ -61,17 +61,14 @@ pub(crate) fn play(seed: u64, keeps_trace: bool) -> Judged {
         let scenario = Scenario { hosts };
         scenario.run()
     });
-    let ((class, doubt, mut violations, faults), ended) = played;
-    violations.extend(ended.panics);
+    let (mut judged, ended) = played;
+    judged.violations.extend(ended.panics);
     Judged {
-        class,
-        doubt,
-        violations,
-        faults,
         took: ended.took,
         steps: ended.steps,
         digest: ended.digest,
         trace: ended.trace,
+        ..judged
     }
 }
 
@@ -80,22 +77,48 @@ struct Scenario {
 }
 
 impl Scenario {
-    fn run(self) -> (Class, Option<Doubt>, Vec<String>, Vec<&'static str>) {
+    fn run(self) -> Judged {
         self.until_settled();
         runtime::sleep(AFTERWARDS);
         let (class, doubt) = judge(&self.hosts);
+        let again = (class == Class::Stayed).then(|| self.once_more()).flatten();
         let stage = &self.hosts.stage;
         let violations = stage.ledger().violations();
         let faults = stage.all_injected();
         self.clear();
-        (class, doubt, violations, faults)
+        Judged {
+            class,
+            doubt,
+            again,
+            violations,
+            faults,
+            ..Judged::default()
+        }
+    }
+
+    /// A guest that stayed is unharmed, and so are both sides: with nothing wrong it can be moved.
+    fn once_more(&self) -> Option<Class> {
+        if self.hosts.stage.alive(Who::Supervisor).is_none() {
+            self.hosts.start_supervisor();
+        }
+        if !self.hosts.start_again() {
+            return None;
+        }
+        self.until_settled();
+        runtime::sleep(AFTERWARDS);
+        let class = judge(&self.hosts).0;
+        if class != Class::Moved {
+            let words = format!("with nothing wrong, a guest that stayed then {class:?}");
+            self.hosts.stage.ledger().violation(words);
+        }
+        Some(class)
     }
 
     /// Performs what is on the agenda, until both sides have nothing more to do.
     fn until_settled(&self) {
         let stage = &self.hosts.stage;
         let mut quiet_since = None;
-        let mut last_act = Duration::ZERO;
+        let mut last_act = stage.world().elapsed();
         let mut has_decided = false;
         loop {
             let now = stage.world().elapsed();
@@ -190,7 +213,7 @@ impl Scenario {
         let ledger = stage.ledger();
         let boot = stage.world().boot_id(stage.host(Side::Destination));
         let disk = stage.disk(Side::Destination);
-        let evidence = disk.evidence(&boot, SESSION, EPOCH);
+        let evidence = disk.evidence(&boot, stage.session(), EPOCH);
         match verdict(evidence) {
             // The destination's own limits end this.
             Verdict::Say(Answer::Undecided) => return false,

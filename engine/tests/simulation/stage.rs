@@ -9,6 +9,7 @@ use dunlin_engine::protocol::MessageKind;
 use dunlin_engine::records::Entry;
 use dunlin_engine::session::Decision;
 use dunlin_engine::settings::MoveHandle;
+use dunlin_transports::lane::SessionId;
 use dunlin_transports::runtime::Monitor;
 use dunlin_transports::runtime::simulation::{HostId, ProcessId, World};
 
@@ -100,12 +101,15 @@ struct Inner {
     disks: [Disk; 2],
     wire: Wire,
     ledger: Ledger,
-    handle: Arc<MoveHandle>,
+    handle: Mutex<Arc<MoveHandle>>,
+    session: Mutex<SessionId>,
     cast: Mutex<Cast>,
     source: Mutex<Option<Machine>>,
     planned: Mutex<Vec<Planned>>,
     failures: Mutex<Vec<(Side, Call)>>,
     injected: Mutex<Vec<&'static str>>,
+    /// How many faults befell the moves before this one.
+    injected_before: Mutex<usize>,
     agenda: Monitor<Agenda>,
 }
 
@@ -132,12 +136,14 @@ impl Stage {
             disks: [(); 2].map(|()| Disk::new(world)),
             wire,
             ledger: ledger.clone(),
-            handle: Arc::clone(handle),
+            handle: Mutex::new(Arc::clone(handle)),
+            session: Mutex::new(SessionId([1; 16])),
             cast: Mutex::default(),
             source: Mutex::default(),
             planned: Mutex::default(),
             failures: Mutex::default(),
             injected: Mutex::default(),
+            injected_before: Mutex::default(),
             agenda: Monitor::default(),
         }));
         for planned in planned {
@@ -180,8 +186,24 @@ impl Stage {
     }
 
     /// Steers the move.
-    pub(crate) fn handle(&self) -> &MoveHandle {
-        &self.0.handle
+    pub(crate) fn handle(&self) -> Arc<MoveHandle> {
+        Arc::clone(&locked(&self.0.handle))
+    }
+
+    /// The move's session.
+    pub(crate) fn session(&self) -> SessionId {
+        *locked(&self.0.session)
+    }
+
+    /// Another move begins, with a session and a handle of its own. Nothing that was planned
+    /// befalls it.
+    pub(crate) fn begin_another(&self, handle: Arc<MoveHandle>) {
+        *locked(&self.0.handle) = handle;
+        locked(&self.0.session).0[0] += 1;
+        locked(&self.0.planned).clear();
+        locked(&self.0.failures).clear();
+        *locked(&self.0.injected_before) = locked(&self.0.injected).len();
+        *self.0.agenda.lock() = Agenda::default();
     }
 
     /// A side's host.
@@ -310,6 +332,11 @@ impl Stage {
     /// A fault befell the schedule.
     pub(crate) fn injected(&self, name: &'static str) {
         locked(&self.0.injected).push(name);
+    }
+
+    /// Whether a fault befell this move.
+    pub(crate) fn is_disturbed(&self) -> bool {
+        locked(&self.0.injected).len() > *locked(&self.0.injected_before)
     }
 
     /// The faults that befell it so far.

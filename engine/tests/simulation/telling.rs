@@ -26,6 +26,8 @@ pub(crate) struct Told {
     pub(crate) class: Option<Class>,
     /// What ended a doubt, where there was one.
     pub(crate) doubt: Option<Doubt>,
+    /// Whether a guest that stayed was moved afterwards.
+    pub(crate) moved_again: Option<bool>,
     /// The faults that befell it.
     pub(crate) faults: Vec<String>,
     /// What must not be, and was.
@@ -80,6 +82,12 @@ pub(crate) fn tell(all: &[Told], took: Duration) -> ExitCode {
         all.iter().filter(|told| told.doubt.is_some()).count(),
         doubts.join(", ")
     );
+    let again = all.iter().filter_map(|told| told.moved_again);
+    println!(
+        "{} of {} guests that stayed were moved afterwards",
+        again.clone().filter(|moved| *moved).count(),
+        again.count()
+    );
     println!(
         "{} schedules: {}, {} violations",
         all.len(),
@@ -111,6 +119,7 @@ fn shows_too_little(all: &[Told]) -> Option<String> {
     }
     let count = |is_it: &dyn Fn(&&Told) -> bool| all.iter().filter(is_it).count();
     let moved = count(&|told| told.class == Some(Class::Moved));
+    let again = count(&|told| told.moved_again == Some(true));
     let unharmed = count(&|told| told.faults.is_empty());
     let missing_doubt = Doubt::ALL
         .into_iter()
@@ -120,10 +129,13 @@ fn shows_too_little(all: &[Told]) -> Option<String> {
         Some((_, words)) => Some(format!(
             "no doubt was {words}: the schedules show too little"
         )),
-        None if moved * 4 < all.len() || unharmed * 20 < all.len() => Some(format!(
-            "{moved} of {} moved, {unharmed} without a fault: the schedules show too little",
-            all.len()
-        )),
+        None if moved * 4 < all.len() || again * 5 < all.len() || unharmed * 20 < all.len() => {
+            Some(format!(
+                "{moved} of {} moved, {again} afterwards, {unharmed} without a fault: the schedules \
+             show too little",
+                all.len()
+            ))
+        }
         None => None,
     }
 }
