@@ -26,7 +26,7 @@ RUNS ?= 300
 SETUP := tools/setup.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test simulate chaos planted-bug bench lint format deny
+.PHONY: help demo build test simulate chaos planted-bug softroce rdma-test bench lint format deny
 
 help: ## Say what there is
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,15 @@ planted-bug: ## See that a planted bug, which makes two owners of a guest, is fo
 	DUNLIN=$(CARGO_TARGET_DIR)/planted/debug/dunlin $(CARGO) run -p dunlin-tests --locked --bin dunlin-chaos -- \
 		--expect-two-owners --runs 8 --only freeze-incoming/commit --only cut/commit
 
+softroce: build ## Run the RDMA tests in an emulated machine that has RDMA (ARGS=pings: those named so)
+	tests/softroce/suite machine '$(ARGS)'
+
+rdma-test: ## Run the same tests on this host, if it has an RDMA device (ARGS=pings: those named so)
+	@tests/softroce/suite device
+	@$(SETUP) rdma-tools
+	@$(MAKE) --no-print-directory build
+	tests/softroce/suite here '$(ARGS)'
+
 bench: ## Run the micro-benchmarks (about a minute; ARGS=zero runs those named so)
 	@$(SETUP) rust cc
 	$(CARGO) bench --locked -p dunlin-bench --bench engine -- $(ARGS)
@@ -71,6 +80,7 @@ lint: ## Check formatting, lints, documentation, and the licences and sources of
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	$(CARGO) clippy -p dunlin-transports --no-default-features --all-targets --locked -- -D warnings
+	$(CARGO) clippy -p dunlin-transports --features testing,simulation --all-targets --locked -- -D warnings
 	$(CARGO) clippy -p dunlin-engine --no-default-features --all-targets --locked -- -D warnings
 	$(CARGO) clippy -p dunlin-engine --all-features --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --no-deps --workspace --locked

@@ -36,6 +36,7 @@ present() {
         cc) command -v cc >/dev/null && echo 'int main(void) { return 0; }' | cc -x c -o /dev/null - 2>/dev/null ;;
         cargo-deny | make) command -v "$1" >/dev/null ;;
         ip) command -v ip >/dev/null || [ -x /sbin/ip ] || [ -x /usr/sbin/ip ] ;;
+        rdma-tools) command -v ibv_devinfo >/dev/null && command -v rping >/dev/null && PATH=$PATH:/usr/sbin:/sbin command -v rdma >/dev/null ;;
         *) die "there is no tool '$1' that this script knows" ;;
     esac
 }
@@ -64,6 +65,7 @@ install() {
         cc) apt gcc libc6-dev ;;
         make) apt make ;;
         ip) apt iproute2 ;;
+        rdma-tools) apt ibverbs-utils ibverbs-providers rdmacm-utils iproute2 ;;
     esac
 }
 
