@@ -207,6 +207,15 @@ impl Disk {
         }
     }
 
+    /// The last entry of a record that has no end.
+    pub(crate) fn open_entry(&self, session: SessionId, role: Role) -> Option<Entry> {
+        let contents = self.contents();
+        let mut records = contents.records.iter();
+        let found =
+            records.find(|record| record.subject.session == session && record.subject.role == role);
+        Some(found?.entries.last()?.0)
+    }
+
     /// Records that the session never ran the guest and never will, unless somebody holds the
     /// record or has gone on since.
     fn abort(&self, session: SessionId) -> Result<(), JournalError> {

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use dunlin_engine::records::verdict::{Answer, Verdict, verdict};
+use dunlin_engine::records::{Entry, Role};
 use dunlin_engine::report::Outcome;
 
 use super::faults::{Fault, Who};
@@ -110,6 +112,7 @@ impl Judge<'_> {
         let outcome = results.report.as_ref().map(|report| report.outcome);
         if source_lives {
             self.check_outcome(&results, outcome);
+            self.check_record(outcome);
         }
         let arrived = results.arrived.as_ref();
         let arrived = arrived.map(|arrived| arrived.as_ref().err().map(ToString::to_string));
@@ -177,6 +180,33 @@ impl Judge<'_> {
                 .and_then(|report| report.reason.clone());
             ledger.violation(format!(
                 "the source's word is wrong: {outcome:?}, {reason:?}"
+            ));
+        }
+    }
+
+    /// The source's record has its end. Where the disk failed at that, it says that the guest was
+    /// given up, and then the destination can still tell what became of it.
+    fn check_record(&self, outcome: Option<Outcome>) {
+        let stage = &self.hosts.stage;
+        let disk = stage.disk(Side::Source);
+        let left = disk.open_entry(stage.session(), Role::Source);
+        let (Some(left), Some(outcome)) = (left, outcome) else {
+            return;
+        };
+        let faults = stage.all_injected();
+        let failed = faults.contains(&"failing-disk") || faults.contains(&"slow-disk");
+        let by_hand = matches!(outcome, Outcome::ResumedByHand | Outcome::DiscardedByHand);
+        let destination_died = stage.was_killed(Who::Destination);
+        let evidence = stage.evidence();
+        let can_tell = match verdict(evidence) {
+            Verdict::Say(Answer::Running | Answer::Ended) => outcome.moved(),
+            Verdict::Say(Answer::Aborted) | Verdict::AbortFirst => !outcome.moved(),
+            Verdict::Say(_) => destination_died,
+        };
+        let is_settled = left == Entry::Offered || by_hand || can_tell;
+        if !failed || !is_settled {
+            stage.ledger().violation(format!(
+                "{outcome:?}, the source's record says {left:?}, the destination's {evidence:?}"
             ));
         }
     }

@@ -9,7 +9,6 @@ use dunlin_engine::settings::MoveHandle;
 use dunlin_transports::runtime::{self, simulation::World};
 
 use super::faults::{Undo, Who};
-use super::guest::EPOCH;
 use super::hosts::Hosts;
 use super::judgement::{Class, Judged, judge};
 use super::ledger::{Ledger, Side};
@@ -211,9 +210,7 @@ impl Scenario {
     fn decide(&self) -> bool {
         let stage = &self.hosts.stage;
         let ledger = stage.ledger();
-        let boot = stage.world().boot_id(stage.host(Side::Destination));
-        let disk = stage.disk(Side::Destination);
-        let evidence = disk.evidence(&boot, stage.session(), EPOCH);
+        let evidence = stage.evidence();
         match verdict(evidence) {
             // The destination's own limits end this.
             Verdict::Say(Answer::Undecided) => return false,

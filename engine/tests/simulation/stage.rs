@@ -7,6 +7,7 @@ use std::time::Duration;
 use dunlin_engine::milestone::Milestone;
 use dunlin_engine::protocol::MessageKind;
 use dunlin_engine::records::Entry;
+use dunlin_engine::records::verdict::Evidence;
 use dunlin_engine::session::Decision;
 use dunlin_engine::settings::MoveHandle;
 use dunlin_transports::lane::SessionId;
@@ -15,7 +16,7 @@ use dunlin_transports::runtime::simulation::{HostId, ProcessId, World};
 
 use super::disk::Disk;
 use super::faults::{Fault, Planned, Undo, Who};
-use super::guest::Machine;
+use super::guest::{EPOCH, Machine};
 use super::ledger::{Ledger, Side};
 use super::network::Wire;
 
@@ -214,6 +215,13 @@ impl Stage {
     /// A side's disk.
     pub(crate) fn disk(&self, side: Side) -> &Disk {
         &self.0.disks[side as usize]
+    }
+
+    /// What the destination's records tell of the move.
+    pub(crate) fn evidence(&self) -> Evidence {
+        let boot = self.world().boot_id(self.host(Side::Destination));
+        let disk = self.disk(Side::Destination);
+        disk.evidence(&boot, self.session(), EPOCH)
     }
 
     // ---- processes ----
