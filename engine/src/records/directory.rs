@@ -53,7 +53,8 @@ pub struct Found {
 
 impl Found {
     /// Whether nobody can tell by this record alone whose the guest is: its process went away
-    /// behind the give-up, or while it held the guest.
+    /// behind the give-up, or while it held the guest; or the host restarted, which may have taken
+    /// back the plain entry that said so.
     pub fn is_in_doubt(&self) -> bool {
         let open = match self.subject.role {
             Role::Source => self.entry == Entry::GivenUp,
@@ -61,7 +62,8 @@ impl Found {
                 matches!(self.entry, Entry::Owned | Entry::Running | Entry::Broken)
             }
         };
-        open && !self.is_alive
+        let proves_nothing = self.entry == self.subject.role.first_entry() && !self.is_same_boot;
+        (open || proves_nothing) && !self.is_alive
     }
 
     fn evidence(&self, has_later_epoch: bool) -> Evidence {
