@@ -307,7 +307,7 @@ impl Archive for StateDirectory {
         let path = self.record_path(uuid, session, Role::Destination);
         let open = look(&path, Role::Destination).is_ok_and(|(contents, _)| {
             let last = contents.entries.last().map(|written| written.entry);
-            matches!(last, Some(Entry::Running | Entry::Aborted | Entry::Ended))
+            last.is_some_and(Entry::is_forgettable)
         });
         if open {
             // At worst it is found again, and asked for by nobody.
