@@ -58,9 +58,8 @@ impl World {
         } else {
             push(DestinationStep::ImagineLoss);
         }
-        if state != State::Running {
-            push(DestinationStep::Fail);
-        }
+        // Said while the guest runs too, and not to be heeded then.
+        push(DestinationStep::Fail);
     }
 
     fn destination_outcomes(&self, action: Action) -> Vec<DestinationOutcome> {
@@ -187,7 +186,8 @@ impl World {
     }
 
     fn enter(&mut self, outcome: DestinationOutcome) -> Event {
-        let is_owned = self.destination.record.last() == Some(Entry::Owned);
+        let record = &self.destination.record;
+        let is_owned = !record.is_there || record.last() == Some(Entry::Owned);
         self.slips.entered_before_owned |= !is_owned;
         match outcome {
             DestinationOutcome::NeverEntered => Event::NeverEntered,

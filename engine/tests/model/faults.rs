@@ -43,6 +43,9 @@ impl World {
                 }
             }
         }
+        if record.is_there {
+            push(Fault::LoseRecord);
+        }
         if self.is_supervisor_up {
             push(Fault::KillSupervisor);
         }
@@ -91,6 +94,10 @@ impl World {
             Fault::CrashDestinationHost { kept, is_entering } => {
                 self.destination_host_dies(is_entering);
                 self.destination.record.lose_behind(kept);
+            }
+            Fault::LoseRecord => {
+                self.destination.record.remove();
+                self.is_record_lost = true;
             }
             Fault::KillSupervisor => {
                 self.supervisor_dies();

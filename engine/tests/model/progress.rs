@@ -146,6 +146,7 @@ impl World {
             Verdict::Say(Answer::Undecided) if destination.runs && entry == Some(Entry::Owned) => {
                 return Ok(());
             }
+            Verdict::Say(Answer::NoRecord) if self.is_record_lost => return Ok(()),
             Verdict::Say(Answer::Undecided) => "the answer is 'undecided' for ever",
             Verdict::Say(Answer::NoRecord) => "there is no record",
             _ => "the answer settles it, and nobody asks",

@@ -79,7 +79,7 @@ fn always() -> Vec<Property<Handover>> {
 fn settled() -> Vec<Property<Handover>> {
     vec![
         Property::always(
-            "a source in doubt always finds a record",
+            "a source in doubt finds a record, unless the state directory is lost",
             |_, world: &World| !world.slips.found_no_record,
         ),
         Property::always(PROGRESS, |model: &Handover, world: &World| {
@@ -139,6 +139,10 @@ fn seen() -> Vec<Property<Handover>> {
         Property::sometimes("in doubt: it may have run there", |_, world: &World| {
             is_answered(world, Answer::MayHaveRun, false)
         }),
+        Property::sometimes(
+            "in doubt: the state directory is lost",
+            |_, world: &World| is_answered(world, Answer::NoRecord, false),
+        ),
         Property::sometimes("in doubt: undecided", |_, world: &World| {
             is_answered(world, Answer::Undecided, false)
         }),

@@ -30,6 +30,9 @@ impl World {
             if self.settling.is_settled_under_way {
                 push(SettlingStep::Forget);
             }
+            if self.has_answered_in_vain() {
+                push(SettlingStep::ForgetUnsettled);
+            }
         } else if !self.is_fenced {
             push(SettlingStep::RestartSupervisor);
         }
@@ -133,13 +136,25 @@ impl World {
             }
             SettlingStep::Forget => {
                 self.settling.is_settled_under_way = false;
-                let last = self.destination.record.last();
-                if last.is_some_and(Entry::is_forgettable) {
-                    self.destination.record.remove();
-                }
+                self.forget();
             }
+            SettlingStep::ForgetUnsettled => self.forget(),
             SettlingStep::LoseSettled => self.settling.is_settled_under_way = false,
             SettlingStep::RestartSupervisor => self.is_supervisor_up = true,
+        }
+    }
+
+    /// Whether a source that is not trusted might say SETTLED where nothing is.
+    fn has_answered_in_vain(&self) -> bool {
+        let record = self.destination.record.last();
+        let is_open = matches!(record, Some(Entry::Expected | Entry::Owned | Entry::Broken));
+        is_open && matches!(self.settling.exchange, Exchange::Answered { .. })
+    }
+
+    fn forget(&mut self) {
+        let last = self.destination.record.last();
+        if last.is_some_and(Entry::is_forgettable) {
+            self.destination.record.remove();
         }
     }
 

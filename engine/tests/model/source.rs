@@ -51,9 +51,8 @@ impl World {
         } else {
             SourceStep::ImagineLoss
         }));
-        if self.source.session.is_before_give_up() {
-            steps.push(Step::Source(SourceStep::Stop));
-        }
+        // Behind the give-up it is still said, when a lane ends, and must not be heeded.
+        steps.push(Step::Source(SourceStep::Stop));
     }
 
     fn source_outcomes(&self, action: Action) -> Vec<SourceOutcome> {
@@ -99,7 +98,7 @@ impl World {
                 let exchange = std::mem::replace(&mut self.settling.exchange, Exchange::Quiet);
                 if let Exchange::Answered { answer, .. } = exchange {
                     let is_unknown = answer == dunlin_engine::records::verdict::Answer::NoRecord;
-                    self.slips.found_no_record |= is_unknown;
+                    self.slips.found_no_record |= is_unknown && !self.is_record_lost;
                     self.source_takes(Event::Answered(Some(answer)));
                 }
             }

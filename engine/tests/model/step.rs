@@ -99,6 +99,8 @@ pub(crate) enum SettlingStep {
         is_late: bool,
     },
     Forget,
+    /// Fault: SETTLED comes behind an answer that settles nothing.
+    ForgetUnsettled,
     LoseSettled,
     RestartSupervisor,
 }
@@ -122,6 +124,8 @@ pub(crate) enum Fault {
         is_entering: bool,
     },
     KillSupervisor,
+    /// Somebody removes the destination's state directory.
+    LoseRecord,
     /// The destination's host is switched off for good while the source is in doubt.
     Fence,
 }
@@ -170,7 +174,7 @@ impl Step {
                     | DestinationStep::EndGuest { .. }
             ),
             Self::Settling(SettlingStep::Answer(disk)) => disk != Disk::Well,
-            Self::Settling(_) => false,
+            Self::Settling(step) => step == SettlingStep::ForgetUnsettled,
             Self::Disk(disk) => !disk.is_written,
             Self::Fault(_) => true,
         }

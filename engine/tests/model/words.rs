@@ -161,6 +161,10 @@ impl SettlingStep {
                 "supervisor",
                 "hears SETTLED and removes the record where that is over".to_owned(),
             ),
+            Self::ForgetUnsettled => (
+                "supervisor",
+                "hears SETTLED behind an answer that settles nothing (fault)".to_owned(),
+            ),
             Self::LoseSettled => ("link", "loses SETTLED".to_owned()),
             Self::RestartSupervisor => ("supervisor", "is started again".to_owned()),
         }
@@ -194,6 +198,7 @@ impl Fault {
                     entering(is_entering)
                 );
             }
+            Self::LoseRecord => "the destination's state directory is lost",
             Self::KillSupervisor => "the supervisor is killed",
             Self::Fence => "the destination's host is switched off for good",
         }

@@ -312,6 +312,8 @@ pub(crate) struct World {
     pub(crate) is_supervisor_up: bool,
     /// The destination's host was switched off for good.
     pub(crate) is_fenced: bool,
+    /// The destination's record is gone, and nobody was allowed to remove it.
+    pub(crate) is_record_lost: bool,
     pub(crate) to_destination: Wire,
     pub(crate) to_source: Wire,
     pub(crate) settling: Settling,
@@ -350,6 +352,7 @@ impl World {
             },
             is_supervisor_up: true,
             is_fenced: false,
+            is_record_lost: false,
             to_destination: Wire::default(),
             to_source: Wire::default(),
             settling: Settling {
