@@ -16,6 +16,8 @@ pub enum ReleaseReason {
     Broken,
     /// Either: a person decided that the guest is not kept here.
     Discarded,
+    /// Either: the guest was ended where it ran. The engine never says so; who ends it does.
+    Ended,
 }
 
 impl ReleaseReason {
@@ -26,6 +28,7 @@ impl ReleaseReason {
             Self::NotCome => "not-come",
             Self::Broken => "broken",
             Self::Discarded => "discarded",
+            Self::Ended => "ended",
         }
     }
 }

@@ -1,6 +1,6 @@
 //! A site: a host as far as Dunlin can tell, with a runtime directory, guests and a receiver.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -12,7 +12,8 @@ use crate::program::{Output, Running, dunlin, eventually, is_alive, signal_proce
 
 /// A site. What was started on it ends with it.
 pub struct Site {
-    directory: TempDir,
+    root: TempDir,
+    directory: PathBuf,
     namespace: Option<String>,
 }
 
@@ -56,8 +57,11 @@ impl Site {
     }
 
     fn at(namespace: Option<String>) -> Result<Self> {
-        let directory = tempfile::Builder::new().prefix("dunlin-site-").tempdir()?;
+        let root = tempfile::Builder::new().prefix("dunlin-site-").tempdir()?;
+        let directory = root.path().join("run");
+        std::fs::create_dir(&directory)?;
         Ok(Self {
+            root,
             directory,
             namespace,
         })
@@ -65,7 +69,12 @@ impl Site {
 
     /// Its runtime directory.
     pub fn directory(&self) -> &Path {
-        self.directory.path()
+        &self.directory
+    }
+
+    /// Where its records of handovers are.
+    pub fn state_directory(&self) -> PathBuf {
+        self.root.path().join("state")
     }
 
     /// `dunlin` with these arguments, at this site.
@@ -80,7 +89,8 @@ impl Site {
         };
         command
             .args(arguments)
-            .env("DUNLIN_RUNTIME_DIR", self.directory());
+            .env("DUNLIN_RUNTIME_DIR", self.directory())
+            .env("DUNLIN_STATE_DIR", self.state_directory());
         command
     }
 

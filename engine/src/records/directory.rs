@@ -2,9 +2,8 @@
 //!
 //! It outlives processes and the host. Both sides may use the same one, on one host.
 
-use std::fs::DirBuilder;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,7 +11,7 @@ use dunlin_transports::deadline::Deadline;
 use dunlin_transports::lane::SessionId;
 use uuid::Uuid;
 
-use super::file::{RecordFile, look, sync_folder, system};
+use super::file::{RecordFile, look, make_folder, remove, sync_folder, system};
 use super::verdict::{Answer, Evidence, Verdict, verdict};
 use super::{
     Archive, Durability, Entry, Journal, JournalError, Role, Subject, session_from_digits,
@@ -128,10 +127,9 @@ impl StateDirectory {
     pub fn begin(&self, subject: &Subject) -> Result<RecordFile, JournalError> {
         let folder = self.folder(subject.uuid);
         if !self.guests().is_dir() {
-            let missing = io::Error::from(io::ErrorKind::NotFound);
+            let missing = io::Error::from_raw_os_error(libc::ENOENT);
             return Err(system("opening", &self.guests())(missing));
         }
-        make_folder(&folder)?;
         let records = self.of_guest(subject.uuid)?;
         if records.len() >= RECORDS_MAX {
             return Err(JournalError::Other(format!(
@@ -311,7 +309,7 @@ impl Archive for StateDirectory {
         });
         if open {
             // At worst it is found again, and asked for by nobody.
-            let _ = std::fs::remove_file(&path);
+            let _ = remove(&path);
         }
     }
 }
@@ -362,16 +360,6 @@ fn role_of(path: &Path) -> Option<Role> {
     [Role::Source, Role::Destination]
         .into_iter()
         .find(|each| each.name() == role)
-}
-
-fn make_folder(path: &Path) -> Result<(), JournalError> {
-    match DirBuilder::new().mode(0o700).create(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            Err(system("making", path)(error))
-        }
-        Ok(()) => path.parent().map_or(Ok(()), sync_folder),
-        Err(_) => Ok(()),
-    }
 }
 
 /// The paths in a folder; none where there is no such folder.

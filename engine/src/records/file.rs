@@ -5,9 +5,9 @@
 //! the process dies, however it dies. So whoever finds a record can tell whether somebody still
 //! writes it.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::time::Duration;
@@ -70,6 +70,8 @@ impl RecordFile {
             }
             _ => {}
         }
+        // Whoever removed the guest's last record may have removed its folder just now.
+        make_folder(folder)?;
         let made = Self::write_new(&fresh, subject).and_then(|locked| {
             std::fs::rename(&fresh, &path).map_err(system("naming", &path))?;
             sync_folder(folder)?;
@@ -235,12 +237,7 @@ impl Locked {
                     self.sync()?;
                 }
                 if written.entry.ends_record() {
-                    match std::fs::remove_file(&self.path) {
-                        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                            return Err(system("removing", &self.path)(error));
-                        }
-                        _ => {}
-                    }
+                    remove(&self.path)?;
                 }
                 Ok(())
             }
@@ -270,6 +267,21 @@ impl Locked {
     }
 }
 
+/// Removes a record that nobody will ask for, and its guest's folder when that is the last.
+pub(super) fn remove(path: &Path) -> Result<(), JournalError> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(system("removing", path)(error));
+        }
+        _ => {}
+    }
+    if let Some(folder) = path.parent() {
+        // Other records may be there.
+        let _ = std::fs::remove_dir(folder);
+    }
+    Ok(())
+}
+
 /// What a record says, and whether its writer lives.
 pub(super) fn look(path: &Path, role: Role) -> Result<(Contents, bool), JournalError> {
     let mut file = File::open(path).map_err(system("opening", path))?;
@@ -290,6 +302,17 @@ pub(super) fn look(path: &Path, role: Role) -> Result<(Contents, bool), JournalE
 /// The name of a subject's record.
 pub(super) fn file_name(subject: &Subject) -> String {
     format!("{}.{}", subject.session, subject.role.name())
+}
+
+/// Makes a folder where it is missing.
+pub(super) fn make_folder(path: &Path) -> Result<(), JournalError> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(system("making", path)(error))
+        }
+        Ok(()) => path.parent().map_or(Ok(()), sync_folder),
+        Err(_) => Ok(()),
+    }
 }
 
 pub(super) fn sync_folder(folder: &Path) -> Result<(), JournalError> {

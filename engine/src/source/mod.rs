@@ -6,10 +6,12 @@
 //! | room | what is in it |
 //! |---|---|
 //! | `mover` | performs the session's actions, turns what happens into its events |
+//! | [`asking`] | one question to the destination's supervisor |
 //! | `lanes` | the lane threads |
 //! | `convergence` | when to pause |
 //! | `blackout` | the pause's timeline |
 
+pub mod asking;
 mod blackout;
 mod convergence;
 mod lanes;

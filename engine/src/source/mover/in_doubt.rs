@@ -2,10 +2,8 @@
 //! paused here, and the destination is asked on new connections, for as long as it takes. This is
 //! the one wait without a deadline.
 
-use dunlin_transports::control::ControlChannel;
-
 use super::*;
-use crate::protocol::{MessageKind, frame_limit};
+use crate::source::asking::{Answered, AskError, ask};
 
 /// How long after an answer that settles nothing the destination is asked again, at first.
 const ASK_INTERVAL_MIN: Duration = Duration::from_millis(50);
@@ -20,8 +18,8 @@ pub(super) struct Doubt {
     interval: Duration,
     /// What was told of it last, so that the same is not told twice.
     told: String,
-    /// The connection over which the last answer came.
-    channel: Option<ControlChannel>,
+    /// The last answer, and its connection.
+    answered: Option<Answered>,
 }
 
 impl Mover<'_, '_> {
@@ -35,7 +33,7 @@ impl Mover<'_, '_> {
             asked: 0,
             interval: Duration::ZERO,
             told: String::new(),
-            channel: None,
+            answered: None,
         });
         self.tell_doubt("it was not asked yet");
         self.observer.reached(Milestone::InDoubt);
@@ -66,13 +64,10 @@ impl Mover<'_, '_> {
         doubt.asked = doubt.asked.saturating_add(1);
         doubt.interval = (doubt.interval * 2).clamp(ASK_INTERVAL_MIN, ASK_INTERVAL_MAX);
         let (answer, words) = match asked {
-            Ok((answer, reason, channel)) => {
-                doubt.channel = Some(channel);
-                let words = match reason.is_empty() {
-                    true => answer.words().to_owned(),
-                    false => format!("{} ({reason})", answer.words()),
-                };
-                (Some(answer), format!("the destination says: {words}"))
+            Ok(answered) => {
+                let told = (Some(answered.answer), answered.words());
+                doubt.answered = Some(answered);
+                told
             }
             Err(error) => (None, format!("the destination can't be asked: {error}")),
         };
@@ -87,44 +82,24 @@ impl Mover<'_, '_> {
         Event::Answered(answer)
     }
 
-    fn ask_now(&mut self) -> Result<(Answer, String, ControlChannel), String> {
+    fn ask_now(&mut self) -> Result<Answered, AskError> {
         let deadline = Deadline::after(self.settings.peer_timeout);
-        let mut channel = self
-            .reconnect
-            .reconnect(deadline)
-            .map_err(|error| error.to_string())?;
+        let channel = self.reconnect.reconnect(deadline)?;
         let identity = &self.offer.identity;
-        let ask = Message::Ask(Ask::new(self.session_id, identity.uuid, identity.epoch));
-        channel
-            .sender
-            .send(&ask.to_frame(), deadline)
-            .map_err(|error| error.to_string())?;
-        let only_answer = |kind| {
-            (kind == MessageKind::Answer.number())
-                .then(|| frame_limit(kind))
-                .flatten()
-        };
-        let frame = channel
-            .receiver
-            .receive(only_answer, deadline)
-            .map_err(|error| error.to_string())?;
-        match Message::from_frame(&frame).map_err(|error| error.to_string())? {
-            Message::Answer(answer) => {
-                let reason = answer.reason();
-                let answer = answer.answer().map_err(|error| error.to_string())?;
-                Ok((answer, reason, channel))
-            }
-            other => Err(format!("it said {:?}", other.kind())),
-        }
+        ask(
+            channel,
+            self.session_id,
+            identity.uuid,
+            identity.epoch,
+            deadline,
+        )
     }
 
     /// The destination need not keep its record any more. One that does not hear it keeps it.
     pub(super) fn tell_settled(&mut self) {
-        let channel = self.doubt.as_mut().and_then(|doubt| doubt.channel.take());
-        if let Some(mut channel) = channel {
-            let deadline = Deadline::after(self.settings.peer_timeout);
-            let _ = channel.sender.send(&Message::Settled.to_frame(), deadline);
-            // Closing waits for nothing: what was sent is on its way.
+        let answered = self.doubt.as_mut().and_then(|doubt| doubt.answered.take());
+        if let Some(answered) = answered {
+            answered.settle(Deadline::after(self.settings.peer_timeout));
         }
     }
 

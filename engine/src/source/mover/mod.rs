@@ -46,7 +46,7 @@ use crate::link::{Link, LinkEvent, Opening};
 use crate::milestone::Milestone;
 use crate::outside::{Outside, ReleaseReason};
 use crate::protocol::{
-    Abort, Ask, Counts, Hello, Message, Prepare, Ready, Running, VERIFY_PAGES_MAX, VERSION_MAX,
+    Abort, Counts, Hello, Message, Prepare, Ready, Running, VERIFY_PAGES_MAX, VERSION_MAX,
     VERSION_MIN, Verified, VerifyPages, Welcome, WireHost, WireLayout, capability,
 };
 use crate::records::verdict::Answer;

@@ -5,7 +5,7 @@ use dunlin_engine::report::Outcome;
 use super::amounts::{bytes, count, counted, nanoseconds};
 use super::palette::Palette;
 use super::progress;
-use crate::local::protocol::{GuestState, GuestStatus};
+use crate::local::protocol::{GuestState, GuestStatus, RecordStatus};
 
 /// All guests, a line each.
 pub(crate) fn table(guests: &[GuestStatus], palette: Palette) -> String {
@@ -36,6 +36,9 @@ pub(crate) fn table(guests: &[GuestStatus], palette: Palette) -> String {
                 None => format!("{}: begins", guest.name),
             };
             text.push_str(&format!("  to {}, {stands}\n", under_way.to));
+        }
+        if let Some(reason) = &guest.in_doubt {
+            text.push_str(&format!("  {reason}\n  {}\n", what_to_do(&guest.name)));
         }
     }
     text
@@ -81,12 +84,39 @@ pub(crate) fn full(guest: &GuestStatus, palette: Palette) -> String {
             fact("", progress::line(&guest.name, progress));
         }
     }
+    if let Some(reason) = &guest.in_doubt {
+        fact("in doubt", reason.clone());
+        fact("", what_to_do(&guest.name));
+    }
     if let Some(last) = &guest.last_move {
         let reason = last.reason.as_deref().unwrap_or("well");
         fact(
             "last move",
             format!("to {}: {}: {reason}", last.to, outcome(last.outcome)),
         );
+    }
+    text
+}
+
+/// What a person can do about a guest whose owner is not known.
+fn what_to_do(name: &str) -> String {
+    format!(
+        "it settles by itself once the destination's 'dunlin receive' can be asked; if that host is gone for good: dunlin settle {name} --resume-here --fenced HOW"
+    )
+}
+
+/// Records of handovers that no process here can settle, a few lines each.
+pub(crate) fn records(records: &[RecordStatus], palette: Palette) -> String {
+    let mut text = String::new();
+    for record in records {
+        text.push_str(&format!(
+            "{}  {}  epoch {}, {}\n  {}\n",
+            palette.strong(&record.name),
+            palette.bad("UNKNOWN OWNER"),
+            record.epoch,
+            record.uuid,
+            record.what,
+        ));
     }
     text
 }
@@ -99,6 +129,7 @@ fn state(state: GuestState) -> &'static str {
         GuestState::Moving => "moving",
         GuestState::Moved => "moved",
         GuestState::UnknownOwner => "UNKNOWN OWNER",
+        GuestState::Discarded => "discarded",
         GuestState::Paused => "PAUSED",
         GuestState::Ending => "ending",
     }
@@ -118,6 +149,8 @@ fn outcome(outcome: Outcome) -> &'static str {
         Outcome::Failed => "failed",
         Outcome::NotResumed => "not-resumed",
         Outcome::Unknown => "unknown",
+        Outcome::ResumedByHand => "resumed-by-hand",
+        Outcome::DiscardedByHand => "discarded-by-hand",
     }
 }
 
@@ -161,6 +194,7 @@ mod tests {
                 longest_gap_ns: 5,
             }),
             move_under_way: None,
+            in_doubt: None,
             last_move: None,
         };
         let text = table(&[guest], Palette::PLAIN);
