@@ -18,7 +18,7 @@ SCENARIO_THREADS ?= 1
 SETUP := tools/setup.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test bench lint format deny
+.PHONY: help demo build test model bench lint format deny
 
 help: ## Say what there is
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,11 @@ test: build ## Run every test: units, properties, and scenarios with the built p
 	$(CARGO) test --workspace --exclude dunlin-tests --locked -- --show-output
 	$(CARGO) test -p dunlin-engine --features vm-memory --lib --locked vm_memory
 	DUNLIN=$(DUNLIN) $(CARGO) test -p dunlin-tests --locked -- --test-threads=$(SCENARIO_THREADS) --show-output
+
+model: ## Walk through all states of the handover, the larger bounds (about a minute)
+	@$(SETUP) rust cc
+	DUNLIN_MODEL=large $(CARGO) test -p dunlin-engine --test model --locked -- --show-output
+	$(CARGO) test -p dunlin-engine --features planted-split-brain --test model --locked -- --show-output
 
 bench: ## Run the micro-benchmarks (about a minute; ARGS=zero runs those named so)
 	@$(SETUP) rust cc
