@@ -53,10 +53,12 @@ impl World {
         if !wire.words.is_empty() {
             push(DestinationStep::Hear);
         }
-        if wire.is_over() {
-            push(DestinationStep::NoticeLoss);
-        } else {
-            push(DestinationStep::ImagineLoss);
+        // Said once: behind it nobody reads.
+        if !wire.is_deaf {
+            push(match wire.is_over() {
+                true => DestinationStep::NoticeLoss,
+                false => DestinationStep::ImagineLoss,
+            });
         }
         // Said while the guest runs too, and not to be heeded then.
         push(DestinationStep::Fail);

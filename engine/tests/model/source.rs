@@ -46,11 +46,13 @@ impl World {
         if !wire.words.is_empty() {
             steps.push(Step::Source(SourceStep::Hear));
         }
-        steps.push(Step::Source(if wire.is_over() {
-            SourceStep::NoticeLoss
-        } else {
-            SourceStep::ImagineLoss
-        }));
+        // Said once: behind it nobody reads.
+        if !wire.is_deaf {
+            steps.push(Step::Source(match wire.is_over() {
+                true => SourceStep::NoticeLoss,
+                false => SourceStep::ImagineLoss,
+            }));
+        }
         // Behind the give-up it is still said, when a lane ends, and must not be heeded.
         steps.push(Step::Source(SourceStep::Stop));
     }
