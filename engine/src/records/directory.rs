@@ -377,3 +377,6 @@ fn entries(folder: &Path) -> Result<Vec<PathBuf>, JournalError> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -26,6 +26,8 @@ const ORDERS_WAITING: usize = 8;
 #[derive(Debug)]
 pub struct RecordFile {
     path: PathBuf,
+    /// Read once: entries of the pause have no time for `/proc`.
+    boot_id: String,
     orders: SyncSender<Order>,
     done: Receiver<Done>,
     /// The number of the last order.
@@ -162,6 +164,7 @@ impl RecordFile {
             .map_err(system("starting the thread that writes", &path))?;
         Ok(Self {
             path,
+            boot_id: boot_id(),
             orders,
             done,
             ordered: 0,
@@ -219,7 +222,7 @@ impl Journal for RecordFile {
         durability: Durability,
         deadline: Deadline,
     ) -> Result<(), JournalError> {
-        let written = Written::now(entry, words, &boot_id());
+        let written = Written::now(entry, words, &self.boot_id);
         self.order(Task::Add(written, durability), deadline)
     }
 
@@ -337,5 +340,123 @@ pub(super) fn system<'a>(
         doing,
         path: path.to_owned(),
         source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dunlin_transports::lane::SessionId;
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn subject() -> Subject {
+        Subject {
+            uuid: Uuid::from_u128(1),
+            name: "vm1".to_owned(),
+            epoch: 1,
+            session: SessionId([1; 16]),
+            role: Role::Source,
+            peer: "tcp://b:1".to_owned(),
+        }
+    }
+
+    fn soon() -> Deadline {
+        Deadline::after(Duration::from_secs(10))
+    }
+
+    fn last(path: &Path) -> Entry {
+        look(path, Role::Source)
+            .unwrap()
+            .0
+            .entries
+            .last()
+            .unwrap()
+            .entry
+    }
+
+    #[test]
+    fn entries_are_in_the_file_when_they_are_said_to_be() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut record = RecordFile::create(folder.path(), &subject()).unwrap();
+        let path = record.path().to_owned();
+        assert_eq!(last(&path), Entry::Offered);
+        record
+            .add(Entry::GivenUp, "", Durability::Plain, soon())
+            .unwrap();
+        assert_eq!(last(&path), Entry::GivenUp);
+        record.sync(soon()).unwrap();
+        let bytes = std::fs::metadata(&path).unwrap().len();
+        assert_eq!(
+            bytes, RECORD_BYTES as u64,
+            "the room was there from the start"
+        );
+        record
+            .add(Entry::Released, "", Durability::Plain, soon())
+            .unwrap();
+        assert!(
+            !path.exists(),
+            "a record that nobody asks for any more is gone"
+        );
+    }
+
+    #[test]
+    fn a_record_is_alive_for_as_long_as_its_writer_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let record = RecordFile::create(folder.path(), &subject()).unwrap();
+        let path = record.path().to_owned();
+        assert!(look(&path, Role::Source).unwrap().1);
+        assert!(matches!(
+            RecordFile::adopt(&path),
+            Err(JournalError::Held { .. })
+        ));
+        drop(record);
+        // The writing thread ends a moment later, and the lock goes with it.
+        let mut adopted = loop {
+            match RecordFile::adopt(&path) {
+                Ok(adopted) => break adopted,
+                Err(JournalError::Held { .. }) => std::thread::yield_now(),
+                Err(error) => panic!("{error}"),
+            }
+        };
+        adopted
+            .add(Entry::GivenUp, "", Durability::Durable, soon())
+            .unwrap();
+        assert_eq!(last(&path), Entry::GivenUp);
+    }
+
+    #[test]
+    fn a_full_record_says_so() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut record = RecordFile::create(folder.path(), &subject()).unwrap();
+        let added: Vec<_> = (0..6)
+            .map(|_| record.add(Entry::GivenUp, "", Durability::Plain, soon()))
+            .collect();
+        assert!(added[..5].iter().all(Result::is_ok));
+        assert!(matches!(added[5], Err(JournalError::Full { .. })));
+    }
+
+    #[test]
+    fn a_disk_that_hangs_holds_up_nobody_beyond_the_deadline() {
+        let (held, orders) = sync_channel::<Order>(ORDERS_WAITING);
+        let (_answers, done) = sync_channel(1);
+        let mut record = RecordFile {
+            path: PathBuf::from("/hangs"),
+            boot_id: String::new(),
+            orders: held,
+            done,
+            ordered: 0,
+        };
+        for _ in 0..ORDERS_WAITING {
+            let deadline = Deadline::after(Duration::from_millis(5));
+            let result = record.add(Entry::GivenUp, "", Durability::Plain, deadline);
+            assert!(matches!(result, Err(JournalError::TimedOut { .. })));
+        }
+        // The queue is full: at once.
+        let result = record.add(Entry::GivenUp, "", Durability::Plain, soon());
+        assert!(matches!(result, Err(JournalError::TimedOut { .. })));
+        drop(orders);
+        let result = record.add(Entry::GivenUp, "", Durability::Plain, soon());
+        assert!(matches!(result, Err(JournalError::Other(_))));
     }
 }

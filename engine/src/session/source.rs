@@ -246,8 +246,10 @@ impl SourceSession {
             (State::Verifying, Event::Verified | Event::Lost) => (
                 State::Moved,
                 vec![
-                    Action::SendReleased,
+                    // Recorded first: who hears RELEASED forgets the move, and could not tell a
+                    // source that died in between what became of it.
                     Action::RecordReleased,
+                    Action::SendReleased,
                     Action::ReleaseOutside,
                 ],
             ),

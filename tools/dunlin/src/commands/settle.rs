@@ -22,6 +22,7 @@ use crate::failure::Failure;
 use crate::local::client::Connection;
 use crate::local::protocol::{GuestState, GuestStatus, RecordStatus, Request, Response};
 use crate::local::runtime_dir::RuntimeDir;
+use crate::render::guests;
 
 /// How long a destination may take to answer.
 const ASK_MAX: Duration = Duration::from_secs(5);
@@ -51,7 +52,7 @@ pub(crate) fn run(arguments: &Settle) -> Result<Exit, Failure> {
         super::print_json(&settlements)?;
     } else {
         for settlement in &settlements {
-            super::print(&format!("{}: {}\n", settlement.guest, settlement.what))?;
+            super::print(&guests::settlement(&settlement.guest, &settlement.what))?;
         }
     }
     let all = settlements.iter().all(|settlement| settlement.is_settled);

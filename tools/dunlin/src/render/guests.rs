@@ -5,6 +5,7 @@ use dunlin_engine::report::Outcome;
 use super::amounts::{bytes, count, counted, nanoseconds};
 use super::palette::Palette;
 use super::progress;
+use super::text::wrapped;
 use crate::local::protocol::{GuestState, GuestStatus, RecordStatus};
 
 /// All guests, a line each.
@@ -38,7 +39,12 @@ pub(crate) fn table(guests: &[GuestStatus], palette: Palette) -> String {
             text.push_str(&format!("  to {}, {stands}\n", under_way.to));
         }
         if let Some(reason) = &guest.in_doubt {
-            text.push_str(&format!("  {reason}\n  {}\n", what_to_do(&guest.name)));
+            for line in [reason.clone(), what_to_do(&guest.name)] {
+                wrapped(&line, 2).iter().for_each(|line| {
+                    text.push_str(line);
+                    text.push('\n');
+                });
+            }
         }
     }
     text
@@ -85,8 +91,11 @@ pub(crate) fn full(guest: &GuestStatus, palette: Palette) -> String {
         }
     }
     if let Some(reason) = &guest.in_doubt {
-        fact("in doubt", reason.clone());
-        fact("", what_to_do(&guest.name));
+        let lines = [reason.clone(), what_to_do(&guest.name)];
+        let lines = lines.iter().flat_map(|line| wrapped(line, 0));
+        for (index, line) in lines.enumerate() {
+            fact(if index == 0 { "in doubt" } else { "" }, line);
+        }
     }
     if let Some(last) = &guest.last_move {
         let reason = last.reason.as_deref().unwrap_or("well");
@@ -98,10 +107,16 @@ pub(crate) fn full(guest: &GuestStatus, palette: Palette) -> String {
     text
 }
 
+/// What came of settling.
+pub(crate) fn settlement(guest: &str, what: &str) -> String {
+    let lines = wrapped(&format!("{guest}: {what}"), 0);
+    lines.iter().map(|line| format!("{line}\n")).collect()
+}
+
 /// What a person can do about a guest whose owner is not known.
 fn what_to_do(name: &str) -> String {
     format!(
-        "it settles by itself once the destination's 'dunlin receive' can be asked; if that host is gone for good: dunlin settle {name} --resume-here --fenced HOW"
+        "it settles by itself once the records of the destination's 'dunlin receive' can tell; a person who has fenced that host off decides by: dunlin settle {name} --resume-here --fenced HOW"
     )
 }
 
@@ -110,13 +125,16 @@ pub(crate) fn records(records: &[RecordStatus], palette: Palette) -> String {
     let mut text = String::new();
     for record in records {
         text.push_str(&format!(
-            "{}  {}  epoch {}, {}\n  {}\n",
+            "{}  {}  epoch {}, {}\n",
             palette.strong(&record.name),
             palette.bad("UNKNOWN OWNER"),
             record.epoch,
             record.uuid,
-            record.what,
         ));
+        for line in wrapped(&record.what, 2) {
+            text.push_str(&line);
+            text.push('\n');
+        }
     }
     text
 }

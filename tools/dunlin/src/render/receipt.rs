@@ -62,6 +62,10 @@ pub(crate) fn headline(report: &Report, palette: Palette) -> String {
                     nanoseconds(*total_ns),
                     nanoseconds(*seen)
                 ),
+                // It ran there at some point before its source learned so.
+                Some(blackout) if report.in_doubt.is_some() => {
+                    format!(", paused at most {}", nanoseconds(blackout.total_ns))
+                }
                 Some(blackout) => format!(", paused {}", nanoseconds(blackout.total_ns)),
             };
             let verdict = match report.verification.equal {
@@ -120,6 +124,18 @@ fn explanation(report: &Report, palette: Palette) -> Vec<String> {
     let mut lines = Vec::new();
     if let Some(reason) = &report.reason {
         lines.extend(wrapped(&format!("why: {reason}"), 2));
+    }
+    if let Some(doubt) = &report.in_doubt {
+        let words = format!(
+            "its owner was not known for {}; the destination was asked {} times; settled by {}",
+            nanoseconds(doubt.held_ns),
+            doubt.asked,
+            match doubt.settled_by.as_str() {
+                "person" => "a person",
+                _ => "its answer",
+            }
+        );
+        lines.extend(wrapped(&words, 2));
     }
     let next = match report.outcome {
         Outcome::Moved => return lines,
