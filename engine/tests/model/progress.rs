@@ -106,7 +106,7 @@ impl World {
         match self.source.life {
             Life::InSession if self.is_in_doubt() => self.rest_in_doubt(),
             Life::InSession | Life::None => Err("the source waits for ever".to_owned()),
-            Life::Crashed => Ok(()),
+            Life::Crashed => self.rest_of_record(),
             Life::Settled if self.is_resumed_by_hand() => Ok(()),
             Life::Settled => match (self.source.runs, destination.life.is_alive()) {
                 (true, false) => Ok(()),
@@ -119,6 +119,18 @@ impl World {
             }
             Life::Exited if destination.has_entered => Ok(()),
             Life::Exited => Err("the source let go of a guest that never ran".to_owned()),
+        }
+    }
+
+    /// A source that died behind the give-up leaves a record: whoever asks in its place must find
+    /// one on the other side, as long as its own disk took what it had to record.
+    fn rest_of_record(&self) -> Result<(), String> {
+        let is_open = self.source.record.last() == Some(Entry::GivenUp);
+        let is_excused = self.is_record_lost || self.is_fenced || self.source.is_end_unrecorded;
+        let finds_none = self.destination.record.last().is_none();
+        match is_open && finds_none && !is_excused {
+            true => Err("a dead source's record is open, and nothing is known of it".to_owned()),
+            false => Ok(()),
         }
     }
 

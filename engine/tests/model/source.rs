@@ -227,7 +227,8 @@ impl World {
         disk: Disk,
     ) -> Option<Event> {
         // What is recorded at the end changes nothing for the guest: a failure is only told.
-        self.source.record.add(entry, durability, disk);
+        let is_recorded = self.source.record.add(entry, durability, disk);
+        self.source.is_end_unrecorded |= !is_recorded;
         None
     }
 

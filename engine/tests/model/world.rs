@@ -229,6 +229,8 @@ pub(crate) struct Source {
     /// Whether lanes work on a round.
     pub(crate) in_round: bool,
     pub(crate) record: Record,
+    /// The disk did not take the record's end.
+    pub(crate) is_end_unrecorded: bool,
     /// How often what the guest holds outside was given back.
     pub(crate) releases: u8,
 }
@@ -335,6 +337,7 @@ impl World {
                 has_memory: true,
                 in_round: false,
                 record: Record::begun(Entry::Offered),
+                is_end_unrecorded: false,
                 releases: 0,
             },
             destination: Destination {
