@@ -21,7 +21,7 @@ RUNS ?= 300
 SETUP := tools/setup.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test chaos planted-bug softroce rdma-test bench lint format deny
+.PHONY: help demo build test model chaos planted-bug softroce rdma-test bench lint format deny
 
 help: ## Say what there is
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,10 @@ test: build ## Run every test: units, properties, and scenarios with the built p
 	$(CARGO) test -p dunlin-engine --features vm-memory --lib --locked vm_memory
 	DUNLIN=$(DUNLIN) $(CARGO) test -p dunlin-tests --locked -- --test-threads=$(SCENARIO_THREADS) --show-output
 
+model: ## Walk through all states of the handover, the larger bounds (about a minute)
+	@$(SETUP) rust cc
+	DUNLIN_MODEL=large $(CARGO) test -p dunlin-engine --test model --locked -- --show-output
+
 chaos: build ## Move guests while processes are killed and links are cut (RUNS=300 ARGS=...)
 	@$(SETUP) --want ip
 	DUNLIN=$(DUNLIN) $(CARGO) run -p dunlin-tests --locked --bin dunlin-chaos -- --runs $(RUNS) $(ARGS)
@@ -46,6 +50,7 @@ chaos: build ## Move guests while processes are killed and links are cut (RUNS=3
 # The program with the bug has a folder of its own, so that nobody runs it by mistake.
 planted-bug: ## See that a planted bug, which makes two owners of a guest, is found
 	@$(SETUP) rust cc --want ip
+	$(CARGO) test -p dunlin-engine --features planted-split-brain --test model --locked -- --show-output
 	$(CARGO) build --locked -p dunlin --features planted-split-brain --target-dir $(CARGO_TARGET_DIR)/planted
 	DUNLIN=$(CARGO_TARGET_DIR)/planted/debug/dunlin $(CARGO) run -p dunlin-tests --locked --bin dunlin-chaos -- \
 		--expect-two-owners --runs 8 --only freeze-incoming/commit --only cut/commit
