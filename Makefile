@@ -56,6 +56,7 @@ planted-bug: ## See that a planted bug, which makes two owners of a guest, is fo
 		--expect-two-owners --runs 8 --only freeze-incoming/commit --only cut/commit
 
 softroce: build ## Run the RDMA tests in an emulated machine that has RDMA (ARGS=pings: those named so)
+	@$(SETUP) rdma-headers
 	tests/softroce/suite machine '$(ARGS)'
 
 rdma-test: ## Run the same tests on this host, if it has an RDMA device (ARGS=pings: those named so)
