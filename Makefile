@@ -26,7 +26,7 @@ RUNS ?= 300
 SETUP := tools/setup.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test simulate chaos planted-bug softroce rdma-test bench lint format deny
+.PHONY: help demo build test model simulate chaos planted-bug softroce rdma-test bench lint format deny
 
 help: ## Say what there is
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,10 @@ test: build ## Run every test: units, properties, and scenarios with the built p
 	$(SIMULATION) -- --schedules $(SCHEDULES)
 	DUNLIN=$(DUNLIN) $(CARGO) test -p dunlin-tests --locked -- --test-threads=$(SCENARIO_THREADS) --show-output
 
+model: ## Walk through all states of the handover, the larger bounds (about a minute)
+	@$(SETUP) rust cc
+	DUNLIN_MODEL=large $(CARGO) test -p dunlin-engine --test model --locked -- --show-output
+
 simulate: ## Play whole moves under seeds, in virtual time, with faults (SCHEDULES=N, or SEED=N)
 	@$(SETUP) rust cc
 	$(SIMULATION) -- $(if $(SEED),--seed $(SEED) --trace,--schedules $(SCHEDULES)) $(ARGS)
@@ -57,12 +61,14 @@ chaos: build ## Move guests while processes are killed and links are cut (RUNS=3
 # The program with the bug has a folder of its own, so that nobody runs it by mistake.
 planted-bug: ## See that a planted bug, which makes two owners of a guest, is found
 	@$(SETUP) rust cc --want ip
+	$(CARGO) test -p dunlin-engine --features planted-split-brain --test model --locked -- --show-output
 	$(SIMULATION) --features planted-split-brain -- --schedules $(SCHEDULES) --planted-bug
 	$(CARGO) build --locked -p dunlin --features planted-split-brain --target-dir $(CARGO_TARGET_DIR)/planted
 	DUNLIN=$(CARGO_TARGET_DIR)/planted/debug/dunlin $(CARGO) run -p dunlin-tests --locked --bin dunlin-chaos -- \
 		--expect-two-owners --runs 8 --only freeze-incoming/commit --only cut/commit
 
 softroce: build ## Run the RDMA tests in an emulated machine that has RDMA (ARGS=pings: those named so)
+	@$(SETUP) rdma-headers
 	tests/softroce/suite machine '$(ARGS)'
 
 rdma-test: ## Run the same tests on this host, if it has an RDMA device (ARGS=pings: those named so)

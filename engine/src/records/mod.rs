@@ -104,6 +104,12 @@ impl Entry {
         )
     }
 
+    /// Whether a destination's record needs no reader any more once this is in it and the source
+    /// says that the session is settled. What is not decided yet is kept, whoever says so.
+    pub fn is_forgettable(self) -> bool {
+        matches!(self, Self::Running | Self::Aborted | Self::Ended)
+    }
+
     /// Its name, as in files and on terminals.
     pub fn name(self) -> &'static str {
         match self {
