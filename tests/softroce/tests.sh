@@ -17,3 +17,5 @@ run 'RDMA pings, IPv6' 60 rping_between "$RDMA_IPV6_A" "$RDMA_IPV6_B"
 run_cargo 'conformance of TCP lanes' 600 '-p dunlin-transports --features testing --test conformance' tcp
 run 'a KVM guest moves over TCP, tracked by the bitmap' 240 move_a_guest --transport tcp --dirty-tracking bitmap
 run 'a KVM guest moves over TCP, tracked by the ring' 240 move_a_guest --transport tcp --dirty-tracking ring
+run_cargo 'conformance of RDMA lanes' 900 '-p dunlin-transports --features rdma,testing --test rdma'
+run_cargo 'RDMA lanes and their faults' 900 '-p dunlin-transports --features rdma,testing --test rdma_faults'
