@@ -34,13 +34,19 @@ help: ## Say what there is
 demo: build ## Move a running guest between two processes on this machine (ARGS=...)
 	$(DUNLIN) demo $(ARGS)
 
+# The program's features: without RDMA where its headers are not there and can't be had.
+FEATURES = $$($(SETUP) --has rdma-headers || echo --no-default-features)
+
 build: ## Build the program: target/release/dunlin
-	@$(SETUP) rust cc
-	$(CARGO) build --release --locked -p dunlin
+	@$(SETUP) rust cc --want rdma-headers
+	$(CARGO) build --release --locked -p dunlin $(FEATURES)
 
 test: build ## Run every test: units, properties, and scenarios with the built program
 	@$(SETUP) --want ip
-	$(CARGO) test --workspace --exclude dunlin-tests --locked -- --show-output
+	tools/check-needed.sh $(DUNLIN)
+	$(CARGO) test --workspace --exclude dunlin --exclude dunlin-tests --locked -- --show-output
+	$(CARGO) test -p dunlin $(FEATURES) --locked -- --show-output
+	@if $(SETUP) --has rdma-headers; then set -x; $(CARGO) test -p dunlin-transports --features rdma,testing --lib --locked rdma; fi
 	$(CARGO) test -p dunlin-engine --features vm-memory --lib --locked vm_memory
 	$(CARGO) test -p dunlin-transports --locked --features simulation --lib runtime
 	$(SIMULATION) -- --schedules $(SCHEDULES)
@@ -60,10 +66,10 @@ chaos: build ## Move guests while processes are killed and links are cut (RUNS=3
 
 # The program with the bug has a folder of its own, so that nobody runs it by mistake.
 planted-bug: ## See that a planted bug, which makes two owners of a guest, is found
-	@$(SETUP) rust cc --want ip
+	@$(SETUP) rust cc --want ip rdma-headers
 	$(CARGO) test -p dunlin-engine --features planted-split-brain --test model --locked -- --show-output
 	$(SIMULATION) --features planted-split-brain -- --schedules $(SCHEDULES) --planted-bug
-	$(CARGO) build --locked -p dunlin --features planted-split-brain --target-dir $(CARGO_TARGET_DIR)/planted
+	$(CARGO) build --locked -p dunlin $(FEATURES) --features planted-split-brain --target-dir $(CARGO_TARGET_DIR)/planted
 	DUNLIN=$(CARGO_TARGET_DIR)/planted/debug/dunlin $(CARGO) run -p dunlin-tests --locked --bin dunlin-chaos -- \
 		--expect-two-owners --runs 8 --only freeze-incoming/commit --only cut/commit
 
@@ -82,14 +88,19 @@ bench: ## Run the micro-benchmarks (about a minute; ARGS=zero runs those named s
 	$(CARGO) bench --locked -p dunlin-bench --bench engine -- $(ARGS)
 
 lint: ## Check formatting, lints, documentation, and the licences and sources of dependencies
-	@$(SETUP) rust cc rustfmt clippy --want cargo-deny
+	@$(SETUP) rust cc rustfmt clippy --want cargo-deny rdma-headers
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(CARGO) clippy --workspace --exclude dunlin --all-targets --locked -- -D warnings
+	$(CARGO) clippy -p dunlin $(FEATURES) --all-targets --locked -- -D warnings
+	$(CARGO) clippy -p dunlin --no-default-features --all-targets --locked -- -D warnings
+	@if $(SETUP) --has rdma-headers; then set -x; \
+	$(CARGO) clippy -p dunlin-transports --features rdma,testing --all-targets --locked -- -D warnings; fi
 	$(CARGO) clippy -p dunlin-transports --no-default-features --all-targets --locked -- -D warnings
 	$(CARGO) clippy -p dunlin-transports --features testing,simulation --all-targets --locked -- -D warnings
 	$(CARGO) clippy -p dunlin-engine --no-default-features --all-targets --locked -- -D warnings
 	$(CARGO) clippy -p dunlin-engine --all-features --all-targets --locked -- -D warnings
-	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --no-deps --workspace --locked
+	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --no-deps --workspace --exclude dunlin --locked
+	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --no-deps -p dunlin $(FEATURES) --locked
 	@if ! command -v cargo-deny >/dev/null; then echo 'lint: dependencies were not checked'; \
 	else set -x; $(CARGO) deny --locked check bans licenses sources; fi
 

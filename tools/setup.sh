@@ -3,6 +3,7 @@
 # so. Tools behind `--want` are not needed for the result: without them something is left out.
 #
 #   tools/setup.sh rust cc --want ip
+#   tools/setup.sh --has rdma-headers     only looks: exits with 0 if it is there
 #
 # System packages come by apt-get, as root or by sudo where that asks for no password. Otherwise
 # the command to run is printed.
@@ -106,6 +107,11 @@ apt() {
     # shellcheck disable=SC2086 # the words of the command
     "${as_root[@]}" $command
 }
+
+if [ "${1:-}" = --has ]; then
+    present "${2:?which tool}"
+    exit
+fi
 
 wanted=false
 for tool in "$@"; do

@@ -6,7 +6,7 @@
 #   run_cargo 'NAME' SECONDS 'CARGO ARGUMENTS THAT CHOOSE ONE TEST BINARY' [ARGUMENT OF IT...]
 #
 # A test passes if it exits with 0 in that time. In the machine, where all is there, it may not say
-# `skipped:`. The words that are no programs (rping_between, move_a_guest) are in `words.sh`.
+# `skipped:`. The words that are no programs (rping_between, move_a_guest, …) are in `words.sh`.
 #
 # Tests find in their environment: DUNLIN, the program; RDMA_DEVICE_A, RDMA_IPV4_A and RDMA_IPV6_A,
 # a device and its addresses; and the same of B, which may be another device or the same.
@@ -19,3 +19,8 @@ run 'a KVM guest moves over TCP, tracked by the bitmap' 240 move_a_guest --trans
 run 'a KVM guest moves over TCP, tracked by the ring' 240 move_a_guest --transport tcp --dirty-tracking ring
 run_cargo 'conformance of RDMA lanes' 900 '-p dunlin-transports --features rdma,testing --test rdma'
 run_cargo 'RDMA lanes and their faults' 900 '-p dunlin-transports --features rdma,testing --test rdma_faults'
+run 'a KVM guest moves over RDMA, and on' 300 send_over_rdma "$RDMA_IPV4_A" "$RDMA_IPV4_B"
+run 'a KVM guest moves over RDMA, IPv6' 300 send_over_rdma "$RDMA_IPV6_A" "$RDMA_IPV6_B"
+run 'auto picks RDMA, and TCP where the destination has no RDMA' 300 auto_picks
+run 'the demo moves over RDMA' 240 move_a_guest --transport rdma
+run 'doctor sees RDMA' 60 doctor_sees_rdma

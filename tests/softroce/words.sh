@@ -26,3 +26,107 @@ move_a_guest() {
     "$DUNLIN" demo --guest kvm --memory 64MiB --workload pattern=sequential,hot=8MiB,rate=1MiB/s \
         --max-blackout 5s "$@"
 }
+
+# A place of its own for guests, receivers and their records; all that was started there ends with
+# this shell.
+make_site() {
+    SITE=$(mktemp -d)
+    STARTED=()
+    trap 'kill "${STARTED[@]}" 2>/dev/null; rm -rf "$SITE"' EXIT
+}
+
+# at HOST [ARGUMENT...]: dunlin, as if on a host of that name.
+at() {
+    local host=$1
+    shift
+    DUNLIN_RUNTIME_DIR=$SITE/$host DUNLIN_STATE_DIR=$SITE/$host-state "$DUNLIN" "$@"
+}
+
+# start_guest HOST
+start_guest() {
+    at "$1" run --name vm1 --guest kvm --memory 64MiB --workload pattern=sequential,hot=8MiB,rate=1MiB/s &
+    STARTED+=($!)
+    until at "$1" status vm1 >/dev/null 2>&1; do
+        kill -0 $! || return 1
+        sleep 0.2
+    done
+}
+
+# start_receiver HOST ADDRESS [ARGUMENT...]: PORT is where it listens.
+start_receiver() {
+    local host=$1 address=$2 log=$SITE/$1.out
+    shift 2
+    at "$host" receive --json --listen "auto://$address:0" "$@" >"$log" &
+    STARTED+=($!)
+    until PORT=$(sed -n 's/.*"endpoint":"[^"]*:\([0-9]*\)".*/\1/p' "$log") && [ -n "$PORT" ]; do
+        kill -0 $! || return 1
+        sleep 0.2
+    done
+}
+
+# send HOST ENDPOINT TRANSPORT [ARGUMENT...]: moves the guest, and sees that it arrived over that
+# transport, with its memory.
+send() {
+    local host=$1 endpoint=$2 transport=$3 report=$SITE/report.json
+    shift 3
+    at "$host" send vm1 --to "$endpoint" --max-blackout 5s --peer-timeout 20s --report "$report" "$@" || return 1
+    local expected
+    for expected in '"outcome": "moved"' "\"transport\": \"$transport\"" '"equal": true'; do
+        grep -qF "$expected" "$report" || { echo "the report has no $expected:"; cat "$report"; return 1; }
+    done
+    grep -F '"mechanism"' "$report"
+}
+
+bracketed() {
+    case $1 in
+        *:*) echo "[$1]" ;;
+        *) echo "$1" ;;
+    esac
+}
+
+# send_over_rdma FROM TO: over the wire, then on to another receiver on the same device, with all
+# flags.
+send_over_rdma() {
+    if [ -z "$1" ] || [ -z "$2" ]; then
+        echo 'skipped: the device has no such address'
+        return 0
+    fi
+    make_site
+    start_guest a || return 1
+    local to
+    to=$(bracketed "$2")
+    start_receiver b "$to" || return 1
+    send a "rdma://$to:$PORT" rdma --bind "$1" --rdma-device "$RDMA_DEVICE_A" --rdma-port 1 --rdma-tos 104 \
+        --rdma-ack-timeout 16 --lanes 2 || return 1
+    grep -qF "\"mechanism\": \"$RDMA_DEVICE_A port 1, RoCE\"" "$SITE/report.json" || return 1
+    start_receiver c "$to" --rdma-device "$RDMA_DEVICE_B" --poll event || return 1
+    send b "rdma://$to:$PORT" rdma --poll spin --verify full --lanes 1 || return 1
+    # What leads elsewhere than asked for is an error, in one line, and the guest stays.
+    start_receiver d "$to" || return 1
+    local said status=0
+    said=$(at c send vm1 --to "rdma://$to:$PORT" --rdma-device no_such --quiet 2>&1) || status=$?
+    printf '%s\n' "$said"
+    [ "$status" -eq 12 ] && [ "$(wc -l <<<"$said")" -eq 1 ] && [[ $said == *no_such* ]] && at c status vm1
+}
+
+# auto:// takes RDMA where both sides have it. A destination that can't, for a limit or a device
+# that is not there, refuses, and the guest goes over TCP.
+auto_picks() {
+    make_site
+    start_guest a || return 1
+    start_receiver b "$RDMA_IPV4_B" || return 1
+    send a "auto://$RDMA_IPV4_B:$PORT" rdma || return 1
+    start_receiver c "$RDMA_IPV4_A" --rdma-device no_such || return 1
+    send b "auto://$RDMA_IPV4_A:$PORT" tcp 2>"$SITE/notes" || { cat "$SITE/notes"; return 1; }
+    cat "$SITE/notes"
+    grep -q 'using tcp, as the destination refused rdma: .*no_such' "$SITE/notes" || return 1
+    # The loopback address is no device's.
+    start_receiver d 127.0.0.1 || return 1
+    send c "auto://127.0.0.1:$PORT" tcp 2>"$SITE/notes" || { cat "$SITE/notes"; return 1; }
+    cat "$SITE/notes"
+    grep -q 'using tcp, as there is no rdma: ' "$SITE/notes"
+}
+
+doctor_sees_rdma() {
+    "$DUNLIN" doctor | tee /dev/stderr | grep -q "^ok .* rdma .*$RDMA_DEVICE_A port 1, RoCE: "
+}

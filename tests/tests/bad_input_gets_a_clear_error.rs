@@ -66,7 +66,8 @@ fn endpoints() -> Result<()> {
         2,
         &["brackets", "[2001:db8::1]"],
     )?;
-    complains("send vm1 --to rdma://h", 2, &["rdma"])?;
+    complains("send vm1 --to ib://h", 2, &["'ib'", "rdma"])?;
+    complains("send vm1 --to rdma://", 2, &["no host"])?;
     complains("send vm1 --to ftp://h", 2, &["ftp"])
 }
 

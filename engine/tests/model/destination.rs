@@ -181,6 +181,8 @@ impl World {
                 self.destination.releases = self.destination.releases.saturating_add(1);
                 None
             }
+            // Lanes without identities: what comes before the rounds changes nothing of the handover.
+            Action::ConfirmLanes | Action::SendLanesConfirmed => None,
             Action::Load | Action::RevokeAccess | Action::CheckPages | Action::CloseLanes => None,
         };
         self.destination.events.extend(event);

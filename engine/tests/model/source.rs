@@ -199,7 +199,7 @@ impl World {
                 self.source.in_round = true;
                 None
             }
-            Action::FenceLanes | Action::CloseLanes | Action::Ask => None,
+            Action::SendLanes | Action::FenceLanes | Action::CloseLanes | Action::Ask => None,
         };
         match event {
             Some(event) => self.source_takes(event),

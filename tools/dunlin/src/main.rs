@@ -8,6 +8,7 @@
 //! | [`supervisor`] | the process that waits for guests |
 //! | [`local`] | the runtime directory, the control sockets and what is said over them |
 //! | [`render`] | how things look on a terminal |
+//! | [`fabric`] | RDMA, where it is built in |
 //! | [`exit`] | exit codes |
 //! | [`failure`] | why a command did not do what it was asked |
 //! | [`console`] | what a process says of itself |
@@ -21,6 +22,7 @@ mod cli;
 mod commands;
 mod console;
 mod exit;
+mod fabric;
 mod failure;
 mod guest;
 mod local;

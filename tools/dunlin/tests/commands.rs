@@ -434,7 +434,7 @@ fn errors_are_json_where_json_is_asked_for() {
     for (arguments, exit, kind) in [
         (&["status", "nobody", "--json"][..], 3, "no-guest"),
         (&["send", "--json"], 2, "usage"),
-        (&["send", "x", "--to", "rdma://h", "--json"], 2, "usage"),
+        (&["send", "x", "--to", "ib://h", "--json"], 2, "usage"),
         (
             &["receive", "--json", "--listen", "tcp://192.0.2.1:1"],
             12,

@@ -6,7 +6,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::Options;
 use super::connection::{Connection, Parts};
 use super::error::RdmaError;
 use super::grants::Grants;
@@ -19,6 +18,7 @@ use super::verbs::{
 };
 use super::watch::Watch;
 use super::wire::{self, PeerKey, Refusal};
+use super::{LinkLayer, Options};
 use crate::deadline::Deadline;
 use crate::lane::{
     self, DestinationLane, Grant, LANES_MAX, LaneError, LaneNumber, LaneTicket, LaneToken,
@@ -55,6 +55,7 @@ pub struct DestinationEndpoint {
     listener: Mutex<ConnectionId>,
     address: SocketAddr,
     device: Arc<Device>,
+    link_layer: LinkLayer,
     domain: Arc<ProtectionDomain>,
     libraries: &'static Libraries,
     pub(super) shared: Arc<Shared>,
@@ -78,7 +79,7 @@ impl DestinationEndpoint {
             .listen(address, BACKLOG)
             .map_err(|source| RdmaError::NoRoute { address, source })?;
         let way = Way::of(libraries, &listener, address, &options)?;
-        let device = way.device;
+        let (device, link_layer) = (way.device, way.link_layer);
         let failed = |doing| {
             let device = device.name().to_owned();
             move |source| RdmaError::Device {
@@ -104,6 +105,7 @@ impl DestinationEndpoint {
                 offers: Grants::default(),
             }),
             device,
+            link_layer,
             used: Mutex::default(),
         })
     }
@@ -196,7 +198,8 @@ impl lane::DestinationEndpoint for DestinationEndpoint {
     }
 
     fn mechanism(&self) -> String {
-        format!("{} port {}", self.device.name(), self.shared.watch.port())
+        let (device, port) = (self.device.name(), self.shared.watch.port());
+        format!("{device} port {port}, {}", self.link_layer)
     }
 
     /// Registers the range for the source's writes: this pins it. Several threads may prepare

@@ -27,6 +27,7 @@
 //! There is one protection domain for each endpoint, so for each session: a key of one session
 //! opens nothing in another.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
@@ -133,6 +134,24 @@ impl Default for Options {
     }
 }
 
+/// What carries a port's packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkLayer {
+    /// InfiniBand.
+    InfiniBand,
+    /// Ethernet: RDMA over Converged Ethernet.
+    Ethernet,
+}
+
+impl fmt::Display for LinkLayer {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::InfiniBand => "InfiniBand",
+            Self::Ethernet => "RoCE",
+        })
+    }
+}
+
 /// The most entries of a port's table of addresses that are looked at. Tables are long (rxe's has
 /// 1,024) and filled from the front.
 const ADDRESSES_MAX: u8 = 64;
@@ -148,6 +167,8 @@ pub struct DeviceAddress {
     pub gid_index: u8,
     /// The address. Link-local ones are left out.
     pub address: IpAddr,
+    /// What carries its packets.
+    pub link_layer: LinkLayer,
 }
 
 /// Where this host's RDMA devices are reached: ports that are up and have an IP address (RoCE).
@@ -180,6 +201,7 @@ pub fn addresses() -> Result<Vec<DeviceAddress>, RdmaError> {
                         port,
                         gid_index,
                         address: address.to_canonical(),
+                        link_layer: state.link_layer,
                     });
                 }
             }

@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::Options;
 use super::connection::Parts;
 use super::error::RdmaError;
 use super::verbs::{
@@ -14,6 +13,7 @@ use super::verbs::{
 };
 use super::watch::{Watch, wait_readable};
 use super::wire::End;
+use super::{LinkLayer, Options};
 use crate::deadline::Deadline;
 use crate::lane::{LaneError, LaneNumber};
 
@@ -51,6 +51,7 @@ pub(super) enum Role {
 pub(super) struct Way {
     pub(super) device: Arc<Device>,
     pub(super) port: u8,
+    pub(super) link_layer: LinkLayer,
 }
 
 impl Way {
@@ -69,10 +70,15 @@ impl Way {
         };
         check_way(&name, port, address, options)?;
         let device = Device::open(libraries, &name)?;
-        if !device.port(port)?.is_active {
+        let state = device.port(port)?;
+        if !state.is_active {
             return Err(RdmaError::PortDown { device: name, port });
         }
-        Ok(Self { device, port })
+        Ok(Self {
+            device,
+            port,
+            link_layer: state.link_layer,
+        })
     }
 
     /// The way to a peer.

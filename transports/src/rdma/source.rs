@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use super::Options;
 use super::connection::{Connection, Parts};
 use super::error::RdmaError;
 use super::grants::Grants;
@@ -18,6 +17,7 @@ use super::verbs::{
 };
 use super::watch::Watch;
 use super::wire::{self, PeerKey, Refusal};
+use super::{LinkLayer, Options};
 use crate::deadline::Deadline;
 use crate::lane::{
     self, Grant, LaneError, LaneNumber, LaneTicket, RegistrationCounters, SourceLane,
@@ -64,6 +64,7 @@ pub struct SourceEndpoint {
     contact: Mutex<Option<SocketAddr>>,
     libraries: &'static Libraries,
     device: Arc<Device>,
+    link_layer: LinkLayer,
     domain: Arc<ProtectionDomain>,
     pub(super) shared: Arc<Shared>,
     offers: OpenRanges,
@@ -84,7 +85,7 @@ impl SourceEndpoint {
     ) -> Result<Self, RdmaError> {
         let libraries = Libraries::load()?;
         let way = Way::to(libraries, control, &options, Deadline::after(FIND_LIMIT))?;
-        let device = way.device;
+        let (device, link_layer) = (way.device, way.link_layer);
         let failed = |doing| {
             let device = device.name().to_owned();
             move |source| RdmaError::Device {
@@ -112,6 +113,7 @@ impl SourceEndpoint {
             contact: Mutex::default(),
             libraries,
             device,
+            link_layer,
             domain,
             shared: Arc::new(shared),
             offers,
@@ -241,7 +243,8 @@ impl lane::SourceEndpoint for SourceEndpoint {
     }
 
     fn mechanism(&self) -> String {
-        format!("{} port {}", self.device.name(), self.shared.watch.port())
+        let (device, port) = (self.device.name(), self.shared.watch.port());
+        format!("{device} port {port}, {}", self.link_layer)
     }
 
     /// Permits sending from a range. It is registered when a put needs it, or by `warm`.

@@ -14,6 +14,8 @@ const HOST_BYTES_MAX: usize = 253;
 pub(crate) enum Scheme {
     /// TCP.
     Tcp,
+    /// RDMA for the lanes; control is TCP all the same.
+    Rdma,
     /// The best that both sides have.
     Auto,
 }
@@ -39,11 +41,6 @@ impl Endpoint {
         }
     }
 
-    /// What `auto://` came to, as a sentence; `None` when a transport was named.
-    pub(crate) fn choice_note(&self) -> Option<&'static str> {
-        (self.scheme == Scheme::Auto).then_some("auto: using tcp, this build has no rdma")
-    }
-
     /// `host:port`, as sockets take it: IPv6 in brackets.
     pub(crate) fn authority(&self) -> String {
         if self.host.contains(':') {
@@ -58,6 +55,7 @@ impl fmt::Display for Endpoint {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = match self.scheme {
             Scheme::Tcp => "tcp",
+            Scheme::Rdma => "rdma",
             Scheme::Auto => "auto",
         };
         write!(formatter, "{scheme}://{}", self.authority())
@@ -69,21 +67,17 @@ impl FromStr for Endpoint {
 
     fn from_str(text: &str) -> Result<Self, String> {
         const FORM: &str =
-            "an endpoint looks like tcp://host:7471, auto://host, or tcp://[2001:db8::1]:7471";
+            "an endpoint looks like auto://host, tcp://host:7471, or rdma://[2001:db8::1]:7471";
         let Some((scheme, rest)) = text.split_once("://") else {
             return Err(format!("no transport is named; {FORM}"));
         };
         let scheme = match scheme {
             "tcp" => Scheme::Tcp,
             "auto" => Scheme::Auto,
-            "rdma" => {
-                return Err(format!(
-                    "this build has no RDMA transport; use tcp://{rest} or auto://{rest}"
-                ));
-            }
+            "rdma" => Scheme::Rdma,
             other => {
                 return Err(format!(
-                    "'{other}' is not a transport: tcp and auto are; {FORM}"
+                    "'{other}' is not a transport: rdma, tcp and auto are; {FORM}"
                 ));
             }
         };
@@ -151,6 +145,7 @@ mod tests {
         assert_eq!(parsed("tcp://host"), "tcp://host:7471");
         assert_eq!(parsed("tcp://10.0.0.1:80"), "tcp://10.0.0.1:80");
         assert_eq!(parsed("auto://[::1]"), "auto://[::1]:7471");
+        assert_eq!(parsed("rdma://host:9"), "rdma://host:9");
         assert_eq!(parsed("tcp://[2001:db8::1]:0"), "tcp://[2001:db8::1]:0");
     }
 
@@ -159,7 +154,6 @@ mod tests {
         for (text, named) in [
             ("host:7471", "no transport is named"),
             ("udp://host", "'udp' is not a transport"),
-            ("rdma://host:1", "use tcp://host:1"),
             ("tcp://", "no host is named"),
             ("tcp://:80", "no host is named"),
             ("tcp://::1", "stands in brackets"),

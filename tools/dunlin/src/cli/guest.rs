@@ -10,6 +10,7 @@ use dunlin_vmm::workload::Workload;
 use uuid::Uuid;
 
 use super::endpoint::Endpoint;
+use super::rdma::RdmaChoices;
 use super::values::{
     BackingChoice, GuestKind, GuestName, Lanes, ReceiveBacking, TrackingChoice, some_duration,
 };
@@ -105,8 +106,9 @@ There is no authentication yet: listen only where you trust the network.",
     after_long_help = receive_help()
 )]
 pub(crate) struct Receive {
-    /// Where to listen; port 0 takes a free one, and says which
-    #[arg(long, value_name = "ENDPOINT", default_value = "tcp://0.0.0.0:7471")]
+    /// Where to listen for control connections, which are TCP; port 0 takes a free one, and says
+    /// which. Lanes come as the source asks, over TCP or RDMA; rdma:// sees that there is a device
+    #[arg(long, value_name = "ENDPOINT", default_value = "auto://0.0.0.0:7471")]
     pub(crate) listen: Endpoint,
     /// Exit with 0 once one guest has arrived; its process goes on
     #[arg(long)]
@@ -129,6 +131,8 @@ pub(crate) struct Receive {
     pub(crate) state: State,
     #[command(flatten)]
     pub(crate) hooks: HookChoices,
+    #[command(flatten)]
+    pub(crate) rdma: RdmaChoices,
     /// Tell what happens as JSON, one object a line
     #[arg(long)]
     pub(crate) json: bool,
@@ -185,14 +189,16 @@ pub(crate) struct Incoming {
     pub(crate) state: State,
     #[command(flatten)]
     pub(crate) hooks: HookChoices,
+    #[command(flatten)]
+    pub(crate) rdma: RdmaChoices,
 }
 
 /// Move a guest between two processes of this machine, and tell about it
 #[derive(Clone, Debug, Args)]
 #[command(
     long_about = "\
-Moves a guest between two processes of this machine, over a real connection on the loopback \
-interface, and tells about it: what ran, how the move went, and the receipt of the pause. Then it \
+Moves a guest between two processes of this machine, over a real connection (of this machine's RDMA \
+device with itself where there is one, else on the loopback interface), and tells about it: what ran, how the move went, and the receipt of the pause. Then it \
 sees that the guest goes on counting where it is now, ends everything, and cleans up.
 
 Both processes share this machine's cores and memory, so a move between two hosts is faster.",
@@ -264,6 +270,8 @@ pub(crate) enum TransportChoice {
     /// The best that there is
     #[default]
     Auto,
+    /// RDMA, over this machine's own device
+    Rdma,
     /// TCP
     Tcp,
 }

@@ -8,12 +8,14 @@
 //! | [`settle`] | `settle` |
 //! | [`looks`] | commands that look and end: `status`, `stop`, `doctor`, `completions` |
 //! | [`endpoint`] | `tcp://host:port` |
+//! | [`rdma`] | the flags for RDMA |
 //! | [`values`] | names, durations, lists |
 
 pub(crate) mod endpoint;
 pub(crate) mod guest;
 pub(crate) mod looks;
 pub(crate) mod moves;
+pub(crate) mod rdma;
 pub(crate) mod settle;
 pub(crate) mod values;
 
@@ -205,7 +207,9 @@ mod tests {
         let line = "dunlin send vm1 --to tcp://[::1]:9 --max-blackout 20ms --blackout-cap 1s \
              --on-stall switchover --max-bandwidth 64MiB/s --max-rounds 5 --timeout 2min \
              --verify full --lanes 4 --cpus 0,2-3 --bind 10.0.0.1 --tos 46 --io writev \
-             --peer-timeout 3s --json --quiet --report /tmp/r";
+             --peer-timeout 3s --json --quiet --report /tmp/r --rdma-device mlx5_0 --rdma-port 1 \
+             --rdma-gid-index 3 --rdma-tos 184 --rdma-sl 4 --rdma-pkey 0 --rdma-ack-timeout 12 \
+             --poll spin";
         let Command::Send(send) = Cli::try_parse_from(line.split_whitespace())
             .unwrap()
             .command
@@ -219,6 +223,7 @@ mod tests {
         assert_eq!(settings.max_bandwidth, Some(64 << 20));
         assert_eq!(settings.cpus, [0, 2, 3]);
         assert_eq!(order.dscp, Some(46));
+        assert_eq!(order.rdma.as_arguments().len(), 8);
     }
 
     #[test]
@@ -239,7 +244,7 @@ mod tests {
     fn a_wrong_value_is_named() {
         for (line, named) in [
             ("dunlin send vm1 --to host", "no transport is named"),
-            ("dunlin send vm1 --to rdma://h", "no RDMA"),
+            ("dunlin send vm1 --to sctp://h", "not a transport"),
             ("dunlin send ../x --to tcp://h", "a guest's name is"),
             (
                 "dunlin send vm1 --to tcp://h --max-blackout 50",

@@ -10,6 +10,7 @@ use dunlin_vmm::size::parse_rate;
 
 use super::Runtime;
 use super::endpoint::Endpoint;
+use super::rdma::RdmaChoices;
 use super::values::{CpuList, GuestName, Lanes, StallChoice, VerifyChoice, some_duration};
 use crate::exit::{Exit, help};
 use crate::local::protocol::{IoChoice, MoveOrder, nanoseconds};
@@ -34,7 +35,8 @@ pub(crate) struct Send {
     /// The guest
     #[arg(value_name = "GUEST")]
     pub(crate) name: GuestName,
-    /// The destination: tcp://host, tcp://host:7471 or auto://host; IPv6 in brackets
+    /// The destination: auto://host (RDMA where both sides have it, else TCP), rdma://host or
+    /// tcp://host:7471; IPv6 in brackets
     #[arg(long, value_name = "ENDPOINT")]
     pub(crate) to: Endpoint,
     /// The budget: pause once the blackout is predicted to be at most this
@@ -71,7 +73,7 @@ pub(crate) struct Send {
     /// The packets' DSCP mark
     #[arg(long, value_name = "DSCP", value_parser = clap::value_parser!(u8).range(0..64))]
     pub(crate) tos: Option<u8>,
-    /// How lanes do their I/O
+    /// How lanes over TCP do their I/O
     #[arg(long, value_enum, default_value_t)]
     pub(crate) io: IoChoice,
     /// How long the destination may be silent
@@ -89,6 +91,8 @@ pub(crate) struct Send {
     /// Write the report as JSON to this file too
     #[arg(long, value_name = "FILE")]
     pub(crate) report: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) rdma: RdmaChoices,
     #[command(flatten)]
     pub(crate) runtime: Runtime,
 }
@@ -111,6 +115,7 @@ impl Send {
             bind: self.bind,
             dscp: self.tos,
             io: self.io,
+            rdma: self.rdma.clone(),
         }
     }
 }
@@ -119,7 +124,8 @@ fn send_help() -> String {
     format!(
         "Examples:
   dunlin send vm1 --to tcp://host-b
-  dunlin send vm1 --to tcp://[2001:db8::2]:7471 --max-blackout 10ms --lanes 4
+  dunlin send vm1 --to rdma://host-b --max-blackout 10ms --rdma-device mlx5_0
+  dunlin send vm1 --to tcp://[2001:db8::2]:7471 --lanes 4
   dunlin send vm1 --to auto://host-b --max-bandwidth 200MiB/s --on-stall switchover
   dunlin send vm1 --to tcp://host-b --json --quiet --timeout 5min
 

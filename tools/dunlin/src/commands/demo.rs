@@ -3,6 +3,7 @@
 mod stage;
 
 use std::io;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use dunlin_engine::report::Report;
@@ -16,6 +17,7 @@ use super::run::kind;
 use super::send::{Interrupts, Watched, watch_move};
 use crate::cli::guest::{Demo, TransportChoice};
 use crate::exit::Exit;
+use crate::fabric;
 use crate::failure::Failure;
 use crate::local::client::Connection;
 use crate::local::protocol::{GuestState, GuestStatus, MoveOrder, nanoseconds};
@@ -50,10 +52,11 @@ pub(crate) fn run(arguments: &Demo) -> Result<Exit, Failure> {
         palette: Palette::of(&io::stdout()),
     };
     let kind = kind(arguments.guest);
+    let place = place(arguments.transport)?;
     teller.tell(&introduction(arguments, kind))?;
 
     let mut stage = Stage::build()?;
-    let endpoint = stage.start_destination(arguments)?;
+    let endpoint = stage.start_destination(arguments, place)?;
     teller.step("destination", &format!("waits at {endpoint}"))?;
     stage.start_source(arguments, kind, &interrupts)?;
     pause(OVERTURE, &interrupts)?;
@@ -140,9 +143,30 @@ fn activity(workload: &Workload) -> String {
     )
 }
 
+/// Where the destination listens: at an address of an RDMA device of this machine where lanes may
+/// go over it, otherwise on the loopback interface. A device reaches itself.
+fn place(transport: TransportChoice) -> Result<IpAddr, Failure> {
+    let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    if transport == TransportChoice::Tcp {
+        return Ok(loopback);
+    }
+    let port = fabric::ports().map(|ports| ports.into_iter().next());
+    let reason = match port {
+        Ok(Some(port)) => return Ok(port.address),
+        Ok(None) => "no device has a port that is up and an IP address".to_owned(),
+        Err(reason) => reason,
+    };
+    match transport {
+        // The move itself says why it goes over TCP.
+        TransportChoice::Auto | TransportChoice::Tcp => Ok(loopback),
+        TransportChoice::Rdma => Err(Failure::local(format!("no RDMA here: {reason}"))),
+    }
+}
+
 fn scheme(transport: TransportChoice, endpoint: &str) -> String {
     match transport {
         TransportChoice::Tcp => endpoint.to_owned(),
+        TransportChoice::Rdma => endpoint.replacen("tcp://", "rdma://", 1),
         TransportChoice::Auto => endpoint.replacen("tcp://", "auto://", 1),
     }
 }

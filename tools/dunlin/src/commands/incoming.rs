@@ -20,7 +20,7 @@ use dunlin_engine::outside::Outside;
 use dunlin_engine::records::{Durability, Entry, Journal, Role, Subject};
 use dunlin_transports::control::ControlStopper;
 use dunlin_transports::deadline::Deadline;
-use dunlin_transports::lane::{DestinationEndpoint, DestinationEndpointFactory};
+use dunlin_transports::lane::DestinationEndpointFactory;
 use dunlin_transports::tcp::{
     DestinationEndpoint as TcpEndpoint, IncomingLane, Options, Preamble, control_channel,
 };
@@ -31,6 +31,7 @@ use self::serial_file::SerialFile;
 use crate::cli::guest::Incoming;
 use crate::console;
 use crate::exit::Exit;
+use crate::fabric;
 use crate::failure::Failure;
 use crate::guest::board::Facts;
 use crate::guest::hooks::Hooks;
@@ -128,6 +129,11 @@ fn arrive(arguments: &Incoming, socket: &UnixStream) -> Result<Arrived, Failure>
     let Some(Parcel::Control { stream, hello }) = parcel else {
         return Err(broken("gave no control connection"));
     };
+    // The address that the source has dialled: a device that has it leads back.
+    let local = stream
+        .local_addr()
+        .map_err(|error| Failure::system("the control connection's address", error))?;
+    let local = local.ip().to_canonical();
     let options = Options::default();
     let mut control = control_channel(stream, &options)
         .map_err(|error| Failure::new(Exit::PeerFailed, error.to_string()))?;
@@ -157,8 +163,10 @@ fn arrive(arguments: &Incoming, socket: &UnixStream) -> Result<Arrived, Failure>
         Arc::clone(&control.stopper),
         Arc::clone(&arrived),
     )?;
-    let endpoint: DestinationEndpointFactory = Box::new(move |memory| {
-        Ok(Box::new(TcpEndpoint::new(memory, lanes, options)) as Box<dyn DestinationEndpoint>)
+    let rdma = (hello.transport() == fabric::TRANSPORT).then(|| arguments.rdma.clone());
+    let endpoint: DestinationEndpointFactory = Box::new(move |memory| match rdma {
+        Some(choices) => fabric::destination(local, memory, &choices),
+        None => Ok(Box::new(TcpEndpoint::new(memory, lanes, options)) as _),
     });
     let mut factory = Announcing {
         factory: MachineFactory::new(

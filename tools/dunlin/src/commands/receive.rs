@@ -5,9 +5,10 @@ use std::sync::{Arc, Mutex};
 
 use dunlin_transports::tcp::{Options, listen};
 
-use crate::cli::endpoint::Endpoint;
+use crate::cli::endpoint::{Endpoint, Scheme};
 use crate::cli::guest::Receive;
 use crate::exit::Exit;
+use crate::fabric;
 use crate::failure::Failure;
 use crate::local::state_dir;
 use crate::supervisor::admission::Admission;
@@ -25,6 +26,9 @@ pub(crate) fn run(arguments: &Receive) -> Result<Exit, Failure> {
     runtime.prepare()?;
     let records = arguments.state.directory();
     state_dir::prepare(&records)?;
+    if arguments.listen.scheme == Scheme::Rdma {
+        see_rdma()?;
+    }
     let options = Options::default();
     let listener = listen(&arguments.listen.authority(), &options).map_err(|error| {
         Failure::system(
@@ -61,4 +65,16 @@ pub(crate) fn run(arguments: &Receive) -> Result<Exit, Failure> {
         Ok(Ending::Signal | Ending::Arrived) => Ok(Exit::Done),
         Err(_) => Err(Failure::local("the supervisor lost its threads")),
     }
+}
+
+/// Sees that guests can come over RDMA. What a guest's address leads to is seen when it comes.
+fn see_rdma() -> Result<(), Failure> {
+    let reason = match fabric::ports() {
+        Ok(ports) if !ports.is_empty() => return Ok(()),
+        Ok(_) => "no device has a port that is up and an IP address".to_owned(),
+        Err(reason) => reason,
+    };
+    Err(Failure::local(format!(
+        "no guest can come over RDMA: {reason}"
+    )))
 }

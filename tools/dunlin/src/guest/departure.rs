@@ -1,5 +1,8 @@
 //! A guest leaves: reaches the destination, and lets the engine move it.
 
+use std::net::SocketAddr;
+use std::time::Instant;
+
 use dunlin_engine::guest::GuestOffer;
 use dunlin_engine::records::{Durability, Entry, Journal, Role, Subject};
 use dunlin_engine::report::{Outcome, Report};
@@ -7,17 +10,23 @@ use dunlin_engine::settings::MoveHandle;
 use dunlin_engine::source::{MoveObserver, Peer, Reconnect, migrate};
 use dunlin_transports::control::{ControlChannel, ControlError};
 use dunlin_transports::deadline::Deadline;
-use dunlin_transports::lane::SessionId;
-use dunlin_transports::tcp::{Mechanism, Options, SourceEndpoint, dial_control, dial_settling};
+use dunlin_transports::lane::{SessionId, SourceEndpoint};
+use dunlin_transports::tcp::{
+    Mechanism, Options, SourceEndpoint as TcpEndpoint, dial_control, dial_settling,
+};
 use dunlin_vmm::machine::Machine;
 use uuid::Uuid;
 
 use super::Provisions;
 use super::hooks::Hooks;
-use crate::cli::endpoint::Endpoint;
+use crate::cli::endpoint::{Endpoint, Scheme};
+use crate::fabric;
 use crate::local::protocol::{IoChoice, MoveOrder};
 
 /// Moves the guest as ordered. Returns when the move is over, one way or the other.
+///
+/// Where the transport is left to this side it is RDMA, and TCP where that fails before the first
+/// page.
 pub(crate) fn depart(
     machine: &mut Machine,
     offer: &GuestOffer,
@@ -26,72 +35,146 @@ pub(crate) fn depart(
     handle: &MoveHandle,
     observer: &dyn MoveObserver,
 ) -> Report {
-    let settings = order.settings();
-    let peer = match reach(machine, offer, order, provisions, observer) {
+    let begun = Instant::now();
+    let mut settings = order.settings();
+    let endpoint: Endpoint = match order.to.parse() {
+        Ok(endpoint) => endpoint,
+        Err(reason) => {
+            let reason = format!("'{}': {reason}", order.to);
+            return Report::not_started(offer, Outcome::Failed, reason);
+        }
+    };
+    let departure = Departure {
+        offer,
+        order,
+        endpoint,
+        provisions,
+        observer,
+    };
+    let peer = match departure.reach(machine, departure.endpoint.scheme) {
         Ok(peer) => peer,
         Err((outcome, reason)) => return Report::not_started(offer, outcome, reason),
     };
-    migrate(machine, peer, &settings, handle, observer)
+    let may_be_another =
+        departure.endpoint.scheme == Scheme::Auto && peer.endpoint.transport() == fabric::TRANSPORT;
+    let report = migrate(machine, peer, &settings, handle, observer);
+    if !may_be_another || !report.another_transport_may_do || handle.cancelled() {
+        return report;
+    }
+    let what = match report.outcome {
+        Outcome::Refused => "the destination refused rdma",
+        _ => "rdma failed",
+    };
+    let reason = report.reason.as_deref().unwrap_or_default();
+    observer.note(&format!("auto: using tcp, as {what}: {reason}"));
+    settings.timeout = settings
+        .timeout
+        .map(|limit| limit.saturating_sub(begun.elapsed()));
+    // A session of its own: nobody at the destination expects a second try of the first.
+    match departure.reach(machine, Scheme::Tcp) {
+        Ok(peer) => migrate(machine, peer, &settings, handle, observer),
+        Err((outcome, reason)) => Report::not_started(offer, outcome, reason),
+    }
 }
 
-fn reach(
-    machine: &Machine,
-    offer: &GuestOffer,
-    order: &MoveOrder,
-    provisions: &Provisions,
-    observer: &dyn MoveObserver,
-) -> Result<Peer, (Outcome, String)> {
-    let endpoint: Endpoint = order
-        .to
-        .parse()
-        .map_err(|reason| (Outcome::Failed, format!("'{}': {reason}", order.to)))?;
-    if let Some(note) = endpoint.choice_note() {
-        observer.note(note);
-    }
-    let options = options(order);
-    let subject = Subject {
-        uuid: offer.identity.uuid,
-        name: offer.identity.name.clone(),
-        epoch: offer.identity.epoch,
-        // 122 random bits of a version 4 UUID: chosen by this side, guessed by nobody.
-        session: SessionId(Uuid::new_v4().into_bytes()),
-        role: Role::Source,
-        peer: endpoint.to_string(),
-    };
-    // Before anything is said to anyone: a move that can't be recorded does not begin.
-    let mut journal = provisions.records.begin(&subject).map_err(|error| {
-        let reason = format!("the move can't be recorded, so it does not begin: {error}");
-        (Outcome::Failed, reason)
-    })?;
-    let deadline = Deadline::after(order.settings().peer_timeout);
-    let authority = endpoint.authority();
-    let dialled = dial_control(&authority, subject.session, &options, deadline);
-    let (control, address) = match dialled {
-        Ok(dialled) => dialled,
-        Err(error) => {
-            let reason = unreachable(&error, &endpoint);
+/// What a move is made from, beside the guest.
+struct Departure<'a> {
+    offer: &'a GuestOffer,
+    order: &'a MoveOrder,
+    endpoint: Endpoint,
+    provisions: &'a Provisions,
+    observer: &'a dyn MoveObserver,
+}
+
+impl Departure<'_> {
+    /// Connects to the destination, for lanes over this transport.
+    fn reach(&self, machine: &Machine, scheme: Scheme) -> Result<Peer, (Outcome, String)> {
+        let (offer, order) = (self.offer, self.order);
+        let options = options(order);
+        let subject = Subject {
+            uuid: offer.identity.uuid,
+            name: offer.identity.name.clone(),
+            epoch: offer.identity.epoch,
+            // 122 random bits of a version 4 UUID: chosen by this side, guessed by nobody.
+            session: SessionId(Uuid::new_v4().into_bytes()),
+            role: Role::Source,
+            peer: self.endpoint.to_string(),
+        };
+        // Before anything is said to anyone: a move that can't be recorded does not begin.
+        let mut journal = self.provisions.records.begin(&subject).map_err(|error| {
+            let reason = format!("the move can't be recorded, so it does not begin: {error}");
+            (Outcome::Failed, reason)
+        })?;
+        let deadline = Deadline::after(order.settings().peer_timeout);
+        let authority = self.endpoint.authority();
+        let dialled = dial_control(&authority, subject.session, &options, deadline)
+            .map_err(|error| (Outcome::PeerFailed, unreachable(&error, &self.endpoint)));
+        let reached = dialled.and_then(|(control, address)| {
+            let lanes = self.lanes(machine, address, scheme, &options);
+            lanes
+                .map(|lanes| (control, lanes))
+                .map_err(|reason| (Outcome::Failed, reason))
+        });
+        let (control, lanes) = reached.inspect_err(|(_, reason)| {
             // Nobody heard of the session; at worst the record is found again, and means nothing.
-            let _ = journal.add(Entry::Stayed, &reason, Durability::Plain, deadline);
-            return Err((Outcome::PeerFailed, reason));
-        }
-    };
-    let memory = machine.guest_memory().lane_map().clone();
-    Ok(Peer {
-        session: subject.session,
-        control,
-        endpoint: Box::new(SourceEndpoint::new(address, memory, options.clone())),
-        journal: Box::new(journal),
-        reconnect: Box::new(Redial {
-            authority,
+            let deadline = Deadline::after(order.settings().peer_timeout);
+            let _ = journal.add(Entry::Stayed, reason, Durability::Plain, deadline);
+        })?;
+        Ok(Peer {
             session: subject.session,
-            options,
-        }),
-        outside: Box::new(Hooks {
-            choices: provisions.hooks.clone(),
-            epoch: subject.epoch,
-            subject,
-        }),
-    })
+            control,
+            endpoint: lanes,
+            journal: Box::new(journal),
+            reconnect: Box::new(Redial {
+                authority,
+                session: subject.session,
+                options,
+            }),
+            outside: Box::new(Hooks {
+                choices: self.provisions.hooks.clone(),
+                epoch: subject.epoch,
+                subject,
+            }),
+        })
+    }
+
+    /// What opens the lanes to a destination that was reached at `address`.
+    fn lanes(
+        &self,
+        machine: &Machine,
+        address: SocketAddr,
+        scheme: Scheme,
+        options: &Options,
+    ) -> Result<Box<dyn SourceEndpoint>, String> {
+        let memory = machine.guest_memory().lane_map().clone();
+        let tcp = |memory| Box::new(TcpEndpoint::new(address, memory, options.clone()));
+        if scheme == Scheme::Tcp {
+            return Ok(tcp(memory));
+        }
+        let order = self.order;
+        let rdma = fabric::source(
+            address,
+            memory.clone(),
+            &order.rdma,
+            order.bind,
+            options.tos,
+        );
+        match rdma {
+            Ok(lanes) => {
+                if scheme == Scheme::Auto {
+                    let note = format!("auto: using rdma, {}", lanes.mechanism());
+                    self.observer.note(&note);
+                }
+                Ok(lanes)
+            }
+            Err(reason) if scheme == Scheme::Auto => {
+                self.observer
+                    .note(&format!("auto: using tcp, as there is no rdma: {reason}"));
+                Ok(tcp(memory))
+            }
+            Err(reason) => Err(reason),
+        }
+    }
 }
 
 /// Reaches the destination's supervisor again.

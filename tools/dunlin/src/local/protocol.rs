@@ -18,6 +18,7 @@ use dunlin_engine::session::Decision;
 use dunlin_engine::settings::{MoveSettings, OnStall, Verify};
 use serde::{Deserialize, Serialize};
 
+use crate::cli::rdma::RdmaChoices;
 use crate::exit::Exit;
 use crate::failure::Failure;
 
@@ -170,6 +171,9 @@ pub(crate) struct MoveOrder {
     pub(crate) dscp: Option<u8>,
     /// How lanes do their I/O.
     pub(crate) io: IoChoice,
+    /// What is decided about RDMA.
+    #[serde(default)]
+    pub(crate) rdma: RdmaChoices,
 }
 
 impl MoveOrder {
@@ -191,6 +195,7 @@ impl MoveOrder {
             bind: None,
             dscp: None,
             io: IoChoice::default(),
+            rdma: RdmaChoices::default(),
         }
     }
 

@@ -109,6 +109,7 @@ pub(crate) fn moved() -> Report {
             source: host.clone(),
             destination: host,
         },
+        another_transport_may_do: false,
     }
 }
 

@@ -277,6 +277,7 @@ impl Admission {
             .arg(self.records.path())
             .args(["--peer", &peer.to_string()])
             .args(self.arguments.hooks.as_arguments())
+            .args(self.arguments.rdma.as_arguments())
             .stdin(Stdio::from(OwnedFd::from(far)))
             .stdout(log)
             .stderr(errors);

@@ -14,7 +14,12 @@ use rdma_sys::{
 
 use super::event::{DeviceEvent, RawDeviceEvent};
 use super::{Libraries, check_returned, set_nonblocking};
+use crate::rdma::LinkLayer;
 use crate::rdma::error::RdmaError;
+
+/// `IBV_LINK_LAYER_ETHERNET` (verbs.h). 1 is InfiniBand, and so is 0, of devices from before there
+/// was another.
+const LINK_LAYER_ETHERNET: u8 = 2;
 
 /// What a device can do, as far as lanes ask.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +50,8 @@ pub(in crate::rdma) struct PortState {
     pub(in crate::rdma) path_mtu: u32,
     /// How many entries its table of addresses has, used or not.
     pub(in crate::rdma) global_ids: u32,
+    /// What its link is.
+    pub(in crate::rdma) link_layer: LinkLayer,
 }
 
 /// A port's address on the fabric (a GID); for RoCE an IPv6 address or a mapped IPv4 address.
@@ -260,6 +267,10 @@ impl Device {
             is_active: raw.state == ibv_port_state::IBV_PORT_ACTIVE,
             path_mtu: raw.active_mtu,
             global_ids: u32::try_from(raw.gid_tbl_len).unwrap_or(0),
+            link_layer: match raw.link_layer {
+                LINK_LAYER_ETHERNET => LinkLayer::Ethernet,
+                _ => LinkLayer::InfiniBand,
+            },
         })
     }
 

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
+use std::net::{IpAddr, SocketAddr};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -16,6 +17,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use super::{Interrupts, LOOK_INTERVAL, pause};
+use crate::cli::endpoint::Endpoint;
 use crate::cli::guest::Demo;
 use crate::commands::steer::stop_guest;
 use crate::failure::Failure;
@@ -74,10 +76,15 @@ impl Stage {
     }
 
     /// Starts the destination, and says where it listens.
-    pub(super) fn start_destination(&mut self, arguments: &Demo) -> Result<String, Failure> {
+    pub(super) fn start_destination(
+        &mut self,
+        arguments: &Demo,
+        place: IpAddr,
+    ) -> Result<String, Failure> {
+        let place = Endpoint::tcp(SocketAddr::new(place, 0));
         let mut child = Command::new(own_program())
             .args(["receive", "--once", "--json", "--with-parent"])
-            .args(["--listen", "tcp://127.0.0.1:0"])
+            .args(["--listen", &place.to_string()])
             .arg("--dirty-tracking")
             .arg(value_name(&arguments.dirty_tracking))
             .arg("--runtime-dir")

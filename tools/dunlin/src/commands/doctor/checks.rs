@@ -16,6 +16,7 @@ use dunlin_vmm::memory::{allocate, pc_layout};
 use rustix::process::{Resource, getrlimit};
 
 use super::{Finding, State};
+use crate::fabric;
 use crate::render::amounts::{bytes, count, counted};
 use crate::supervisor::host::host_memory;
 
@@ -280,20 +281,57 @@ fn locked_memory() -> Finding {
     }
 }
 
+/// Asks the transport itself: the libraries, the devices, their ports.
 fn rdma() -> Finding {
     const NAME: &str = "rdma";
-    let mut devices: Vec<String> = fs::read_dir("/sys/class/infiniband")
-        .map(|entries| {
-            entries
-                .flatten()
-                .map(|entry| entry.file_name().to_string_lossy().into_owned())
-                .collect()
-        })
-        .unwrap_or_default();
-    devices.sort_unstable();
-    if devices.is_empty() {
-        return Finding::new(NAME, State::Missing, "no device").meaning("guests move over TCP");
+    const WITHOUT: &str = "guests move over TCP";
+    let devices = rdma_devices();
+    match (fabric::ports(), devices.is_empty()) {
+        (Ok(ports), _) if !ports.is_empty() => {
+            let words: Vec<&str> = ports.iter().map(|port| port.words.as_str()).collect();
+            Finding::new(NAME, State::Ok, words.join("; "))
+        }
+        (Ok(_), true) => Finding::new(NAME, State::Missing, "no device").meaning(WITHOUT),
+        (Ok(_), false) => Finding::new(NAME, State::Limited, devices.join(", "))
+            .meaning(format!("no port is up and has an IP address: {WITHOUT}"))
+            .remedy("rdma link   (and give the network device an address: ip address add …)"),
+        // What helps is in the words; without a device it helps nothing.
+        (Err(reason), is_empty) => {
+            let (state, found) = match is_empty {
+                true => (State::Missing, "no device".to_owned()),
+                false => (State::Limited, devices.join(", ")),
+            };
+            let finding = Finding::new(NAME, state, found).meaning(format!("{WITHOUT}: {reason}"));
+            match is_empty {
+                true => finding,
+                false => finding.remedy("apt-get install libibverbs1 librdmacm1 ibverbs-providers"),
+            }
+        }
     }
-    Finding::new(NAME, State::Limited, devices.join(", "))
-        .meaning("this build has no RDMA transport: guests move over TCP")
+}
+
+/// The kernel's RDMA devices, with the state and the link of each port.
+fn rdma_devices() -> Vec<String> {
+    let folder = Path::new("/sys/class/infiniband");
+    let names = |folder: &Path| {
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+        let mut names: Vec<String> = entries
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect();
+        names.sort_unstable();
+        names
+    };
+    let device = |name: String| {
+        let ports = folder.join(&name).join("ports");
+        let port = |number: String| {
+            let attribute = |what: &str| read(ports.join(&number).join(what)).unwrap_or_default();
+            // The state is told as in '4: ACTIVE'.
+            let state = attribute("state");
+            let state = state.rsplit(": ").next().unwrap_or_default().to_owned();
+            format!("port {number} {state}, {}", attribute("link_layer"))
+        };
+        let ports: Vec<String> = names(&ports).into_iter().map(port).collect();
+        format!("{name} ({})", ports.join("; "))
+    };
+    names(folder).into_iter().map(device).collect()
 }

@@ -1,0 +1,127 @@
+//! What an operator may decide about RDMA: the flags of `send` and of `receive`.
+
+use clap::{Args, ValueEnum};
+use serde::{Deserialize, Serialize};
+
+/// Choices for lanes over RDMA. What is not said follows from the address that is dialled or
+/// listened at.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, Args)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct RdmaChoices {
+    /// The RDMA device, as in mlx5_0; an error if another one leads to the address [default:
+    /// whichever does]
+    #[arg(
+        long = "rdma-device",
+        value_name = "NAME",
+        help_heading = "RDMA options"
+    )]
+    pub(crate) device: Option<String>,
+    /// The device's port, counted from 1 [default: the one that leads to the address]
+    #[arg(long = "rdma-port", value_name = "N", help_heading = "RDMA options", value_parser = clap::value_parser!(u8).range(1..))]
+    pub(crate) port: Option<u8>,
+    /// The entry of the port's table of addresses [default: the one of the IP address]
+    #[arg(
+        long = "rdma-gid-index",
+        value_name = "N",
+        help_heading = "RDMA options"
+    )]
+    pub(crate) gid_index: Option<u8>,
+    /// The traffic class of packets: for RoCE the DSCP mark times four [default: from --tos where
+    /// there is one, else the system's]
+    #[arg(long = "rdma-tos", value_name = "N", help_heading = "RDMA options")]
+    pub(crate) traffic_class: Option<u8>,
+    /// The service level (InfiniBand) or priority (RoCE) [default: the route's]
+    #[arg(long = "rdma-sl", value_name = "N", help_heading = "RDMA options", value_parser = clap::value_parser!(u8).range(0..16))]
+    pub(crate) service_level: Option<u8>,
+    /// The entry of the port's table of partition keys [default: the route's]
+    #[arg(long = "rdma-pkey", value_name = "N", help_heading = "RDMA options")]
+    pub(crate) pkey_index: Option<u16>,
+    /// When a packet is sent again: after 4.096 us times two to this power; seven times that, at
+    /// most four times as long, and a dead path is noticed [default: 14, 67 ms]
+    #[arg(long = "rdma-ack-timeout", value_name = "N", help_heading = "RDMA options", value_parser = clap::value_parser!(u8).range(1..=20))]
+    pub(crate) ack_timeout: Option<u8>,
+    /// How lanes wait for the device [default: adaptive]
+    #[arg(
+        long = "poll",
+        value_enum,
+        value_name = "HOW",
+        help_heading = "RDMA options"
+    )]
+    pub(crate) poll: Option<PollChoice>,
+}
+
+/// How a lane waits for its device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum PollChoice {
+    /// It looks again and again: the shortest wait, for a whole processor a lane
+    Spin,
+    /// It sleeps until the device interrupts
+    Event,
+    /// It spins for a while, then sleeps
+    Adaptive,
+}
+
+impl RdmaChoices {
+    /// The same choices on another command line.
+    pub(crate) fn as_arguments(&self) -> Vec<String> {
+        let number = |value: Option<u16>| value.map(|value| value.to_string());
+        let byte = |value: Option<u8>| number(value.map(u16::from));
+        let poll = self.poll.and_then(|poll| poll.to_possible_value());
+        let flags = [
+            ("rdma-device", self.device.clone()),
+            ("rdma-port", byte(self.port)),
+            ("rdma-gid-index", byte(self.gid_index)),
+            ("rdma-tos", byte(self.traffic_class)),
+            ("rdma-sl", byte(self.service_level)),
+            ("rdma-pkey", number(self.pkey_index)),
+            ("rdma-ack-timeout", byte(self.ack_timeout)),
+            ("poll", poll.map(|value| value.get_name().to_owned())),
+        ];
+        let given = flags.into_iter().filter_map(|(flag, value)| {
+            let value = value?;
+            Some(format!("--{flag}={value}"))
+        });
+        given.collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        choices: RdmaChoices,
+    }
+
+    #[test]
+    fn choices_survive_another_command_line() {
+        let choices = RdmaChoices {
+            device: Some("rxe0".to_owned()),
+            port: Some(1),
+            gid_index: Some(0),
+            traffic_class: Some(184),
+            service_level: Some(3),
+            pkey_index: Some(300),
+            ack_timeout: Some(14),
+            poll: Some(PollChoice::Event),
+        };
+        let mut line = vec!["line".to_owned()];
+        line.extend(choices.as_arguments());
+        assert_eq!(line.len(), 9);
+        assert_eq!(Line::try_parse_from(line).unwrap().choices, choices);
+        assert!(RdmaChoices::default().as_arguments().is_empty());
+        for bad in [
+            "--rdma-port=0",
+            "--rdma-ack-timeout=0",
+            "--rdma-sl=16",
+            "--poll=busy",
+        ] {
+            assert!(Line::try_parse_from(["line", bad]).is_err(), "{bad}");
+        }
+    }
+}
