@@ -416,6 +416,16 @@ const SLICES_FROM_POINTERS: &[(&str, usize, &str)] = &[
         "a page of a guest that does not run, for read(2)",
     ),
     (
+        "transports/src/rdma/verbs/conversation.rs",
+        1,
+        "a connection request's private data, in the library's own event",
+    ),
+    (
+        "transports/src/rdma/verbs/queue_pair.rs",
+        1,
+        "in a test: a message in the list of requests itself",
+    ),
+    (
         "tools/vmm/src/kvm_guest/program.rs",
         1,
         "the guest program in this binary's read-only data",

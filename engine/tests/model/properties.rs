@@ -234,6 +234,7 @@ fn found(entry: Entry, record: &Record, role: Role) -> Found {
         entry,
         words: String::new(),
         unix_ms: 0,
+        has_acquired: false,
         is_alive: false,
         is_same_boot: record.is_same_boot,
         path: PathBuf::new(),
