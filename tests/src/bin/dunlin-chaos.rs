@@ -14,6 +14,7 @@ use dunlin_tests::chaos::campaign::Campaign;
 use dunlin_tests::chaos::fault::Wanted;
 use dunlin_tests::chaos::rules::Ending;
 use dunlin_tests::chaos::run::Outcome;
+use dunlin_tests::chaos::table::Table;
 use dunlin_tests::chaos::tally::Tally;
 use dunlin_tests::host::{has_kvm, has_namespaces};
 use dunlin_tests::program::dunlin;
@@ -110,7 +111,7 @@ fn chaos(arguments: &Arguments) -> Result<u8> {
     progress.end();
     let tally = Tally::new(&outcomes);
     if let Some(path) = &arguments.table {
-        std::fs::write(path, tally.markdown())
+        std::fs::write(path, Table::new(&outcomes).markdown())
             .with_context(|| format!("writing {}", path.display()))?;
     }
     if arguments.json {
