@@ -128,6 +128,11 @@ impl Arena {
         for line in &self.heard {
             text.push_str(&format!("\nreceive: {}", line.text));
         }
+        if let Some(send) = &mut self.send {
+            for line in send.lines_so_far() {
+                text.push_str(&format!("\nsend: {}", line.text));
+            }
+        }
         text.push_str(&format!("\n{epilogue}\n"));
         // The verdict is told on the terminal too.
         let _ = fs::write(self.directory.path().join("story.txt"), text);

@@ -121,7 +121,7 @@ pub fn run(order: Order, number: usize, interrupted: &AtomicBool) -> Result<Outc
             complaints: Vec::new(),
         };
         let Some(ending) = run.perform()? else {
-            let last = run.arena.look_here().last_move();
+            let last = run.why_it_ended();
             let was_busy = ["silent", "nothing moved"]
                 .iter()
                 .any(|why| last.contains(why));
@@ -184,6 +184,19 @@ impl Run<'_> {
             repeated,
             story: self.arena.story().to_vec(),
             kept_at,
+        }
+    }
+
+    /// Why the move ended before the fault's turn came, as far as the source tells.
+    fn why_it_ended(&mut self) -> String {
+        let end = Instant::now() + VICTIM_TIME_MAX;
+        loop {
+            let here = self.arena.look_here();
+            // A busy machine may keep it from answering at once.
+            if here.has_moved_on() || Instant::now() >= end {
+                return here.last_move();
+            }
+            std::thread::sleep(LOOK_INTERVAL);
         }
     }
 
