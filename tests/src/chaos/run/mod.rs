@@ -25,6 +25,10 @@ pub const PEER_TIMEOUT: Duration = Duration::from_millis(500);
 /// The same in all other moves: nobody has to wait for it, and a busy machine does not reach it.
 const PEER_TIMEOUT_LONG: Duration = Duration::from_secs(5);
 
+/// How long a destination bears silence, whatever the source was told. A frozen source outlasts it
+/// where that decides about the guest: in the handover.
+const DESTINATION_PATIENCE: Duration = Duration::from_secs(5);
+
 /// How often a run is made again whose move ended before the fault's turn came, because the machine
 /// kept a peer from speaking for so long.
 const ATTEMPTS_MAX: u32 = 4;
@@ -294,7 +298,13 @@ impl Run<'_> {
                 self.signal_if_there(victim, libc::SIGCONT)
             }
             Deed::Freeze(victim) => {
-                self.pass(PEER_TIMEOUT * 3)?;
+                let handover = Phase::Prepared..=Phase::Committed;
+                let outlasts_destination =
+                    victim == Victim::Run && handover.contains(&self.order.fault.phase);
+                self.pass(match outlasts_destination {
+                    true => DESTINATION_PATIENCE + PEER_TIMEOUT * 2,
+                    false => PEER_TIMEOUT * 3,
+                })?;
                 self.signal_if_there(victim, libc::SIGCONT)
             }
             Deed::FreezeKill(victim) => {
