@@ -52,6 +52,21 @@ impl Arena {
         Ok(found)
     }
 
+    /// Writes down what each process waits for, where nothing goes on.
+    pub fn tell_waits(&mut self) {
+        for pid in [self.here.processes(), self.there.processes()].concat() {
+            let tasks = fs::read_dir(format!("/proc/{pid}/task"));
+            for task in tasks.into_iter().flatten().flatten() {
+                let read = |file: &str| {
+                    let text = fs::read_to_string(task.path().join(file)).unwrap_or_default();
+                    text.trim().to_owned()
+                };
+                let (name, waits, call) = (read("comm"), read("wchan"), read("syscall"));
+                self.tell(&format!("process {pid}, thread '{name}': {waits} ({call})"));
+            }
+        }
+    }
+
     /// Ends the guest wherever it is, then the receiver, as a person would. Returns what did not
     /// end, or was left behind.
     ///
@@ -126,7 +141,8 @@ impl Arena {
             self.heard.extend_from_slice(lines);
         }
         for line in &self.heard {
-            text.push_str(&format!("\nreceive: {}", line.text));
+            let at = line.at.saturating_duration_since(self.began).as_millis();
+            text.push_str(&format!("\n{at:>6} ms  receive: {}", line.text));
         }
         if let Some(send) = &mut self.send {
             for line in send.lines_so_far() {

@@ -122,6 +122,7 @@ pub fn run(order: Order, number: usize, interrupted: &AtomicBool) -> Result<Outc
             interrupted,
             fault_at: None,
             noticed_at: None,
+            loops_at_fault: None,
             complaints: Vec::new(),
         };
         let Some(ending) = run.perform()? else {
@@ -149,6 +150,8 @@ struct Run<'a> {
     interrupted: &'a AtomicBool,
     fault_at: Option<Instant>,
     noticed_at: Option<Instant>,
+    /// What the guest had counted at the source when it was first looked at behind the fault.
+    loops_at_fault: Option<u64>,
     complaints: Vec<String>,
 }
 
@@ -354,8 +357,8 @@ impl Run<'_> {
         }
     }
 
-    /// Whether the side that survives has noticed the fault: the source no longer moves the guest,
-    /// or is in doubt; the destination has given the guest up, or has it.
+    /// Whether the side that survives has noticed the fault; the destination has, when it has given
+    /// the guest up, or has it.
     fn look_for_notice(&mut self) {
         let (Some(fault_at), None) = (self.fault_at, self.noticed_at) else {
             return;
@@ -373,16 +376,29 @@ impl Run<'_> {
             | Deed::FreezeKill(Victim::Incoming)
             | Deed::Freeze(Victim::Incoming)
             | Deed::Cut
-            | Deed::CutRestart => match self.arena.look_here() {
-                There::Says(guest)
-                    if guest["state"] == "unknown-owner" || guest["move_under_way"].is_null() =>
-                {
-                    Some(Instant::now())
-                }
-                _ => None,
-            },
+            | Deed::CutRestart => self.source_notices().then(Instant::now),
             _ => None,
         };
+        if self.noticed_at.is_some() {
+            self.arena.tell("the surviving side has noticed");
+        }
+    }
+}
+
+impl Run<'_> {
+    /// Whether the source has noticed the fault: it no longer moves the guest, is in doubt, or runs
+    /// the guest again that was paused.
+    fn source_notices(&mut self) -> bool {
+        let There::Says(guest) = self.arena.look_here() else {
+            return false;
+        };
+        if guest["state"] == "unknown-owner" || guest["move_under_way"].is_null() {
+            return true;
+        }
+        let is_paused = (Phase::Paused..=Phase::Committed).contains(&self.order.fault.phase);
+        let loops = guest["workload"]["loops"].as_u64().unwrap_or_default();
+        let before = *self.loops_at_fault.get_or_insert(loops);
+        is_paused && loops > before
     }
 }
 
