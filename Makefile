@@ -15,13 +15,18 @@ DUNLIN := $(CARGO_TARGET_DIR)/release/dunlin
 # side by side they would measure each other.
 SCENARIO_THREADS ?= 1
 
+# Schedules of the simulation; and the one seed that is played, with all that happens in it.
+SCHEDULES ?= 2000
+SEED ?=
+SIMULATION := $(CARGO) test -p dunlin-engine --locked --features simulation --test simulation
+
 # How many moves with faults; 300 have each fault at least once.
 RUNS ?= 300
 
 SETUP := tools/setup.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test chaos planted-bug bench lint format deny
+.PHONY: help demo build test model simulate chaos planted-bug softroce rdma-test bench lint format deny
 
 help: ## Say what there is
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,7 +42,17 @@ test: build ## Run every test: units, properties, and scenarios with the built p
 	@$(SETUP) --want ip
 	$(CARGO) test --workspace --exclude dunlin-tests --locked -- --show-output
 	$(CARGO) test -p dunlin-engine --features vm-memory --lib --locked vm_memory
+	$(CARGO) test -p dunlin-transports --locked --features simulation --lib runtime
+	$(SIMULATION) -- --schedules $(SCHEDULES)
 	DUNLIN=$(DUNLIN) $(CARGO) test -p dunlin-tests --locked -- --test-threads=$(SCENARIO_THREADS) --show-output
+
+model: ## Walk through all states of the handover, the larger bounds (about a minute)
+	@$(SETUP) rust cc
+	DUNLIN_MODEL=large $(CARGO) test -p dunlin-engine --test model --locked -- --show-output
+
+simulate: ## Play whole moves under seeds, in virtual time, with faults (SCHEDULES=N, or SEED=N)
+	@$(SETUP) rust cc
+	$(SIMULATION) -- $(if $(SEED),--seed $(SEED) --trace,--schedules $(SCHEDULES)) $(ARGS)
 
 chaos: build ## Move guests while processes are killed and links are cut (RUNS=300 ARGS=...)
 	@$(SETUP) --want ip
@@ -46,9 +61,21 @@ chaos: build ## Move guests while processes are killed and links are cut (RUNS=3
 # The program with the bug has a folder of its own, so that nobody runs it by mistake.
 planted-bug: ## See that a planted bug, which makes two owners of a guest, is found
 	@$(SETUP) rust cc --want ip
+	$(CARGO) test -p dunlin-engine --features planted-split-brain --test model --locked -- --show-output
+	$(SIMULATION) --features planted-split-brain -- --schedules $(SCHEDULES) --planted-bug
 	$(CARGO) build --locked -p dunlin --features planted-split-brain --target-dir $(CARGO_TARGET_DIR)/planted
 	DUNLIN=$(CARGO_TARGET_DIR)/planted/debug/dunlin $(CARGO) run -p dunlin-tests --locked --bin dunlin-chaos -- \
 		--expect-two-owners --runs 8 --only freeze-incoming/commit --only cut/commit
+
+softroce: build ## Run the RDMA tests in an emulated machine that has RDMA (ARGS=pings: those named so)
+	@$(SETUP) rdma-headers
+	tests/softroce/suite machine '$(ARGS)'
+
+rdma-test: ## Run the same tests on this host, if it has an RDMA device (ARGS=pings: those named so)
+	@tests/softroce/suite device
+	@$(SETUP) rdma-tools
+	@$(MAKE) --no-print-directory build
+	tests/softroce/suite here '$(ARGS)'
 
 bench: ## Run the micro-benchmarks (about a minute; ARGS=zero runs those named so)
 	@$(SETUP) rust cc
@@ -59,6 +86,7 @@ lint: ## Check formatting, lints, documentation, and the licences and sources of
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	$(CARGO) clippy -p dunlin-transports --no-default-features --all-targets --locked -- -D warnings
+	$(CARGO) clippy -p dunlin-transports --features testing,simulation --all-targets --locked -- -D warnings
 	$(CARGO) clippy -p dunlin-engine --no-default-features --all-targets --locked -- -D warnings
 	$(CARGO) clippy -p dunlin-engine --all-features --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --no-deps --workspace --locked

@@ -22,6 +22,7 @@ die() {
 left_out() {
     case $1 in
         ip) echo 'tests between network namespaces are skipped' ;;
+        rdma-headers) echo 'RDMA is not built' ;;
         cargo-deny) echo "licences and sources of dependencies are not checked" ;;
         *) echo 'something is left out' ;;
     esac
@@ -34,10 +35,23 @@ present() {
         clippy) cargo clippy --version >/dev/null 2>&1 ;;
         # A compiler without the C library's start files links nothing.
         cc) command -v cc >/dev/null && echo 'int main(void) { return 0; }' | cc -x c -o /dev/null - 2>/dev/null ;;
+        # rdma-sys makes its bindings from the headers; see clang_is_known for what it needs besides.
+        rdma-headers) command -v pkg-config >/dev/null && pkg-config --exists libibverbs librdmacm && clang_is_known ;;
         cargo-deny | make) command -v "$1" >/dev/null ;;
         ip) command -v ip >/dev/null || [ -x /sbin/ip ] || [ -x /usr/sbin/ip ] ;;
+        rdma-tools) command -v ibv_devinfo >/dev/null && command -v rping >/dev/null && PATH=$PATH:/usr/sbin:/sbin command -v rdma >/dev/null ;;
         *) die "there is no tool '$1' that this script knows" ;;
     esac
+}
+
+# rdma-sys's bindgen 0.59 fails with clang 16 and newer. Where the system has no older one, the PyPI
+# package libclang 14.0.6 carries the library: name its folder in LIBCLANG_PATH.
+clang_is_known() {
+    local library
+    for library in ${LIBCLANG_PATH:+"$LIBCLANG_PATH"/libclang*.so*} /usr/lib/llvm-{11,12,13,14,15}/lib/libclang*.so*; do
+        [ -e "$library" ] && return
+    done
+    return 1
 }
 
 rust_is_new_enough() {
@@ -64,6 +78,9 @@ install() {
         cc) apt gcc libc6-dev ;;
         make) apt make ;;
         ip) apt iproute2 ;;
+        rdma-tools) apt ibverbs-utils ibverbs-providers rdmacm-utils iproute2 ;;
+        # The one package with a clang that is not too new; Debian 12 has it.
+        rdma-headers) apt pkg-config libibverbs-dev librdmacm-dev libclang-14-dev ;;
     esac
 }
 

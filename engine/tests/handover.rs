@@ -18,6 +18,7 @@ use std::time::Duration;
 use dunlin_engine::destination::ReceiveError;
 use dunlin_engine::guest::{GuestError, RunError};
 use dunlin_engine::protocol::{Abort, Message, MessageKind};
+use dunlin_engine::records::{Durability, Entry};
 use dunlin_engine::report::Outcome;
 use dunlin_engine::session::Decision;
 use dunlin_engine::settings::MoveHandle;
@@ -26,6 +27,7 @@ use dunlin_transports::lane::LaneNumber;
 
 use simulated::by_hand::DestinationByHand;
 use simulated::machine::Side;
+use simulated::records::Asked;
 use simulated::session::Ended;
 use simulated::{Call, Hooks, Session};
 
@@ -286,6 +288,30 @@ fn a_lost_lane_leaves_the_guest_at_home() {
         assert_eq!(ended.source.count(Call::Resume), usize::from(cut_in_pause));
         ended.assert_stayed(Outcome::PeerFailed);
     }
+}
+
+/// Nothing inside the pause waits for a disk: what is recorded there is made durable behind it.
+#[test]
+fn no_entry_of_the_pause_is_durable_and_all_are_made_so_afterwards() {
+    use Durability::{Durable, Plain};
+    let ended = session(Hooks::default()).run();
+    assert_eq!(
+        ended.source_asked,
+        [
+            Asked::Add(Entry::GivenUp, Plain),
+            Asked::Sync,
+            Asked::Add(Entry::Released, Plain),
+        ]
+    );
+    assert_eq!(
+        ended.destination_asked,
+        [
+            Asked::Add(Entry::Owned, Plain),
+            Asked::Add(Entry::Running, Durable),
+            Asked::Add(Entry::Released, Plain),
+        ]
+    );
+    ended.assert_moved();
 }
 
 /// The destination gives up and records that; asked on a new connection, it says so.

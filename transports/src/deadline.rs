@@ -49,13 +49,13 @@ impl Deadline {
 ///
 /// Whether something moved is looked at now and then only, so a stall is found up to a quarter of
 /// the limit late.
-#[cfg(any(test, feature = "tcp", feature = "testing"))]
+#[cfg(any(test, feature = "tcp", feature = "rdma", feature = "testing"))]
 pub(crate) struct StallWatch {
     limit: Duration,
     since: Instant,
 }
 
-#[cfg(any(test, feature = "tcp", feature = "testing"))]
+#[cfg(any(test, feature = "tcp", feature = "rdma", feature = "testing"))]
 impl StallWatch {
     pub(crate) fn new(limit: Duration) -> Self {
         let since = runtime::now();

@@ -21,6 +21,33 @@
 //!   or the error that came first; no call waits without bound.
 //! - Nothing that the peer sends makes this side panic, allocate beyond a stated cap, or touch
 //!   memory outside of the prepared ranges.
+//!
+//! # What travels over control for a transport
+//!
+//! A transport may need more from the control connection than tickets and grants. Three opaque byte
+//! strings have their place there, each bounded and each empty for a transport that has no use for
+//! it (TCP, in-memory):
+//!
+//! ```text
+//!   source                                        destination
+//!                                                 contact()              once the endpoint is made
+//!     accept_contact(contact)   ◀── WELCOME ──    with tickets and grants
+//!     open_lane(ticket) …       ══ the fabric ══▶ accept_lane(tickets) …
+//!     identity() of each lane   ── control ─────▶ confirm(lane, identity)
+//!     puts may begin            ◀── control ──    every lane is confirmed
+//! ```
+//!
+//! 1. **Contact**: where the destination's lanes listen. [`DestinationEndpoint::contact`] goes into
+//!    WELCOME; the source gives it to [`SourceEndpoint::accept_contact`] before it opens a lane.
+//! 2. **Identity**: which connection a lane is, as both of its ends see it. A fabric's connection
+//!    requests, with the ticket in them, can be read and repeated by others on it; so the source
+//!    sends each lane's number and [`SourceLane::identity`] over control, once all lanes are open,
+//!    and the destination gives them to [`DestinationEndpoint::confirm`]. Until a lane is confirmed
+//!    its puts are refused by the destination's device, so a source puts nothing before it knows
+//!    that all are. Where every identity is empty the exchange can be left out. A failed
+//!    confirmation ends the session.
+//! 3. **Offers**: for post-copy, the way back. What the source's [`SourceEndpoint::offer`] returns
+//!    goes to [`DestinationEndpoint::accept_offers`]; then [`DestinationLane::get`] can fetch.
 
 use std::fmt;
 use std::time::Duration;
@@ -36,6 +63,13 @@ pub const LANES_MAX: u16 = 64;
 
 /// The most bytes that a [`Grant`]'s key may have. An RDMA key and address take 12.
 pub const GRANT_KEY_BYTES_MAX: usize = 64;
+
+/// The most bytes that [`DestinationEndpoint::contact`] may have: an IP address and a port take 24.
+pub const CONTACT_BYTES_MAX: usize = 64;
+
+/// The most bytes that [`SourceLane::identity`] may have: two queue pair numbers and two 16-byte
+/// addresses take 40.
+pub const IDENTITY_BYTES_MAX: usize = 64;
 
 /// A lane's place among the session's lanes, counted from zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -207,6 +241,48 @@ pub struct LaneCounters {
     pub submissions: u64,
 }
 
+/// What a lane asked of its device since it was opened; all zero for a transport without one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeviceCounters {
+    /// Requests given to the device: writes, reads and messages.
+    pub work_requests: u64,
+    /// Times that the device was told of new requests; each tells of one or many.
+    pub doorbells: u64,
+    /// Completions taken from the device; requests that do not ask for one complete silently.
+    pub completions: u64,
+}
+
+/// Registrations of an endpoint's memory; all zero for a transport that has none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RegistrationCounters {
+    /// How many were made.
+    pub made: u64,
+    /// How many were ended.
+    pub ended: u64,
+    /// Bytes registered, and so pinned, at this moment.
+    pub bytes: u64,
+}
+
+/// The error of a verb that a transport does not have.
+fn unsupported(lane: LaneNumber, doing: &'static str) -> LaneError {
+    LaneError::System {
+        lane,
+        doing,
+        source: std::io::ErrorKind::Unsupported.into(),
+    }
+}
+
+/// The error for bytes of another transport.
+fn unexpected(lane: LaneNumber, what: &str, bytes: &[u8]) -> LaneError {
+    LaneError::Protocol {
+        lane,
+        violation: format!(
+            "{what} of {} bytes for a transport that has none",
+            bytes.len()
+        ),
+    }
+}
+
 /// The source's end of a lane. Used by one thread; it may go on to another once all that was put is
 /// fenced.
 pub trait SourceLane: Send {
@@ -250,6 +326,17 @@ pub trait SourceLane: Send {
 
     /// What passed over the lane so far.
     fn counters(&self) -> LaneCounters;
+
+    /// Which connection this is, at most [`IDENTITY_BYTES_MAX`] bytes, for the destination's
+    /// [`DestinationEndpoint::confirm`]; empty where the ticket alone binds a lane to its session.
+    fn identity(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    /// What the lane asked of its device so far.
+    fn device_counters(&self) -> DeviceCounters {
+        DeviceCounters::default()
+    }
 }
 
 /// The destination's end of a lane. Used by one thread, which does nothing else.
@@ -269,6 +356,29 @@ pub trait DestinationLane: Send {
     /// What passed over the lane so far; `None` where the bytes don't pass through this side's
     /// hands (one-sided writes), so that nobody here can count them.
     fn counters(&self) -> Option<LaneCounters>;
+
+    /// Fetches the runs' bytes from the same place of the source's memory, and returns when they
+    /// are here. The runs have to be prepared on this side and offered by the other.
+    ///
+    /// For post-copy, where the guest runs here already and waits for the page; so it is the
+    /// destination's verb, and it takes no part of the source's processor. A transport whose bytes
+    /// pass through the source's hands has no such verb: the source would have to be asked, which
+    /// is a message of the engine's protocol and a `put`.
+    ///
+    /// # Errors
+    ///
+    /// [`LaneError::System`] of kind `Unsupported` for a transport that can't, which may be told
+    /// from the endpoint's `accept_offers` too. [`LaneError::Stalled`] at the deadline; any other
+    /// [`LaneError`]. The lane is of no use afterwards.
+    fn get(&mut self, runs: &[Run], deadline: Deadline) -> Result<(), LaneError> {
+        let _ = (runs, deadline);
+        Err(unsupported(self.number(), "fetching pages"))
+    }
+
+    /// What the lane asked of its device so far.
+    fn device_counters(&self) -> DeviceCounters {
+        DeviceCounters::default()
+    }
 }
 
 /// The source's side of a session's lanes: opens them and holds what they share (a device, its
@@ -300,6 +410,47 @@ pub trait SourceEndpoint: Send + Sync {
     ///
     /// When a grant is malformed or its range is not guest memory.
     fn accept_grants(&self, grants: &[Grant]) -> Result<(), LaneError>;
+
+    /// Does now what the first put into a range would otherwise have to do (registration), so that
+    /// it need not be done in the blackout. May be called from several threads, ahead of the lanes.
+    /// It may make pages present that were untouched: look for those first.
+    ///
+    /// # Errors
+    ///
+    /// When the range was not prepared or the device refuses it.
+    fn warm(&self, range: Run) -> Result<(), LaneError> {
+        let _ = range;
+        Ok(())
+    }
+
+    /// Takes the destination's [`DestinationEndpoint::contact`], before the first lane is opened.
+    ///
+    /// # Errors
+    ///
+    /// When it is malformed, or of another transport.
+    fn accept_contact(&self, contact: &[u8]) -> Result<(), LaneError> {
+        if contact.is_empty() {
+            return Ok(());
+        }
+        Err(unexpected(LaneNumber(0), "a contact", contact))
+    }
+
+    /// Makes a range ready to be fetched by the destination: for [`DestinationLane::get`]. Ends
+    /// with the endpoint, or with `retire`.
+    ///
+    /// # Errors
+    ///
+    /// [`LaneError::System`] of kind `Unsupported` for a transport that has no `get`; else as for
+    /// `prepare`.
+    fn offer(&self, range: Run) -> Result<Grant, LaneError> {
+        let _ = range;
+        Err(unsupported(LaneNumber(0), "offering memory"))
+    }
+
+    /// Registrations so far.
+    fn registrations(&self) -> RegistrationCounters {
+        RegistrationCounters::default()
+    }
 
     /// Opens a lane.
     ///
@@ -337,6 +488,44 @@ pub trait DestinationEndpoint: Send + Sync {
     ///
     /// When the range was not prepared.
     fn retire(&self, range: Run) -> Result<(), LaneError>;
+
+    /// Where the source's lanes reach this endpoint, at most [`CONTACT_BYTES_MAX`] bytes; empty
+    /// where they go to the address and port of the control connection.
+    fn contact(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    /// Compares what the source says over control about one of its lanes with what is connected
+    /// here, and opens the prepared ranges to that lane. Each lane is confirmed once, after
+    /// [`DestinationEndpoint::accept_lane`] has returned it; its puts fail before.
+    ///
+    /// # Errors
+    ///
+    /// [`LaneError::Protocol`] when they differ, or there is no such lane: the session must end.
+    fn confirm(&self, lane: LaneNumber, identity: &[u8]) -> Result<(), LaneError> {
+        if identity.is_empty() {
+            return Ok(());
+        }
+        Err(unexpected(lane, "an identity", identity))
+    }
+
+    /// Takes the source's offers; a [`DestinationLane::get`] needs one for its range.
+    ///
+    /// # Errors
+    ///
+    /// [`LaneError::System`] of kind `Unsupported` for a transport that has no `get`; otherwise
+    /// when an offer is malformed or its range is not guest memory.
+    fn accept_offers(&self, offers: &[Grant]) -> Result<(), LaneError> {
+        if offers.is_empty() {
+            return Ok(());
+        }
+        Err(unsupported(LaneNumber(0), "taking offers of memory"))
+    }
+
+    /// Registrations so far.
+    fn registrations(&self) -> RegistrationCounters {
+        RegistrationCounters::default()
+    }
 
     /// Waits for the next lane that shows one of `tickets`; each ticket lets in one lane, once.
     /// A connection that shows none is turned away and the wait goes on.

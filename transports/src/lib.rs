@@ -12,6 +12,7 @@
 //! | [`runtime`] | what time it is, how threads are started, and where they wait |
 //! | `prepared` | which ranges the peer may write, and who is writing now |
 //! | `tcp` | lanes and control over TCP: io_uring, or plain `writev`/`readv` |
+//! | `rdma` | lanes over RDMA: writes from guest memory to guest memory |
 //! | `inmemory` | both ends in one process, with faults that a test orders |
 //! | `conformance` | the one suite that every transport passes |
 
@@ -21,12 +22,14 @@ pub mod lane;
 pub mod memory;
 pub mod runtime;
 
-#[cfg(any(test, feature = "tcp", feature = "testing"))]
+#[cfg(any(test, feature = "tcp", feature = "rdma", feature = "testing"))]
 mod prepared;
 
 #[cfg(any(test, feature = "testing"))]
 pub mod conformance;
 #[cfg(any(test, feature = "testing"))]
 pub mod inmemory;
+#[cfg(feature = "rdma")]
+pub mod rdma;
 #[cfg(feature = "tcp")]
 pub mod tcp;

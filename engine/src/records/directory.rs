@@ -52,15 +52,28 @@ pub struct Found {
 
 impl Found {
     /// Whether nobody can tell by this record alone whose the guest is: its process went away
-    /// behind the give-up, or while it held the guest.
+    /// behind the give-up, or while it held the guest; or the host restarted, which may have taken
+    /// back the plain entry that said so.
     pub fn is_in_doubt(&self) -> bool {
         let open = match self.subject.role {
-            Role::Source => self.entry == Entry::GivenUp,
+            Role::Source => self.may_be_given_up(),
             Role::Destination => {
                 matches!(self.entry, Entry::Owned | Entry::Running | Entry::Broken)
+                    || self.may_have_lost_an_entry()
             }
         };
         open && !self.is_alive
+    }
+
+    /// Whether the guest left this host by this session, or may have, and it is not settled.
+    pub fn may_be_given_up(&self) -> bool {
+        self.subject.role == Role::Source
+            && (self.entry == Entry::GivenUp || self.may_have_lost_an_entry())
+    }
+
+    /// Whether a plain entry behind the first may have been lost with the host.
+    fn may_have_lost_an_entry(&self) -> bool {
+        self.entry == self.subject.role.first_entry() && !self.is_same_boot
     }
 
     fn evidence(&self, has_later_epoch: bool) -> Evidence {
@@ -303,7 +316,7 @@ impl Archive for StateDirectory {
         let path = self.record_path(uuid, session, Role::Destination);
         let open = look(&path, Role::Destination).is_ok_and(|(contents, _)| {
             let last = contents.entries.last().map(|written| written.entry);
-            matches!(last, Some(Entry::Running | Entry::Aborted | Entry::Ended))
+            last.is_some_and(Entry::is_forgettable)
         });
         if open {
             // At worst it is found again, and asked for by nobody.
@@ -321,9 +334,7 @@ fn refuse_stale(found: &Found, subject: &Subject) -> Result<(), JournalError> {
     let stale = found.subject.role == Role::Destination
         && is_owner_record
         && found.subject.epoch >= subject.epoch;
-    let in_doubt = found.subject.role == Role::Source
-        && found.entry == Entry::GivenUp
-        && found.subject.epoch >= subject.epoch;
+    let in_doubt = found.may_be_given_up() && found.subject.epoch >= subject.epoch;
     if stale || in_doubt {
         let name = &found.subject.name;
         let epoch = found.subject.epoch.saturating_add(1);

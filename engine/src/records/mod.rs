@@ -6,7 +6,7 @@
 //! | here | what is recorded, and the trait of whoever keeps it |
 //! | [`verdict`] | what a destination's record tells a source that is in doubt |
 //! | [`format`](self) | a record as bytes |
-//! | [`file`] | a record as a file |
+//! | [`mod@file`] | a record as a file |
 //! | [`directory`] | the state directory: one folder a guest, one record a session and side |
 //!
 //! An entry is *plain* when it outlives the process that wrote it (kill -9), and *durable* when it
@@ -102,6 +102,12 @@ impl Entry {
             self,
             Self::Stayed | Self::Released | Self::ResumedByHand | Self::DiscardedByHand
         )
+    }
+
+    /// Whether a destination's record needs no reader any more once this is in it and the source
+    /// says that the session is settled. What is not decided yet is kept, whoever says so.
+    pub fn is_forgettable(self) -> bool {
+        matches!(self, Self::Running | Self::Aborted | Self::Ended)
     }
 
     /// Its name, as in files and on terminals.

@@ -298,6 +298,7 @@ impl DestinationByHand {
                 &network,
                 Home {
                     settings,
+                    own: Records::new(),
                     handle: Arc::clone(&handle),
                     supervisor: None,
                     decision: ("", Some(Decision::DiscardHere)),

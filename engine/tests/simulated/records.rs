@@ -1,11 +1,12 @@
 //! Both sides' records, in directories of their own, and a supervisor who answers from them.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dunlin_engine::destination::answer_doubt;
 use dunlin_engine::records::directory::{Found, StateDirectory};
-use dunlin_engine::records::{Journal, Role, Subject};
+use dunlin_engine::records::file::RecordFile;
+use dunlin_engine::records::{Durability, Entry, Journal, JournalError, Role, Subject};
 use dunlin_engine::report::Progress;
 use dunlin_engine::session::Decision;
 use dunlin_engine::settings::MoveHandle;
@@ -17,9 +18,45 @@ use dunlin_transports::lane::SessionId;
 use tempfile::TempDir;
 use uuid::Uuid;
 
+/// What was asked of a journal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Asked {
+    Add(Entry, Durability),
+    Sync,
+}
+
+/// A record's file that keeps account of what was asked of it.
+struct Accounted {
+    file: RecordFile,
+    asked: Arc<Mutex<Vec<Asked>>>,
+}
+
+impl Journal for Accounted {
+    fn add(
+        &mut self,
+        entry: Entry,
+        words: &str,
+        durability: Durability,
+        deadline: Deadline,
+    ) -> Result<(), JournalError> {
+        self.asked
+            .lock()
+            .unwrap()
+            .push(Asked::Add(entry, durability));
+        self.file.add(entry, words, durability, deadline)
+    }
+
+    fn sync(&mut self, deadline: Deadline) -> Result<(), JournalError> {
+        self.asked.lock().unwrap().push(Asked::Sync);
+        self.file.sync(deadline)
+    }
+}
+
 /// A host's state directory.
 #[derive(Clone)]
 pub(crate) struct Records {
+    /// What was asked of all its journals, in order.
+    pub(crate) asked: Arc<Mutex<Vec<Asked>>>,
     directory: StateDirectory,
     _files: Arc<TempDir>,
 }
@@ -30,6 +67,7 @@ impl Records {
         let directory = StateDirectory::new(files.path().join("state"));
         directory.prepare().unwrap();
         Self {
+            asked: Arc::default(),
             directory,
             _files: Arc::new(files),
         }
@@ -51,7 +89,10 @@ impl Records {
             role,
             peer: "memory".to_owned(),
         };
-        Box::new(self.directory.begin(&subject).unwrap())
+        Box::new(Accounted {
+            file: self.directory.begin(&subject).unwrap(),
+            asked: Arc::clone(&self.asked),
+        })
     }
 
     /// What is recorded.

@@ -22,7 +22,7 @@ use dunlin_transports::inmemory::{Faults, Network, Passage, control_pair};
 use dunlin_transports::lane::{DestinationEndpoint, SessionId};
 
 use super::machine::{Hooks, Machine, Ownership, Room, Side, SimulatedGuest};
-use super::records::{Person, Records, Supervisor};
+use super::records::{Asked, Person, Records, Supervisor};
 
 /// How long either side may be silent. Short, so that a test of silence is; long enough for a host
 /// that does several things at once.
@@ -65,6 +65,10 @@ pub(crate) struct Ended {
     pub(crate) source: Machine,
     /// The destination's machine, where one was made.
     pub(crate) destination: Option<Machine>,
+    /// What was asked of the source's journal.
+    pub(crate) source_asked: Vec<Asked>,
+    /// What was asked of the destination's.
+    pub(crate) destination_asked: Vec<Asked>,
 }
 
 /// A session's id; another one each time.
@@ -96,6 +100,8 @@ pub(crate) struct Home {
     pub(crate) settings: MoveSettings,
     /// Steers the move.
     pub(crate) handle: Arc<MoveHandle>,
+    /// Its records.
+    pub(crate) own: Records,
     /// Who is asked when the owner is not known.
     pub(crate) supervisor: Option<Records>,
     /// What a person decides then, once these words are told.
@@ -115,7 +121,7 @@ pub(crate) fn start_source(
     let identity = guest.offer().unwrap().identity;
     std::thread::spawn(move || {
         let session = session_id();
-        let own = Records::new();
+        let own = home.own;
         let peer = Peer {
             session,
             control,
@@ -239,7 +245,9 @@ impl Session {
         } = self;
         let (source_control, destination_control) = control_pair(Arc::clone(&faults));
         let network = Network::new(faults);
+        let (own, asked) = (Records::new(), Arc::clone(&records.asked));
         let home = Home {
+            own: own.clone(),
             settings,
             handle,
             supervisor: Some(records.clone()),
@@ -270,6 +278,8 @@ impl Session {
             received,
             source,
             destination: made,
+            source_asked: own.asked.lock().unwrap().clone(),
+            destination_asked: asked.lock().unwrap().clone(),
         };
         ended.check();
         ended

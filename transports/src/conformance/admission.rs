@@ -166,10 +166,62 @@ pub fn lanes_without_a_valid_ticket_are_turned_away(harness: &dyn Harness) {
         );
         let _other = source.open_lane(second, soon()).unwrap();
         let _servings = accepting.join().unwrap();
+        session.confirm(&*lane);
         lane.put(&[run(0, 16)]).unwrap();
         settle(&mut *lane);
         super::session::assert_all_same(&session);
     });
+}
+
+/// What the source names over control has to be what is connected: another lane's identity, a
+/// changed one, and one for a lane that is not there are refused, and nothing can be put then.
+/// Transports that bind lanes by the ticket alone have no identity, and take no other.
+pub fn a_lane_that_is_not_the_one_named_over_control_writes_nothing(harness: &dyn Harness) {
+    let session = Session::prepared(harness, &[16]);
+    let Pair {
+        source,
+        destination,
+        ..
+    } = &session.pair;
+    let tickets = tickets(2);
+    std::thread::scope(|scope| {
+        let accepting = scope.spawn(|| {
+            let lanes = [(); 2].map(|()| destination.accept_lane(&tickets, soon()).unwrap());
+            lanes.map(serve)
+        });
+        let mut lanes: Vec<_> = tickets
+            .iter()
+            .map(|ticket| source.open_lane(ticket, soon()).unwrap())
+            .collect();
+        let _servings = accepting.join().unwrap();
+        let identity = lanes.first().unwrap().identity();
+        let mut changed = identity.clone();
+        match changed.first_mut() {
+            Some(byte) => *byte ^= 1,
+            None => changed.push(1),
+        }
+        let number = LaneNumber(0);
+        assert!(destination.confirm(number, &changed).is_err());
+        if identity.is_empty() {
+            return;
+        }
+        assert!(destination.confirm(LaneNumber(1), &identity).is_err());
+        assert!(destination.confirm(LaneNumber(7), &identity).is_err());
+        let before = snapshot(&session.destination_memory);
+        for lane in &mut lanes {
+            assert_put_fails(&mut **lane, run(0, 16));
+        }
+        assert_eq!(snapshot(&session.destination_memory), before);
+    });
+}
+
+/// A contact that is no address of the transport's is refused.
+pub fn a_malformed_contact_is_refused(harness: &dyn Harness) {
+    let session = Session::bare(harness, &[16]);
+    let source = &session.pair.source;
+    for bad in [[0; 1].as_slice(), &[4; 7], &[9; 24], &[0xff; 64]] {
+        assert!(source.accept_contact(bad).is_err(), "{bad:?}");
+    }
 }
 
 /// A destination does not wait for lanes for ever.

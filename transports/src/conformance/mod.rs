@@ -7,12 +7,13 @@
 //! ```
 //!
 //! Nothing here assumes a socket. What a transport with registrations and asynchronous transfers
-//! needs is kept: ranges are prepared on both sides and grants accepted before a put, and source
-//! memory is left alone between a put and its fence unless a case is about just that.
+//! needs is kept: ranges are prepared on both sides and grants accepted before a put, contact and
+//! identities are passed on as control does, and source memory is left alone between a put and its fence unless a case is about just that.
 //!
 //! | room | what is in it |
 //! |---|---|
 //! | [`moving`] | bytes arrive, in order, and nowhere else |
+//! | [`fetching`] | the destination fetches, where the transport can |
 //! | [`fences`] | what a fence promises, and its deadlines |
 //! | [`admission`] | who is let in |
 //! | [`ending`] | revoking, stopping, and peers that vanish |
@@ -29,6 +30,7 @@ use crate::memory::MemoryMap;
 pub mod admission;
 pub mod ending;
 pub mod fences;
+pub mod fetching;
 pub mod moving;
 
 mod session;
@@ -60,7 +62,7 @@ pub trait Harness: Sync {
 /// Runs one case, or says why not.
 pub fn run_case(harness: &dyn Harness, case: fn(&dyn Harness)) {
     match harness.unavailable() {
-        Some(reason) => println!("skipped: {}: {reason}", harness.name()),
+        Some(reason) => println!("skipped: {reason} ({})", harness.name()),
         None => case(harness),
     }
 }
@@ -87,6 +89,8 @@ macro_rules! conformance_tests {
             moving::later_puts_win_on_one_lane
             moving::counters_tell_what_was_put
             moving::random_traffic_on_many_lanes_compares_equal
+            fetching::offered_pages_can_be_fetched
+            fetching::what_was_not_offered_cannot_be_fetched
             fences::a_fence_covers_what_was_put_on_every_lane
             fences::fences_count_from_one
             fences::waiting_for_a_fence_ends_where_nothing_moves_and_can_be_taken_up_again
@@ -98,6 +102,8 @@ macro_rules! conformance_tests {
             admission::a_put_into_what_was_retired_lands_nowhere
             admission::what_was_never_prepared_cannot_be_retired
             admission::lanes_without_a_valid_ticket_are_turned_away
+            admission::a_lane_that_is_not_the_one_named_over_control_writes_nothing
+            admission::a_malformed_contact_is_refused
             admission::waiting_for_a_lane_ends_at_its_deadline
             admission::opening_a_lane_that_nobody_accepts_ends_at_its_deadline
             ending::revoking_keeps_out_what_is_under_way

@@ -7,8 +7,8 @@ use std::time::Duration;
 use super::{Harness, Pair};
 use crate::deadline::Deadline;
 use crate::lane::{
-    DestinationLane, FenceNumber, LaneCounters, LaneError, LaneNumber, LaneTicket, LaneToken,
-    SessionId, SourceLane,
+    CONTACT_BYTES_MAX, DestinationLane, FenceNumber, GRANT_KEY_BYTES_MAX, IDENTITY_BYTES_MAX,
+    LaneCounters, LaneError, LaneNumber, LaneTicket, LaneToken, SessionId, SourceLane,
 };
 use crate::memory::{HostMapping, MemoryMap, OwnedMapping, PAGE_BYTES, PageNumber, Run};
 
@@ -140,6 +140,9 @@ impl Session {
         let destination_memory = memory(region_pages);
         scribble_all(&source_memory, 1);
         let pair = harness.pair(source_memory.clone(), destination_memory.clone());
+        let contact = pair.destination.contact();
+        assert!(contact.len() <= CONTACT_BYTES_MAX);
+        pair.source.accept_contact(&contact).unwrap();
         Self {
             source_memory,
             destination_memory,
@@ -159,6 +162,7 @@ impl Session {
     pub(super) fn prepare(&self, range: Run) {
         self.pair.source.prepare(range).unwrap();
         let grant = self.pair.destination.prepare(range).unwrap();
+        assert!(grant.key.len() <= GRANT_KEY_BYTES_MAX);
         self.pair.source.accept_grants(&[grant]).unwrap();
     }
 
@@ -178,12 +182,24 @@ impl Session {
                 lanes.sort_by_key(|lane| lane.number());
                 lanes
             });
-            let opened = tickets
+            let opened: Vec<_> = tickets
                 .iter()
                 .map(|ticket| source.open_lane(ticket, soon()).unwrap())
                 .collect();
-            (opened, accepting.join().unwrap())
+            let accepted = accepting.join().unwrap();
+            for lane in &opened {
+                self.confirm(&**lane);
+            }
+            (opened, accepted)
         })
+    }
+
+    /// Tells the destination, as control does, which connection a lane is.
+    pub(super) fn confirm(&self, lane: &dyn SourceLane) {
+        let identity = lane.identity();
+        assert!(identity.len() <= IDENTITY_BYTES_MAX);
+        let destination = &self.pair.destination;
+        destination.confirm(lane.number(), &identity).unwrap();
     }
 
     /// Opens one lane, and serves its other end on a thread.

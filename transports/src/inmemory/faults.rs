@@ -28,7 +28,7 @@ pub enum Place {
 
 impl Place {
     /// Whether what passes at `at` (a lane or one direction of control) passes here.
-    fn covers(self, at: Self) -> bool {
+    pub(super) fn covers(self, at: Self) -> bool {
         match self {
             Self::All => true,
             Self::Control => matches!(
@@ -196,6 +196,13 @@ impl Faults {
                 bytes_left: bytes,
             });
         });
+    }
+
+    /// Takes away what is on its way now: it was sent, and never arrives. What follows does, unless
+    /// the place is cut or silent.
+    pub fn lose_in_flight(&self, place: Place) {
+        self.state().wires.lose_in_flight(place);
+        self.state.notify_all();
     }
 
     /// Flips the byte at `offset` (modulo the length) of the payload that follows after `skipped`

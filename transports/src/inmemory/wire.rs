@@ -103,6 +103,15 @@ impl Wires {
         );
         self.next_queue
     }
+
+    /// Empties every queue at a place.
+    pub(super) fn lose_in_flight(&mut self, place: Place) {
+        let queues = self.queues.values_mut();
+        for queue in queues.filter(|queue| place.covers(queue.place)) {
+            queue.messages.clear();
+            queue.bytes = 0;
+        }
+    }
 }
 
 /// One end of one direction. Dropping either end closes it; the receiver still gets what was sent.
@@ -187,7 +196,7 @@ impl WireEnd {
                     return Err(WireError::Closed);
                 }
                 state_now.orders.corrupt(queue.place, message.payload());
-                let arrives = runtime::now() + state_now.orders.delay(queue.place);
+                let arrives = runtime::shared_now() + state_now.orders.delay(queue.place);
                 queue.bytes += bytes;
                 queue.messages.push_back((arrives, message));
                 self.faults.state.notify_all();
@@ -224,7 +233,7 @@ impl WireEnd {
             if !held {
                 match queue.messages.front() {
                     Some((arrives, _)) => {
-                        let early = arrives.saturating_duration_since(runtime::now());
+                        let early = arrives.saturating_duration_since(runtime::shared_now());
                         if early.is_zero() {
                             let Some((_, mut message)) = queue.messages.pop_front() else {
                                 continue;

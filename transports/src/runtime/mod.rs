@@ -39,6 +39,17 @@ pub fn now() -> Instant {
     Instant::now()
 }
 
+/// This moment by a clock that all hosts of a simulated world share, as the network between them
+/// has; [`now`] is by the clock of the calling thread's host.
+#[inline]
+pub fn shared_now() -> Instant {
+    #[cfg(feature = "simulation")]
+    if let Some(member) = simulation::current() {
+        return member.shared_now();
+    }
+    Instant::now()
+}
+
 /// The time since `begun`; zero when that is not in the past.
 #[inline]
 pub fn elapsed(begun: Instant) -> Duration {

@@ -189,6 +189,7 @@ pub(super) fn receive<F: GuestFactory>(
             verified: Verified::default(),
             running_since: None,
             source_knows: false,
+            has_recorded_running: false,
         };
         let started = start_lanes(
             scope,
@@ -248,6 +249,8 @@ struct Destination<'a, F: GuestFactory> {
     running_since: Option<Timestamp>,
     /// Whether RELEASED came.
     source_knows: bool,
+    /// Whether the record says that the guest runs here.
+    has_recorded_running: bool,
 }
 
 impl<F: GuestFactory> Destination<'_, F> {
@@ -517,6 +520,7 @@ impl<F: GuestFactory> Destination<'_, F> {
         let epoch = self.epoch();
         match (self.session.state(), self.guest.take(), self.broken.take()) {
             (State::Released, Some(guest), _) => {
+                self.insist_on_running();
                 self.factory.reached(Milestone::Ended);
                 Ok(Received {
                     guest,

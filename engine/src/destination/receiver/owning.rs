@@ -10,6 +10,9 @@ const OWNERSHIP_TIME: Duration = Duration::from_secs(5);
 /// How long an entry outside of the pause may take.
 const RECORD_TIME: Duration = Duration::from_secs(10);
 
+/// How long after a failure an entry that matters is tried again.
+const RECORD_AGAIN: Duration = Duration::from_millis(500);
+
 impl<F: GuestFactory> Destination<'_, F> {
     /// The guest's locks, its network: the last thing before READY that can fail.
     pub(super) fn acquire(&mut self) -> Event {
@@ -67,9 +70,20 @@ impl<F: GuestFactory> Destination<'_, F> {
     pub(super) fn record_running(&mut self) {
         let words = format!("guest epoch {}", self.epoch());
         let deadline = Deadline::after(RECORD_TIME);
-        let _ = self
+        let added = self
             .journal
             .add(Entry::Running, &words, Durability::Durable, deadline);
+        self.has_recorded_running = added.is_ok();
+    }
+
+    /// The source never said that it knows, so it may be in doubt, and this entry is all that can
+    /// tell it: where the disk failed before, it is tried again for as long as a session may last.
+    pub(super) fn insist_on_running(&mut self) {
+        let deadline = Deadline::after(self.settings.session_limit);
+        while !self.source_knows && !self.has_recorded_running && !deadline.passed() {
+            runtime::sleep(RECORD_AGAIN.min(deadline.remaining()));
+            self.record_running();
+        }
     }
 
     pub(super) fn record_broken(&mut self) {

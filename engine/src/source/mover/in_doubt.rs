@@ -98,7 +98,8 @@ impl Mover<'_, '_> {
     /// The destination need not keep its record any more. One that does not hear it keeps it.
     pub(super) fn tell_settled(&mut self) {
         let answered = self.doubt.as_mut().and_then(|doubt| doubt.answered.take());
-        if let Some(answered) = answered {
+        // Where this side's record has no end, the destination's is all that can end it.
+        if let Some(answered) = answered.filter(|_| self.has_recorded_end) {
             answered.settle(Deadline::after(self.settings.peer_timeout));
         }
     }

@@ -205,6 +205,7 @@ pub(super) fn migrate(
             commit_sent: None,
             verify_begin: None,
             doubt: None,
+            has_recorded_end: false,
         };
         mover.run()
     })
@@ -272,6 +273,8 @@ struct Mover<'scope, 'env> {
     verify_begin: Option<Timestamp>,
     /// Once it is not known who owns the guest.
     doubt: Option<Doubt>,
+    /// Whether this side's record has its end.
+    has_recorded_end: bool,
     report: Report,
 }
 
@@ -328,8 +331,11 @@ impl Mover<'_, '_> {
             Action::Verify => self.verify(),
             Action::SendReleased => {
                 self.observer.reached(Milestone::Verified);
-                // The guest is the destination's whether or not this word arrives.
-                let _ = self.link.send(&Message::Released);
+                // The guest is the destination's whether or not this word arrives. Who hears it
+                // forgets the move: it must not, where it is all that can end this side's record.
+                if self.has_recorded_end {
+                    let _ = self.link.send(&Message::Released);
+                }
                 self.observer.reached(Milestone::Released);
                 None
             }

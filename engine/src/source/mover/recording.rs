@@ -41,7 +41,9 @@ impl Mover<'_, '_> {
     pub(super) fn record_end(&mut self, entry: Entry) {
         let words = self.reason.clone().unwrap_or_default();
         let deadline = Deadline::after(RECORD_TIME);
-        if let Err(error) = self.journal.add(entry, &words, Durability::Plain, deadline) {
+        let added = self.journal.add(entry, &words, Durability::Plain, deadline);
+        self.has_recorded_end = added.is_ok();
+        if let Err(error) = added {
             self.observer
                 .note(&format!("recording that the move is over: {error}"));
         }

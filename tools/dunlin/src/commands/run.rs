@@ -4,8 +4,8 @@ use std::fs::File;
 use std::io::{self, Write};
 
 use dunlin_engine::layout::Backing;
-use dunlin_engine::records::directory::{Found, StateDirectory};
-use dunlin_engine::records::{Entry, Role, Subject};
+use dunlin_engine::records::directory::StateDirectory;
+use dunlin_engine::records::{Role, Subject};
 use dunlin_transports::lane::SessionId;
 use dunlin_vmm::machine::{Machine, MachineKind};
 use dunlin_vmm::size::format_size;
@@ -108,8 +108,7 @@ fn refuse_given_up(records: &StateDirectory, uuid: Uuid) -> Result<(), Failure> 
     let found = records
         .of_guest(uuid)
         .map_err(|error| Failure::local(error.to_string()))?;
-    let given_up = |found: &&Found| found.entry == Entry::GivenUp;
-    match found.iter().find(given_up) {
+    match found.iter().find(|found| found.may_be_given_up()) {
         None => Ok(()),
         Some(found) => Err(Failure::new(
             Exit::Conflict,

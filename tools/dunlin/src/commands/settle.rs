@@ -270,6 +270,12 @@ fn meaning(found: &Found) -> String {
     let subject = &found.subject;
     let (peer, name) = (&subject.peer, &subject.name);
     match (subject.role, found.entry) {
+        (Role::Source, Entry::Offered) => format!(
+            "this host restarted while it was on its way to {peer}, and what was recorded last may be lost: 'dunlin settle {name}' asks there; --discard-here --fenced HOW closes the record"
+        ),
+        (Role::Destination, Entry::Expected) => format!(
+            "this host restarted while it was on its way here from {peer}, and what was recorded last may be lost: 'dunlin status' there shows whether it waits to be settled; then 'dunlin settle {name} --discard-here --fenced HOW' closes the record here"
+        ),
         (Role::Source, _) => format!(
             "it was handed over to {peer}, and its process here ended before that side said that it runs: 'dunlin settle {name}' asks there; --discard-here --fenced HOW closes the record"
         ),

@@ -149,10 +149,12 @@ impl World {
         Ok(member)
     }
 
-    /// Ends a process where it stands, as SIGKILL does. What a kernel does to its connections is
+    /// Ends processes where they stand, as SIGKILL does. What a kernel does to their connections is
     /// for the network to do. A thread that kills its own process does not return from this.
-    pub fn kill(&self, process: ProcessId) {
-        self.schedule().kill(process);
+    pub fn kill(&self, processes: &[ProcessId]) {
+        for process in processes {
+            self.schedule().kill(*process);
+        }
         super::step();
     }
 
@@ -180,6 +182,11 @@ impl World {
     /// Gives a host a new boot id. Its processes are killed separately.
     pub fn reboot(&self, host: HostId) {
         self.schedule().reboot(host);
+    }
+
+    /// A host's boot id.
+    pub fn boot_id(&self, host: HostId) -> String {
+        self.schedule().boot_id(host)
     }
 
     /// A number below `bound`, drawn by the world's generator; 0 for a bound of 0.
@@ -237,6 +244,11 @@ impl Member {
     pub(crate) fn now(&self) -> Instant {
         let forward = self.world.schedule().instant_ns(self.host);
         self.world.base + Duration::from_nanos(forward)
+    }
+
+    /// This moment, by no host's clock.
+    pub(crate) fn shared_now(&self) -> Instant {
+        self.world.base + Duration::from_nanos(self.world.schedule().now_ns())
     }
 
     /// Lets somebody else run first, perhaps.

@@ -90,6 +90,10 @@ struct Host {
     boots: u64,
 }
 
+/// A thread that loses its processor gets it back within 2 to the power of this in nanoseconds, 8
+/// ms: about what a busy host makes it wait.
+const PREEMPTION_EXPONENT_MAX: u64 = 24;
+
 /// A small deterministic generator (SplitMix64, Steele and others 2014).
 struct Generator(u64);
 
@@ -114,6 +118,8 @@ pub(super) struct Schedule {
     now_ns: u64,
     steps: u64,
     digest: u64,
+    /// In one of how many steps a thread loses its processor for a while; 0: in none.
+    preempts: u64,
     /// In how many of 16 steps the thread that has the baton keeps it, if it wants to run on.
     keeps: u64,
     is_over: bool,
@@ -131,6 +137,10 @@ impl Schedule {
             seed,
             // Some worlds change hands at every step, in some a thread runs on for long.
             keeps: [0, 8, 14]
+                .get(generator.below(3) as usize)
+                .copied()
+                .unwrap_or(0),
+            preempts: [0, 400, 40]
                 .get(generator.below(3) as usize)
                 .copied()
                 .unwrap_or(0),
@@ -298,6 +308,11 @@ impl Schedule {
             // The thread that ended the world has left; whoever comes here stays here.
             return Some(Baton::new());
         }
+        if status == Status::Runnable && thread != 0 && self.draws_one_in(self.preempts) {
+            let exponent = self.generator.below(PREEMPTION_EXPONENT_MAX);
+            let until = Some(self.now_ns + self.generator.below(1 << exponent));
+            self.set(thread, Status::Waiting { until });
+        }
         let next = self.choose(thread);
         self.digest = (self.digest.rotate_left(5) ^ next as u64 ^ self.now_ns)
             .wrapping_mul(0x517c_c1b7_2722_0a95);
@@ -305,6 +320,10 @@ impl Schedule {
             return None;
         }
         self.threads.get(next).map(|next| Arc::clone(&next.baton))
+    }
+
+    fn draws_one_in(&mut self, times: u64) -> bool {
+        times > 0 && self.generator.below(times) == 0
     }
 
     fn choose(&mut self, last: usize) -> usize {

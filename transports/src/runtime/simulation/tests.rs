@@ -90,7 +90,7 @@ fn a_killed_process_runs_no_more_and_a_stopped_one_only_later() {
                 })
                 .collect();
             runtime::sleep(Duration::from_millis(10_500));
-            world.kill(processes[1]);
+            world.kill(&processes[1..2]);
             world.stop(processes[2]);
             runtime::sleep(Duration::from_secs(10));
             let now = || counts.each_ref().map(|count| count.load(Ordering::SeqCst));

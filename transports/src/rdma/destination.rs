@@ -1,0 +1,337 @@
+//! The destination's endpoint: opens memory to the source's writes, lets lanes in, and takes write
+//! access away.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::Options;
+use super::connection::{Connection, Parts};
+use super::error::RdmaError;
+use super::grants::Grants;
+use super::receiving::ReceivingLane;
+use super::registrations::{OpenRanges, Registrar};
+use super::setup::{Role, Setup, Way, next_event};
+use super::verbs::{
+    Access, ConnectionEvent, ConnectionId, Device, EventChannel, EventKind, Libraries,
+    ProtectionDomain,
+};
+use super::watch::Watch;
+use super::wire::{self, PeerKey, Refusal};
+use crate::deadline::Deadline;
+use crate::lane::{
+    self, DestinationLane, Grant, LANES_MAX, LaneError, LaneNumber, LaneTicket, LaneToken,
+    RegistrationCounters,
+};
+use crate::memory::{MemoryMap, Run};
+
+/// The name of a lane where an endpoint's call concerns none.
+const NO_LANE: LaneNumber = LaneNumber(0);
+
+/// How many requests for connections wait in the kernel; those beyond are turned away there.
+const BACKLOG: u16 = LANES_MAX;
+
+/// For how long `revoke_all` looks whether the device is through with what had come before the queue
+/// pairs were ended. By then it takes nothing new; a hardware device is through already, a software
+/// device within the copying of one packet.
+const DRAIN_LIMIT: Duration = Duration::from_millis(100);
+
+/// For how long `revoke_all` lets words for fences that were seen go out before it ends the queue
+/// pairs: the source may wait for them. A fabric's round trip takes some µs, a software device's in
+/// an emulated machine some 100; a source that does not take its word by then does without.
+const WORDS_LIMIT: Duration = Duration::from_millis(2);
+
+/// What an endpoint shares with its lanes.
+pub(super) struct Shared {
+    pub(super) watch: Arc<Watch>,
+    pub(super) options: Options,
+    pub(super) ranges: OpenRanges,
+    pub(super) offers: Grants,
+}
+
+/// The destination's side of a session's lanes.
+pub struct DestinationEndpoint {
+    listener: Mutex<ConnectionId>,
+    address: SocketAddr,
+    device: Arc<Device>,
+    domain: Arc<ProtectionDomain>,
+    libraries: &'static Libraries,
+    pub(super) shared: Arc<Shared>,
+    used: Mutex<Vec<LaneToken>>,
+}
+
+impl DestinationEndpoint {
+    /// An endpoint that listens for lanes at `local`: the address at which the control connection
+    /// arrived. The system chooses the port, which `contact` names.
+    ///
+    /// # Errors
+    ///
+    /// When a library is missing, or no device has that address.
+    pub fn new(local: IpAddr, memory: MemoryMap, options: Options) -> Result<Self, RdmaError> {
+        let libraries = Libraries::load()?;
+        let no_manager = RdmaError::NoConnectionManager;
+        let channel = EventChannel::new(libraries).map_err(no_manager)?;
+        let listener = ConnectionId::new(&channel).map_err(no_manager)?;
+        let address = SocketAddr::new(local, 0);
+        listener
+            .listen(address, BACKLOG)
+            .map_err(|source| RdmaError::NoRoute { address, source })?;
+        let way = Way::of(libraries, &listener, address, &options)?;
+        let device = way.device;
+        let failed = |doing| {
+            let device = device.name().to_owned();
+            move |source| RdmaError::Device {
+                device,
+                doing,
+                source,
+            }
+        };
+        let domain =
+            ProtectionDomain::new(&device).map_err(failed("making a protection domain"))?;
+        let watch = Watch::new(&device, way.port).map_err(failed("watching it"))?;
+        let registrar = Registrar::new(Arc::clone(&domain), memory);
+        let address = SocketAddr::new(local, listener.port());
+        Ok(Self {
+            listener: Mutex::new(listener),
+            address,
+            domain,
+            libraries,
+            shared: Arc::new(Shared {
+                watch: Arc::new(watch),
+                options,
+                ranges: OpenRanges::new(registrar, Access::PeerWrites),
+                offers: Grants::default(),
+            }),
+            device,
+            used: Mutex::default(),
+        })
+    }
+
+    /// Judges a request for a connection. Accepting uses the token up.
+    fn judge(&self, shown: &[u8], tickets: &[LaneTicket]) -> Result<LaneNumber, Refusal> {
+        let shown = wire::read_introduction(shown).ok_or(Refusal::Version)?;
+        if !tickets.iter().any(|ticket| ticket.session == shown.session) {
+            return Err(Refusal::Session);
+        }
+        let expected =
+            |ticket: &&LaneTicket| ticket.session == shown.session && ticket.number == shown.number;
+        let ticket = tickets.iter().find(expected).ok_or(Refusal::Lane)?;
+        if !ticket.token.matches(&shown.token) {
+            return Err(Refusal::Token);
+        }
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        if used.iter().any(|token| token.matches(&shown.token)) {
+            return Err(Refusal::Token);
+        }
+        used.push(shown.token);
+        Ok(ticket.number)
+    }
+
+    /// Connects a queue pair to the one that asks.
+    fn admit(&self, lane: LaneNumber, id: ConnectionId) -> Result<Arc<Connection>, LaneError> {
+        let system = |doing| {
+            move |source| LaneError::System {
+                lane,
+                doing,
+                source,
+            }
+        };
+        // Its events go to the lane, not to whoever waits for the next one.
+        let channel = EventChannel::new(self.libraries).map_err(system("letting the lane in"))?;
+        let id = id
+            .move_to(&channel)
+            .map_err(system("letting the lane in"))?;
+        let setup = Setup {
+            number: lane,
+            role: Role::Destination,
+            device: &self.device,
+            port: self.shared.watch.port(),
+            options: &self.shared.options,
+            address: self.address,
+        };
+        let connected = Parts::new(&self.domain, ReceivingLane::REQUESTS)
+            .map_err(system("making a queue pair"))
+            .and_then(|parts| {
+                setup.initialize(&parts, &id)?;
+                let (own, peer) = setup.make_ready(&parts, &id)?;
+                id.accept(setup.parameters(&parts, &[]))
+                    .map_err(system("letting the lane in"))?;
+                Ok((parts, wire::identity(peer, own)))
+            });
+        let (parts, identity) = match connected {
+            Ok(connected) => connected,
+            Err(error) => {
+                // The peer may have gone meanwhile; then nobody hears this.
+                let _ = id.reject(&Refusal::Failed.encode());
+                return Err(error);
+            }
+        };
+        let watch = Arc::clone(&self.shared.watch);
+        let connection = Connection::new(lane, parts, id, identity, watch);
+        if !self.shared.watch.add(&connection) {
+            return Err(LaneError::Stopped(lane));
+        }
+        Ok(connection)
+    }
+
+    /// The next event of the listener.
+    fn next_event(
+        &self,
+        lane: LaneNumber,
+        deadline: Deadline,
+    ) -> Result<ConnectionEvent, LaneError> {
+        let channel = {
+            let listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(listener.channel())
+        };
+        let watch = &self.shared.watch;
+        next_event(&channel, watch, lane, "waiting for a lane", deadline)
+    }
+}
+
+impl lane::DestinationEndpoint for DestinationEndpoint {
+    fn transport(&self) -> &'static str {
+        "rdma"
+    }
+
+    fn mechanism(&self) -> String {
+        format!("{} port {}", self.device.name(), self.shared.watch.port())
+    }
+
+    /// Registers the range for the source's writes: this pins it. Several threads may prepare
+    /// ranges that do not overlap, side by side.
+    fn prepare(&self, range: Run) -> Result<Grant, LaneError> {
+        let region = self.shared.ranges.open(range)?;
+        let key = PeerKey {
+            key: region.remote_key(),
+            address: region.address(),
+        };
+        Ok(Grant {
+            range,
+            key: key.encode(),
+        })
+    }
+
+    /// Ends the registrations of a range, which has to consist of ranges as they were prepared: a
+    /// registration can't be cut.
+    fn retire(&self, range: Run) -> Result<(), LaneError> {
+        self.shared.ranges.close(range)
+    }
+
+    fn contact(&self) -> Vec<u8> {
+        wire::contact(self.address)
+    }
+
+    fn confirm(&self, lane: LaneNumber, identity: &[u8]) -> Result<(), LaneError> {
+        let connections = self.shared.watch.connections();
+        let connection = connections
+            .iter()
+            .find(|connection| connection.number() == lane);
+        let Some(connection) = connection else {
+            return Err(LaneError::Protocol {
+                lane,
+                violation: "it was named over control, and is not connected".to_owned(),
+            });
+        };
+        if connection.identity() != identity {
+            connection.end();
+            return Err(LaneError::Protocol {
+                lane,
+                violation: "what is connected is not what the source named over control: somebody \
+                            else may have taken its place"
+                    .to_owned(),
+            });
+        }
+        match connection.let_peer_write() {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(LaneError::Protocol {
+                lane,
+                violation: "it was named over control twice".to_owned(),
+            }),
+            Err(source) => Err(LaneError::System {
+                lane,
+                doing: "opening memory to the lane",
+                source,
+            }),
+        }
+    }
+
+    fn accept_offers(&self, offers: &[Grant]) -> Result<(), LaneError> {
+        let memory = self.shared.ranges.registrar().memory();
+        self.shared.offers.accept(memory, offers, NO_LANE)
+    }
+
+    fn registrations(&self) -> RegistrationCounters {
+        self.shared.ranges.registrar().counters()
+    }
+
+    fn accept_lane(
+        &self,
+        tickets: &[LaneTicket],
+        deadline: Deadline,
+    ) -> Result<Box<dyn DestinationLane>, LaneError> {
+        let begun = Instant::now();
+        let lane = tickets.first().map_or(NO_LANE, |ticket| ticket.number);
+        loop {
+            let event = self.next_event(lane, deadline)?;
+            match event.kind {
+                EventKind::Request => {
+                    let Some(id) = event.request else { continue };
+                    match self.judge(&event.private_data, tickets) {
+                        Ok(number) => {
+                            let connection = self.admit(number, id)?;
+                            let shared = Arc::clone(&self.shared);
+                            return Ok(Box::new(ReceivingLane::new(connection, shared)));
+                        }
+                        // Whoever asked may have gone meanwhile; then nobody hears this.
+                        Err(refusal) => drop(id.reject(&refusal.encode())),
+                    }
+                }
+                EventKind::DeviceRemoved => {
+                    return Err(LaneError::System {
+                        lane,
+                        doing: "waiting for a lane",
+                        source: io::Error::other("the RDMA device was removed"),
+                    });
+                }
+                _ => {}
+            }
+            // Also where lanes that are turned away come without end.
+            if deadline.passed() {
+                return Err(LaneError::Stalled {
+                    lane,
+                    doing: "waiting for a lane",
+                    waited: begun.elapsed(),
+                });
+            }
+        }
+    }
+
+    /// Ends the queue pair of every lane. Memory stays registered, and pinned, until the endpoint is
+    /// dropped: that takes its time, and is for when the guest runs.
+    fn revoke_all(&self) {
+        self.shared.ranges.refuse_more();
+        let wait = |limit, connections: &[Arc<Connection>], is_over: fn(&Connection) -> bool| {
+            let limit = Deadline::after(limit);
+            for connection in connections {
+                while !is_over(connection) && !limit.passed() {
+                    std::thread::yield_now();
+                }
+            }
+        };
+        let watch = &self.shared.watch;
+        wait(WORDS_LIMIT, &watch.connections(), Connection::is_sent);
+        wait(DRAIN_LIMIT, &watch.stop(), Connection::is_drained);
+    }
+
+    fn stop(&self) {
+        self.shared.watch.stop();
+    }
+}
+
+impl Drop for DestinationEndpoint {
+    fn drop(&mut self) {
+        self.shared.watch.stop();
+    }
+}

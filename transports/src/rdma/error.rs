@@ -1,0 +1,188 @@
+//! Why RDMA can't be used, or stopped working, with the value and the way out.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+
+use thiserror::Error;
+
+use crate::lane::{LaneError, LaneNumber};
+
+/// What went wrong with a library, a device or a registration.
+#[derive(Debug, Error)]
+pub enum RdmaError {
+    /// A library is not there.
+    #[error(
+        "there is no {library} ({source}); install the package {package} (Debian's name), or use \
+         tcp://"
+    )]
+    NoLibrary {
+        /// Its file's name.
+        library: &'static str,
+        /// The Debian package that has it.
+        package: &'static str,
+        /// The loader's reason.
+        source: libloading::Error,
+    },
+    /// A library is too old.
+    #[error("{library} has no {function} ({source}); install a newer {package} (28 or later)")]
+    NoFunction {
+        /// The function.
+        function: &'static str,
+        /// The library's file's name.
+        library: &'static str,
+        /// The Debian package that has it.
+        package: &'static str,
+        /// The loader's reason.
+        source: libloading::Error,
+    },
+    /// The list of devices can't be had.
+    #[error("listing RDMA devices: {0}; is the kernel module ib_uverbs loaded?")]
+    Devices(io::Error),
+    /// No device has the name.
+    #[error("there is no RDMA device '{wanted}'; there are: {}", Names(present))]
+    NoSuchDevice {
+        /// The name that was asked for.
+        wanted: String,
+        /// Those that are there.
+        present: Vec<String>,
+    },
+    /// The device is not of a kind that lanes can use.
+    #[error(
+        "RDMA device {device} is neither InfiniBand nor RoCE: iWARP and others are not supported"
+    )]
+    DeviceKind {
+        /// The device.
+        device: String,
+    },
+    /// A device refused something.
+    #[error("RDMA device {device}: {doing}: {source}")]
+    Device {
+        /// The device.
+        device: String,
+        /// What was being done.
+        doing: &'static str,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// rdma_cm is not there.
+    #[error("no connection manager ({0}); is the kernel module rdma_ucm loaded?")]
+    NoConnectionManager(io::Error),
+    /// No device leads to an address.
+    #[error(
+        "no RDMA device leads to {address}: {source}; `rdma link` and `ibv_devinfo` show what there is"
+    )]
+    NoRoute {
+        /// The address.
+        address: SocketAddr,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// Another device, port or address index leads there than was asked for.
+    #[error("{address} is reached by {what} {found}, not by {wanted}")]
+    OtherWay {
+        /// The address.
+        address: SocketAddr,
+        /// What differs.
+        what: &'static str,
+        /// What was asked for.
+        wanted: String,
+        /// What it is.
+        found: String,
+    },
+    /// The port of the device carries nothing.
+    #[error("port {port} of RDMA device {device} is down")]
+    PortDown {
+        /// The device.
+        device: String,
+        /// Its port.
+        port: u8,
+    },
+    /// The device said by itself that something failed.
+    #[error("RDMA device {device}: {event}")]
+    Event {
+        /// The device.
+        device: String,
+        /// What it said.
+        event: String,
+    },
+    /// The limit for pinned memory is in the way.
+    #[error(
+        "registering {bytes} bytes of memory, {registered} being registered already: the limit for \
+         locked memory is {limit_bytes} bytes (RLIMIT_MEMLOCK); raise it with `ulimit -l \
+         unlimited`, or LimitMEMLOCK=infinity in the systemd unit"
+    )]
+    LockedMemory {
+        /// The range's length.
+        bytes: u64,
+        /// What this endpoint has registered already.
+        registered: u64,
+        /// The soft limit.
+        limit_bytes: u64,
+    },
+    /// A range is longer than the device can register.
+    #[error(
+        "registering {bytes} bytes of memory: RDMA device {device} takes at most {bytes_max} in one \
+         registration; prepare the range in pieces"
+    )]
+    RegistrationTooLong {
+        /// The range's length.
+        bytes: u64,
+        /// The device.
+        device: String,
+        /// Its limit.
+        bytes_max: u64,
+    },
+    /// The system or the device refused a registration.
+    #[error(
+        "registering {bytes} bytes of memory with RDMA device {device}, {registered} being \
+         registered already in {registrations} registrations (the device takes \
+         {registrations_max}): {source}{}",
+        hint(source)
+    )]
+    Registration {
+        /// The range's length.
+        bytes: u64,
+        /// What this endpoint has registered already.
+        registered: u64,
+        /// In how many registrations.
+        registrations: u64,
+        /// How many the device takes, all users together.
+        registrations_max: u32,
+        /// The device.
+        device: String,
+        /// The system's reason.
+        source: io::Error,
+    },
+}
+
+struct Names<'a>(&'a [String]);
+
+impl fmt::Display for Names<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return formatter.write_str("none (`rdma link` shows what the kernel has)");
+        }
+        formatter.write_str(&self.0.join(", "))
+    }
+}
+
+/// What helps against a refused registration.
+fn hint(source: &io::Error) -> &'static str {
+    match source.raw_os_error() {
+        Some(libc::ENOMEM) => "; free memory on this host, or move a smaller guest",
+        Some(libc::EFAULT) => "; its pages can't be made present (too few huge pages?)",
+        _ => "",
+    }
+}
+
+impl RdmaError {
+    /// As a lane's error.
+    pub(super) fn on(self, lane: LaneNumber, doing: &'static str) -> LaneError {
+        LaneError::System {
+            lane,
+            doing,
+            source: io::Error::other(self),
+        }
+    }
+}

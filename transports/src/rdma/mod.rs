@@ -1,0 +1,189 @@
+//! Lanes over RDMA: writes from guest memory to guest memory, with no copy on the way.
+//!
+//! | room | what is in it |
+//! |---|---|
+//! | `verbs` | the safe layer over libibverbs and librdmacm, and all of the `unsafe` |
+//! | `error` | why RDMA can't be used, and the way out |
+//! | `wire` | what both ends say to each other in bytes |
+//! | `registrations` | memory registered with the device, on either side |
+//! | `grants` | what the peer lets be written or read, and where its registrations end |
+//! | `watch` | what ends every lane of an endpoint: a stop, an event of the device |
+//! | `connection` | one connected queue pair, its queues and its messages |
+//! | `setup` | how a queue pair becomes connected, and with which settings |
+//! | `waiting` | waiting for completions: spinning, then sleeping |
+//! | `outbox` | requests under way, and how many more may be |
+//! | [`source`], `sending` | the endpoint and the lanes that send |
+//! | [`destination`], `receiving` | the endpoint and the lanes that receive |
+//!
+//! The way of a page: a run is cut at the borders of both sides' registrations and at
+//! [`REQUEST_BYTES_MAX`]; each piece is one RDMA write, straight out of the source's guest memory
+//! into the destination's. The pieces of a put are posted as one chain with one doorbell; one in
+//! some asks for a completion. A fence is a message behind the writes on the same queue pair, and
+//! is seen by the destination as a completed receive. Pages of zeros are written from a registered
+//! range of zeros: they cost the link what other pages cost, and keep their order on the lane,
+//! which words over another connection would not. The engine puts as zero only what the
+//! destination may hold otherwise.
+//!
+//! There is one protection domain for each endpoint, so for each session: a key of one session
+//! opens nothing in another.
+
+use std::net::{IpAddr, Ipv6Addr};
+use std::time::Duration;
+
+pub mod destination;
+pub mod source;
+
+mod connection;
+mod error;
+mod grants;
+mod outbox;
+mod receiving;
+mod registrations;
+mod sending;
+mod setup;
+mod verbs;
+mod waiting;
+mod watch;
+mod wire;
+
+#[cfg(test)]
+mod tests;
+
+pub use destination::DestinationEndpoint;
+pub use error::RdmaError;
+pub use source::SourceEndpoint;
+
+/// The most bytes of one RDMA write. Far beyond where a NIC reaches its full rate (some 64 KiB), and
+/// short enough that what follows on the lane waits less than 0.1 ms at 100 Gb/s.
+pub const REQUEST_BYTES_MAX: u32 = 1 << 20;
+
+/// How a lane waits for its device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PollMode {
+    /// Looks again and again: the shortest wait, for a whole processor.
+    Spin,
+    /// Sleeps until the device interrupts.
+    Event,
+    /// Spins for a while, then sleeps.
+    Adaptive {
+        /// For how long.
+        spin: Duration,
+    },
+}
+
+impl Default for PollMode {
+    fn default() -> Self {
+        // What one write of `REQUEST_BYTES_MAX` takes at 100 Gb/s is 84 µs, an interrupt and a
+        // wake-up 5 to 20 µs: on a link that moves, the spin finds what it waits for.
+        Self::Adaptive {
+            spin: Duration::from_micros(50),
+        }
+    }
+}
+
+/// What an operator may decide about RDMA.
+///
+/// Device, port and GID index follow from the address that is dialled or listened at. Naming them
+/// here is a demand: where another one leads there, the endpoint or the lane is an error.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// The device, like `mlx5_0`; `None`: whichever leads to the peer.
+    pub device: Option<String>,
+    /// Its port, counted from 1; `None`: whichever leads to the peer.
+    pub port: Option<u8>,
+    /// The entry of the port's table of addresses; `None`: whichever goes with the IP address.
+    pub gid_index: Option<u8>,
+    /// The local address that lanes start from; `None`: the system's choice.
+    pub bind: Option<IpAddr>,
+    /// The traffic class of the packets (RoCE: the byte of `IP_TOS`, DSCP in its upper six bits);
+    /// `None`: the system's.
+    pub tos: Option<u8>,
+    /// The service level (InfiniBand) or priority (RoCE); `None`: the route's.
+    pub service_level: Option<u8>,
+    /// The entry of the port's table of partition keys; `None`: the route's.
+    pub pkey_index: Option<u16>,
+    /// When a packet that is not acknowledged is sent again: after 4.096 µs times two to this power;
+    /// devices may take up to four times as long.
+    pub ack_timeout: u8,
+    /// How lanes wait for the device.
+    pub poll: PollMode,
+    /// How long a lane may move nothing in the middle of something.
+    pub stall_limit: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            device: None,
+            port: None,
+            gid_index: None,
+            bind: None,
+            tos: None,
+            service_level: None,
+            pkey_index: None,
+            // 67 ms; seven times that, all tries together, is 0.5 s, or 1.9 s with a device that
+            // takes four times as long. Below the engine's peer timeout of 5 s, so that a dead path
+            // is reported as such; far above any delay of a path that works. rdma_cm would take
+            // 17 s.
+            ack_timeout: 14,
+            poll: PollMode::default(),
+            // As for TCP: longer than any pause that a working link shows.
+            stall_limit: Duration::from_secs(10),
+        }
+    }
+}
+
+/// The most entries of a port's table of addresses that are looked at. Tables are long (rxe's has
+/// 1,024) and filled from the front.
+const ADDRESSES_MAX: u8 = 64;
+
+/// A port of an RDMA device of this host, and an IP address by which it is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceAddress {
+    /// The device, like `mlx5_0`.
+    pub device: String,
+    /// Its port, counted from 1.
+    pub port: u8,
+    /// The address's place in the port's table.
+    pub gid_index: u8,
+    /// The address. Link-local ones are left out.
+    pub address: IpAddr,
+}
+
+/// Where this host's RDMA devices are reached: ports that are up and have an IP address (RoCE).
+/// Devices of kinds that lanes can't use are left out.
+///
+/// # Errors
+///
+/// When a library is missing or the system does not tell.
+pub fn addresses() -> Result<Vec<DeviceAddress>, RdmaError> {
+    let libraries = verbs::Libraries::load()?;
+    let mut addresses: Vec<DeviceAddress> = Vec::new();
+    for name in verbs::Device::names(libraries)? {
+        let device = match verbs::Device::open(libraries, &name) {
+            Err(RdmaError::DeviceKind { .. }) => continue,
+            device => device?,
+        };
+        for port in 1..=device.limits().ports {
+            let state = device.port(port)?;
+            let entries = u8::try_from(state.global_ids).unwrap_or(u8::MAX);
+            for gid_index in 0..entries.min(ADDRESSES_MAX) {
+                // An entry that is not in use may be an error, or all zero.
+                let Ok(id) = device.global_id(port, gid_index) else {
+                    continue;
+                };
+                let address = Ipv6Addr::from(id.0);
+                let is_used = !address.is_unspecified() && !address.is_unicast_link_local();
+                if state.is_active && is_used {
+                    addresses.push(DeviceAddress {
+                        device: name.clone(),
+                        port,
+                        gid_index,
+                        address: address.to_canonical(),
+                    });
+                }
+            }
+        }
+    }
+    Ok(addresses)
+}

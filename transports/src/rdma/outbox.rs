@@ -1,0 +1,202 @@
+//! Requests under way on one lane, and how many more may be.
+
+use std::collections::VecDeque;
+use std::io;
+
+use super::connection::Connection;
+use super::verbs::{Request, RequestList, Transfer};
+use crate::lane::DeviceCounters;
+
+/// How many requests go out with one doorbell at most. A chunk of scattered single pages is 256
+/// runs; beyond some tens the doorbell's cost is lost in that of the requests.
+const LIST_REQUESTS_MAX: usize = 64;
+
+/// A completion is asked for at least once in so many requests: it is what frees places in the
+/// queue, so it must come several times in a queue's length.
+const SIGNAL_REQUESTS: u32 = 32;
+
+/// And at least once in so many bytes, so that a put that waits for room goes on early.
+const SIGNAL_BYTES: u64 = 2 << 20;
+
+/// How many bytes may be under way. At 100 Gb/s this is 2.7 ms of traffic, many times what any path
+/// in a data centre holds (its delay times its rate: about 1 MiB), so the link never runs dry while
+/// a lane looks for the next dirty pages; and little enough that a fence behind it comes soon.
+pub(super) const IN_FLIGHT_BYTES_MAX: u64 = 32 << 20;
+
+/// Requests that a completion stands for: its own and the silent ones before it.
+struct Signalled {
+    id: u64,
+    requests: u32,
+    bytes: u64,
+}
+
+/// Requests under way.
+pub(super) struct Outbox {
+    list: RequestList,
+    depth: u32,
+    next_id: u64,
+    under_way: VecDeque<Signalled>,
+    /// Of those under way and in the list.
+    requests: u32,
+    bytes: u64,
+    /// Since the last request that asked for its completion.
+    silent_requests: u32,
+    silent_bytes: u64,
+    /// Requests in the list that ask for their completion.
+    awaited: u32,
+    counters: DeviceCounters,
+}
+
+impl Outbox {
+    /// For a queue of `depth` requests.
+    pub(super) fn new(depth: u32) -> Self {
+        Self {
+            list: RequestList::new(LIST_REQUESTS_MAX.min(depth.max(1) as usize)),
+            depth,
+            next_id: 0,
+            under_way: VecDeque::new(),
+            requests: 0,
+            bytes: 0,
+            silent_requests: 0,
+            silent_bytes: 0,
+            awaited: 0,
+            counters: DeviceCounters::default(),
+        }
+    }
+
+    /// Whether a request of so many bytes may be added now.
+    pub(super) fn has_room(&self, bytes: u64) -> bool {
+        self.requests < self.depth
+            && (self.bytes == 0 || self.bytes + bytes <= IN_FLIGHT_BYTES_MAX)
+            && !self.list.is_full()
+    }
+
+    /// Whether nothing is under way.
+    pub(super) fn is_idle(&self) -> bool {
+        self.requests == 0
+    }
+
+    /// Adds a request; there has to be room. `wants_completion` for one that somebody waits for.
+    pub(super) fn push(&mut self, transfer: Transfer, bytes: u64, wants_completion: bool) {
+        self.silent_requests += 1;
+        self.silent_bytes += bytes;
+        let signalled = wants_completion
+            || self.silent_requests >= SIGNAL_REQUESTS
+            || self.silent_bytes >= SIGNAL_BYTES;
+        self.list.push(Request {
+            id: self.next_id,
+            transfer,
+            signalled,
+        });
+        self.requests += 1;
+        self.bytes += bytes;
+        if signalled {
+            self.close_batch();
+        }
+        self.next_id += 1;
+    }
+
+    /// The last request pushed stands for the silent ones before it.
+    fn close_batch(&mut self) {
+        self.awaited += 1;
+        self.under_way.push_back(Signalled {
+            id: self.next_id,
+            requests: std::mem::take(&mut self.silent_requests),
+            bytes: std::mem::take(&mut self.silent_bytes),
+        });
+    }
+
+    /// Posts what was added. Afterwards each request under way is behind or among those that a
+    /// completion will tell of.
+    pub(super) fn post(&mut self, connection: &Connection) -> io::Result<()> {
+        if self.list.len() == 0 {
+            return Ok(());
+        }
+        if self.silent_requests > 0 {
+            self.list.signal_last();
+            // `close_batch` names the request that comes next.
+            self.next_id -= 1;
+            self.close_batch();
+            self.next_id += 1;
+        }
+        self.counters.work_requests += self.list.len() as u64;
+        self.counters.doorbells += 1;
+        connection.await_sends(std::mem::take(&mut self.awaited));
+        connection.pair().post(&mut self.list)
+    }
+
+    /// Takes the completion of a request that succeeded, and with it those before.
+    pub(super) fn complete(&mut self, id: u64) {
+        while let Some(first) = self.under_way.front() {
+            if first.id > id {
+                break;
+            }
+            self.requests = self.requests.saturating_sub(first.requests);
+            self.bytes = self.bytes.saturating_sub(first.bytes);
+            self.under_way.pop_front();
+        }
+    }
+
+    /// Counts completions taken from the device.
+    pub(super) fn count_completions(&mut self, taken: usize) {
+        self.counters.completions += taken as u64;
+    }
+
+    pub(super) fn counters(&self) -> DeviceCounters {
+        self.counters
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rdma::verbs::LocalPiece;
+
+    fn write(bytes: u32) -> Transfer {
+        Transfer::Write {
+            from: LocalPiece {
+                address: 0,
+                bytes,
+                key: 1,
+            },
+            to_address: 0,
+            to_key: 2,
+        }
+    }
+
+    #[test]
+    fn a_completion_frees_the_silent_requests_before_it() {
+        let mut outbox = Outbox::new(128);
+        for _ in 0..40 {
+            outbox.push(write(4096), 4096, false);
+        }
+        assert_eq!(outbox.requests, 40);
+        // The 32nd asked for its completion, the last eight did not yet.
+        outbox.complete(31);
+        assert_eq!((outbox.requests, outbox.bytes), (8, 8 * 4096));
+        outbox.push(write(4096), 4096, true);
+        outbox.complete(40);
+        assert!(outbox.is_idle());
+        assert_eq!(outbox.bytes, 0);
+    }
+
+    #[test]
+    fn requests_and_bytes_under_way_are_bounded() {
+        let mut outbox = Outbox::new(40);
+        // One that is larger than all room goes out when nothing else does.
+        assert!(outbox.has_room(IN_FLIGHT_BYTES_MAX * 2));
+        for _ in 0..32 {
+            assert!(outbox.has_room(1 << 20));
+            outbox.push(write(1 << 20), 1 << 20, false);
+        }
+        assert!(!outbox.has_room(1 << 20));
+        outbox.complete(1);
+        assert!(outbox.has_room(1 << 20));
+        for _ in 0..8 {
+            outbox.push(write(0), 0, false);
+        }
+        outbox.complete(3);
+        // The list is as long as it may be.
+        assert!(!outbox.has_room(0));
+    }
+}

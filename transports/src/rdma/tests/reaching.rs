@@ -1,0 +1,184 @@
+//! Requests for memory that is not open to the peer: the device refuses them.
+
+use super::lane::LaneError;
+use super::*;
+
+/// How a device may refuse: the request, or the access.
+const REFUSALS: [CompletionStatus; 2] = [CompletionStatus(9), CompletionStatus(10)];
+
+fn write(session: &Session, bytes: u32, to_address: u64, to_key: u32) -> Transfer {
+    Transfer::Write {
+        from: session.own_piece(bytes),
+        to_address,
+        to_key,
+    }
+}
+
+/// Sees that a request of the source's is refused, and that both lanes end.
+fn assert_refused(mut session: Session, transfer: Transfer) {
+    let status = refused(&session.source_end(), transfer);
+    assert!(REFUSALS.contains(&status), "{status}");
+    session.assert_untouched();
+    let error = session.destination_lane.next_fence(soon()).unwrap_err();
+    assert!(!matches!(error, LaneError::Stalled { .. }), "{error}");
+    assert!(
+        session.source_lane.fence().is_err() || {
+            let fence = lane::FenceNumber(1);
+            session.source_lane.wait_fence(fence, PATIENCE).is_err()
+        }
+    );
+    session.assert_untouched();
+}
+
+#[test]
+fn a_false_key_opens_nothing() {
+    for wrong in [1, 0x100, 0xffff_ff00, 0x8000_0000] {
+        let Some(session) = Session::new() else {
+            return;
+        };
+        let (address, key) = session.target();
+        let transfer = write(&session, 4096, address, key ^ wrong);
+        assert_refused(session, transfer);
+    }
+}
+
+#[test]
+fn addresses_beside_the_range_are_refused() {
+    let length = u64::from(PAGES) * PAGE_BYTES;
+    for (offset, bytes) in [
+        (length, 4096),
+        (length - 4096, 8192),
+        (0_u64.wrapping_sub(4096), 4096),
+        (0_u64.wrapping_sub(1), 2),
+        (1 << 40, 1),
+        (0, PAGES * 4096 + 1),
+    ] {
+        let Some(session) = Session::new() else {
+            return;
+        };
+        // Local memory longer than the range, so that it is the destination that refuses.
+        let big = memory(2 * u64::from(PAGES), 9);
+        let domain = session.source.shared.sent.registrar().domain();
+        let access = super::super::verbs::Access::Send;
+        let whole = run(0, 2 * PAGES);
+        let region = super::super::verbs::MemoryRegion::register(domain, &big, whole, access);
+        let region = region.ok().unwrap();
+        let (address, key) = session.target();
+        let transfer = Transfer::Write {
+            from: LocalPiece {
+                address: region.address(),
+                bytes,
+                key: region.local_key(),
+            },
+            to_address: address.wrapping_add(offset),
+            to_key: key,
+        };
+        assert_refused(session, transfer);
+    }
+}
+
+#[test]
+fn a_lane_that_was_not_confirmed_writes_nothing() {
+    let Some(session) = Session::unconfirmed() else {
+        return;
+    };
+    let (address, key) = session.target();
+    let transfer = write(&session, 4096, address, key);
+    assert_refused(session, transfer);
+}
+
+#[test]
+fn the_key_of_another_session_opens_nothing() {
+    let (Some(session), Some(other)) = (Session::new(), Session::new()) else {
+        return;
+    };
+    let (address, key) = other.target();
+    let transfer = write(&session, 4096, address, key);
+    assert_refused(session, transfer);
+    other.assert_untouched();
+}
+
+#[test]
+fn the_destinations_memory_can_be_written_and_not_read() {
+    let Some(session) = Session::new() else {
+        return;
+    };
+    let (from_address, from_key) = session.target();
+    // A place that may be written here, so that it is the destination that refuses.
+    let place = memory(1, 9);
+    let domain = session.source.shared.sent.registrar().domain();
+    let access = super::super::verbs::Access::Receive;
+    let region = super::super::verbs::MemoryRegion::register(domain, &place, run(0, 1), access);
+    let region = region.ok().unwrap();
+    let transfer = Transfer::Read {
+        into: LocalPiece {
+            address: region.address(),
+            bytes: 4096,
+            key: region.local_key(),
+        },
+        from_address,
+        from_key,
+    };
+    assert_refused(session, transfer);
+    assert!(bytes(&place).iter().all(|byte| *byte == 9));
+}
+
+#[test]
+fn the_sources_memory_can_be_neither_written_nor_read_unless_offered() {
+    for is_read in [false, true] {
+        let Some(session) = Session::new() else {
+            return;
+        };
+        // What the source sends from has a key too; it opens nothing to the peer.
+        let region = session.source.shared.sent.of(PageNumber(0)).unwrap();
+        let (address, key) = (region.address(), region.remote_key());
+        let own = session.destination.shared.ranges.of(PageNumber(0)).unwrap();
+        let own = LocalPiece {
+            address: own.address(),
+            bytes: 4096,
+            key: own.local_key(),
+        };
+        let transfer = if is_read {
+            Transfer::Read {
+                into: own,
+                from_address: address,
+                from_key: key,
+            }
+        } else {
+            Transfer::Write {
+                from: own,
+                to_address: address,
+                to_key: key,
+            }
+        };
+        let status = refused(&session.destination_end(), transfer);
+        assert!(REFUSALS.contains(&status), "{status}");
+        assert!(bytes(&session.source_memory).iter().all(|byte| *byte == 1));
+        session.assert_untouched();
+    }
+}
+
+#[test]
+fn a_write_after_revoking_fails_and_the_queue_is_drained() {
+    let Some(session) = Session::new() else {
+        return;
+    };
+    let (address, key) = session.target();
+    let source = session.source_end();
+    let right = write(&session, 4096, address, key);
+    post(&source, &[right]);
+    assert_eq!(
+        completions(&source, 1).first().unwrap().status,
+        CompletionStatus::SUCCESS
+    );
+    let destination = session.destination_end();
+    session.destination.revoke_all();
+    assert!(destination.is_drained());
+    let after = bytes(&session.destination_memory);
+    session
+        .source_memory
+        .copy_in(run(0, 1), &[7; PAGE_BYTES as usize])
+        .unwrap();
+    refused(&source, right);
+    assert_eq!(bytes(&session.destination_memory), after);
+}

@@ -1,0 +1,332 @@
+//! Devices: opening them, what they can do, their ports and addresses.
+
+use std::ffi::{CStr, c_char};
+use std::fmt;
+use std::io;
+use std::net::Ipv6Addr;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use rdma_sys::{
+    ibv_context, ibv_device, ibv_device_attr, ibv_gid, ibv_port_attr, ibv_port_state,
+    ibv_transport_type,
+};
+
+use super::event::{DeviceEvent, RawDeviceEvent};
+use super::{Libraries, check_returned, set_nonblocking};
+use crate::rdma::error::RdmaError;
+
+/// What a device can do, as far as lanes ask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::rdma) struct DeviceLimits {
+    /// The longest registration, in bytes.
+    pub(in crate::rdma) registration_bytes_max: u64,
+    /// How many registrations there may be.
+    pub(in crate::rdma) registrations_max: u32,
+    /// How many requests a queue may hold.
+    pub(in crate::rdma) requests_max: u32,
+    /// How many entries a completion queue may have.
+    pub(in crate::rdma) completions_max: u32,
+    /// How many reads from the peer a queue pair may have under way.
+    pub(in crate::rdma) reads_out_max: u8,
+    /// How many reads of the peer's it may answer at a time.
+    pub(in crate::rdma) reads_in_max: u8,
+    /// How many ports it has.
+    pub(in crate::rdma) ports: u8,
+}
+
+/// A port as it is now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::rdma) struct PortState {
+    /// Whether it carries traffic.
+    pub(in crate::rdma) is_active: bool,
+    /// The largest path MTU that its link carries now, as `enum ibv_mtu` counts: 1 is 256 bytes, 5
+    /// is 4096.
+    pub(in crate::rdma) path_mtu: u32,
+    /// How many entries its table of addresses has, used or not.
+    pub(in crate::rdma) global_ids: u32,
+}
+
+/// A port's address on the fabric (a GID); for RoCE an IPv6 address or a mapped IPv4 address.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(in crate::rdma) struct GlobalId(pub(in crate::rdma) [u8; 16]);
+
+impl fmt::Debug for GlobalId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&Ipv6Addr::from(self.0), formatter)
+    }
+}
+
+/// An open device.
+pub(in crate::rdma) struct Device {
+    context: *mut ibv_context,
+    pub(super) libraries: &'static Libraries,
+    name: String,
+    limits: DeviceLimits,
+}
+
+// SAFETY: law 7: the context may be used from any thread; it is closed by the last owner.
+unsafe impl Send for Device {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for Device {}
+
+/// The list of this host's devices, freed when dropped.
+struct DeviceList {
+    list: *mut *mut ibv_device,
+    length: usize,
+    libraries: &'static Libraries,
+}
+
+impl DeviceList {
+    fn new(libraries: &'static Libraries) -> Result<Self, RdmaError> {
+        let mut length = 0;
+        // SAFETY: `length` is a place for the answer.
+        let list = unsafe { (libraries.verbs.ibv_get_device_list)(&raw mut length) };
+        if list.is_null() {
+            return Err(RdmaError::Devices(io::Error::last_os_error()));
+        }
+        Ok(Self {
+            list,
+            length: usize::try_from(length).unwrap_or(0),
+            libraries,
+        })
+    }
+
+    fn devices(&self) -> impl Iterator<Item = (String, *mut ibv_device)> {
+        (0..self.length).filter_map(|index| {
+            // SAFETY: the list has `length` entries and lives as long as `self`.
+            let device = unsafe { self.list.add(index).read() };
+            // SAFETY: an entry of the list is null or a device that lives as long as the list.
+            let name = unsafe { device.as_ref() }.map(|device| text(&device.name))?;
+            Some((name, device))
+        })
+    }
+}
+
+impl Drop for DeviceList {
+    fn drop(&mut self) {
+        // SAFETY: the list came from `ibv_get_device_list`, and nothing refers to it any more.
+        unsafe { (self.libraries.verbs.ibv_free_device_list)(self.list) };
+    }
+}
+
+/// A name in a fixed array, up to its first zero byte.
+pub(super) fn text(name: &[c_char]) -> String {
+    let bytes: Vec<u8> = name.iter().map(|byte| byte.cast_unsigned()).collect();
+    match CStr::from_bytes_until_nul(&bytes) {
+        Ok(name) => name.to_string_lossy().into_owned(),
+        Err(_) => String::from_utf8_lossy(&bytes).into_owned(),
+    }
+}
+
+impl Device {
+    /// The names of this host's devices, sorted.
+    ///
+    /// # Errors
+    ///
+    /// When the system does not tell.
+    pub(in crate::rdma) fn names(libraries: &'static Libraries) -> Result<Vec<String>, RdmaError> {
+        let list = DeviceList::new(libraries)?;
+        let mut names: Vec<String> = list.devices().map(|(name, _)| name).collect();
+        // The system has them in the order in which it came across them.
+        names.sort();
+        Ok(names)
+    }
+
+    /// Opens the device of that name.
+    ///
+    /// # Errors
+    ///
+    /// When there is none, it can't be opened, or it is of a kind that lanes can't use.
+    pub(in crate::rdma) fn open(
+        libraries: &'static Libraries,
+        name: &str,
+    ) -> Result<Arc<Self>, RdmaError> {
+        let list = DeviceList::new(libraries)?;
+        let device = list.devices().find(|(found, _)| found == name);
+        let Some((name, device)) = device else {
+            return Err(RdmaError::NoSuchDevice {
+                wanted: name.to_owned(),
+                present: list.devices().map(|(name, _)| name).collect(),
+            });
+        };
+        // SAFETY: `device` is an entry of `list`, which lives until the end of this function.
+        let transport = unsafe { (*device).transport_type };
+        if transport != ibv_transport_type::IBV_TRANSPORT_IB {
+            return Err(RdmaError::DeviceKind { device: name });
+        }
+        let failed = |doing| {
+            let device = name.clone();
+            move |source| RdmaError::Device {
+                device,
+                doing,
+                source,
+            }
+        };
+        // SAFETY: as above; an open context stays good when the list is freed (ibv_open_device(3)).
+        let context = unsafe { (libraries.verbs.ibv_open_device)(device) };
+        if context.is_null() {
+            return Err(failed("opening it")(io::Error::last_os_error()));
+        }
+        let mut opened = Self {
+            context,
+            libraries,
+            name: name.clone(),
+            limits: DeviceLimits {
+                registration_bytes_max: 0,
+                registrations_max: 0,
+                requests_max: 0,
+                completions_max: 0,
+                reads_out_max: 0,
+                reads_in_max: 0,
+                ports: 0,
+            },
+        };
+        opened.check_operations().map_err(failed("opening it"))?;
+        opened.limits = opened
+            .query_limits()
+            .map_err(failed("asking for its limits"))?;
+        set_nonblocking(opened.events())
+            .map_err(failed("setting its descriptor to not blocking"))?;
+        Ok(Arc::new(opened))
+    }
+
+    /// Sees to it that the data path's functions, called through the context, are there.
+    fn check_operations(&self) -> io::Result<()> {
+        // SAFETY: the context is open, and `ops` is filled in by `ibv_open_device`.
+        let operations = unsafe { &(*self.context).ops };
+        let complete = operations.post_send.is_some()
+            && operations.post_recv.is_some()
+            && operations.poll_cq.is_some()
+            && operations.req_notify_cq.is_some();
+        if complete {
+            return Ok(());
+        }
+        Err(io::Error::other("its driver lacks functions"))
+    }
+
+    fn query_limits(&self) -> io::Result<DeviceLimits> {
+        // SAFETY: all zero is a valid `ibv_device_attr`: integers throughout.
+        let mut raw: ibv_device_attr = unsafe { std::mem::zeroed() };
+        // SAFETY: the context is open and `raw` is a place for the answer.
+        let result = unsafe { (self.libraries.verbs.ibv_query_device)(self.context, &raw mut raw) };
+        check_returned(result)?;
+        let count = |number: i32| u32::try_from(number).unwrap_or(0);
+        let depth = |number: i32| u8::try_from(number.clamp(0, 255)).unwrap_or(0);
+        Ok(DeviceLimits {
+            registration_bytes_max: raw.max_mr_size,
+            registrations_max: count(raw.max_mr),
+            requests_max: count(raw.max_qp_wr),
+            completions_max: count(raw.max_cqe),
+            reads_out_max: depth(raw.max_qp_init_rd_atom),
+            reads_in_max: depth(raw.max_qp_rd_atom),
+            ports: raw.phys_port_cnt,
+        })
+    }
+
+    /// The device's name, like `mlx5_0`.
+    pub(in crate::rdma) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What it can do.
+    pub(in crate::rdma) fn limits(&self) -> DeviceLimits {
+        self.limits
+    }
+
+    pub(super) fn context(&self) -> *mut ibv_context {
+        self.context
+    }
+
+    /// How a port is now.
+    ///
+    /// # Errors
+    ///
+    /// The system's, also where there is no such port.
+    pub(in crate::rdma) fn port(&self, number: u8) -> Result<PortState, RdmaError> {
+        // SAFETY: all zero is a valid `ibv_port_attr`: integers throughout.
+        let mut raw: ibv_port_attr = unsafe { std::mem::zeroed() };
+        // The function writes the attributes of its first version, which `ibv_port_attr` begins
+        // with; it has all that is read here.
+        // SAFETY: the context is open and `raw` is a place for the answer, and larger than it.
+        let result =
+            unsafe { (self.libraries.verbs.ibv_query_port)(self.context, number, &raw mut raw) };
+        check_returned(result).map_err(|source| RdmaError::Device {
+            device: self.name.clone(),
+            doing: "asking for a port's state",
+            source,
+        })?;
+        Ok(PortState {
+            is_active: raw.state == ibv_port_state::IBV_PORT_ACTIVE,
+            path_mtu: raw.active_mtu,
+            global_ids: u32::try_from(raw.gid_tbl_len).unwrap_or(0),
+        })
+    }
+
+    /// An entry of a port's table of addresses.
+    ///
+    /// # Errors
+    ///
+    /// The system's, also where there is no such entry.
+    pub(in crate::rdma) fn global_id(&self, port: u8, index: u8) -> Result<GlobalId, RdmaError> {
+        let mut raw = ibv_gid { raw: [0; 16] };
+        // SAFETY: the context is open and `raw` is a place for the answer.
+        let result = unsafe {
+            (self.libraries.verbs.ibv_query_gid)(self.context, port, index.into(), &raw mut raw)
+        };
+        check_returned(result).map_err(|source| RdmaError::Device {
+            device: self.name.clone(),
+            doing: "asking for an address of a port",
+            source,
+        })?;
+        // SAFETY: both members of the union are 16 bytes without padding, all of them initialised.
+        Ok(GlobalId(unsafe { raw.raw }))
+    }
+
+    /// Readable when [`Device::take_event`] has something to say.
+    pub(in crate::rdma) fn events(&self) -> BorrowedFd<'_> {
+        // SAFETY: the descriptor belongs to the context, which is open as long as `self` lives.
+        unsafe { BorrowedFd::borrow_raw((*self.context).async_fd) }
+    }
+
+    /// The next event, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// When the system fails to tell.
+    pub(in crate::rdma) fn take_event(&self) -> io::Result<Option<DeviceEvent>> {
+        let mut raw = RawDeviceEvent {
+            element: 0,
+            kind: 0,
+        };
+        // SAFETY: the context is open and `raw`, of the size and shape of an event, is a place for
+        // the answer. The call does not wait: the descriptor is nonblocking.
+        let result =
+            unsafe { (self.libraries.verbs.ibv_get_async_event)(self.context, &raw mut raw) };
+        if result != 0 {
+            let error = io::Error::last_os_error();
+            return match error.kind() {
+                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(None),
+                _ => Err(error),
+            };
+        }
+        let event = DeviceEvent::from_raw(&raw);
+        // SAFETY: the event was just taken; the queue that it may name can't be gone, because
+        // destroying it waits for this acknowledgement.
+        unsafe { (self.libraries.verbs.ibv_ack_async_event)(&raw mut raw) };
+        Ok(Some(event))
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        // SAFETY: law 3: whatever was made from the context held this value and is gone.
+        unsafe { (self.libraries.verbs.ibv_close_device)(self.context) };
+    }
+}
+
+impl fmt::Debug for Device {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "Device({})", self.name)
+    }
+}

@@ -1,0 +1,193 @@
+//! Protection domains, and registrations of memory in them.
+
+use std::io;
+use std::sync::Arc;
+
+use rdma_sys::{ibv_access_flags, ibv_mr, ibv_pd};
+
+use super::Device;
+use crate::memory::{MemoryError, MemoryMap, Run};
+
+/// The boundary to which addresses on the wire keep their place in memory: 1 GiB, the largest page
+/// of x86-64. A device can then map a registration with the pages that its memory has.
+const PAGE_BYTES_MAX: u64 = 1 << 30;
+
+/// What a registration is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::rdma) enum Access {
+    /// This side's device reads it, to send it.
+    Send,
+    /// This side's device writes it: what it receives.
+    Receive,
+    /// The peer writes it.
+    PeerWrites,
+    /// The peer reads it.
+    PeerReads,
+}
+
+impl Access {
+    fn flags(self) -> u32 {
+        let flags = match self {
+            // Local reads need no permission.
+            Self::Send => ibv_access_flags(0),
+            Self::Receive => ibv_access_flags::IBV_ACCESS_LOCAL_WRITE,
+            // Writes of the peer may pass each other on the way into memory where the device and
+            // the bus gain by that; the fence behind them may not, and is what counts. The flag is
+            // one of the optional ones: a kernel or device without it leaves it out. Never
+            // `ON_DEMAND`: the peer could then reach pages that nobody registered.
+            Self::PeerWrites => {
+                ibv_access_flags::IBV_ACCESS_LOCAL_WRITE
+                    | ibv_access_flags::IBV_ACCESS_REMOTE_WRITE
+                    | ibv_access_flags::IBV_ACCESS_RELAXED_ORDERING
+            }
+            Self::PeerReads => {
+                ibv_access_flags::IBV_ACCESS_REMOTE_READ
+                    | ibv_access_flags::IBV_ACCESS_RELAXED_ORDERING
+            }
+        };
+        flags.0
+    }
+}
+
+/// A protection domain: keys of one are of no use in another.
+pub(in crate::rdma) struct ProtectionDomain {
+    domain: *mut ibv_pd,
+    device: Arc<Device>,
+}
+
+// SAFETY: law 7.
+unsafe impl Send for ProtectionDomain {}
+// SAFETY: law 7.
+unsafe impl Sync for ProtectionDomain {}
+
+impl ProtectionDomain {
+    /// A new domain on a device.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    pub(in crate::rdma) fn new(device: &Arc<Device>) -> io::Result<Arc<Self>> {
+        // SAFETY: the context is open.
+        let domain = unsafe { (device.libraries.verbs.ibv_alloc_pd)(device.context()) };
+        if domain.is_null() {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Arc::new(Self {
+            domain,
+            device: Arc::clone(device),
+        }))
+    }
+
+    pub(super) fn as_ptr(&self) -> *mut ibv_pd {
+        self.domain
+    }
+
+    /// Its device.
+    pub(in crate::rdma) fn device(&self) -> &Arc<Device> {
+        &self.device
+    }
+}
+
+impl Drop for ProtectionDomain {
+    fn drop(&mut self) {
+        // SAFETY: law 3: registrations and queue pairs in the domain held it and are gone.
+        unsafe { (self.device.libraries.verbs.ibv_dealloc_pd)(self.domain) };
+    }
+}
+
+/// Why memory was not registered.
+#[derive(Debug)]
+pub(in crate::rdma) enum RegisterError {
+    /// The range is not inside one region of the map.
+    Memory(MemoryError),
+    /// The system's or the device's reason.
+    System(io::Error),
+}
+
+/// A registration: a range of memory, pinned, that a device may reach under a key.
+pub(in crate::rdma) struct MemoryRegion {
+    region: *mut ibv_mr,
+    address: u64,
+    range: Run,
+    domain: Arc<ProtectionDomain>,
+    /// Keeps the range mapped: law 2.
+    _memory: MemoryMap,
+}
+
+// SAFETY: law 7; the memory behind it is raw to everybody.
+unsafe impl Send for MemoryRegion {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for MemoryRegion {}
+
+impl MemoryRegion {
+    /// Registers `range` of `memory`. This pins its pages, and so makes those present that were
+    /// not; it takes some 0.1 s for each GiB of small pages.
+    ///
+    /// # Errors
+    ///
+    /// When the range is not guest memory, or the system or the device refuses.
+    pub(in crate::rdma) fn register(
+        domain: &Arc<ProtectionDomain>,
+        memory: &MemoryMap,
+        range: Run,
+        access: Access,
+    ) -> Result<Self, RegisterError> {
+        let base = memory.host_address(range).map_err(RegisterError::Memory)?;
+        let length = usize::try_from(range.bytes())
+            .map_err(|error| RegisterError::System(io::Error::other(error)))?;
+        // Each registration has its own addresses, told apart by the key. The peer learns where in
+        // a page of up to 1 GiB the range is, and nothing of where this process has it.
+        let address = base as u64 % PAGE_BYTES_MAX;
+        // SAFETY: `host_address` checked that `length` bytes are mapped at `base`; the map, held
+        // below for as long as the registration, keeps them so. They are raw memory: law 1.
+        let region = unsafe {
+            (domain.device.libraries.verbs.ibv_reg_mr_iova2)(
+                domain.domain,
+                base.cast(),
+                length,
+                address,
+                access.flags(),
+            )
+        };
+        if region.is_null() {
+            return Err(RegisterError::System(io::Error::last_os_error()));
+        }
+        Ok(Self {
+            region,
+            address,
+            range,
+            domain: Arc::clone(domain),
+            _memory: memory.clone(),
+        })
+    }
+
+    /// The range that is registered.
+    pub(in crate::rdma) fn range(&self) -> Run {
+        self.range
+    }
+
+    /// The address of the range's first byte, as requests name it.
+    pub(in crate::rdma) fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// The key for requests of this side.
+    pub(in crate::rdma) fn local_key(&self) -> u32 {
+        // SAFETY: the region lives until `self` is dropped, and the key does not change.
+        unsafe { (*self.region).lkey }
+    }
+
+    /// The key for requests of the peer.
+    pub(in crate::rdma) fn remote_key(&self) -> u32 {
+        // SAFETY: as for `local_key`.
+        unsafe { (*self.region).rkey }
+    }
+}
+
+impl Drop for MemoryRegion {
+    fn drop(&mut self) {
+        // SAFETY: the region came from `ibv_reg_mr_iova2`, belongs to this value, and ends here;
+        // the device does not touch its memory once this has returned. Its mapping goes after.
+        unsafe { (self.domain.device.libraries.verbs.ibv_dereg_mr)(self.region) };
+    }
+}
