@@ -24,6 +24,11 @@ impl Arena {
     ///
     /// When a command can't be run.
     pub fn settle(&mut self) -> Result<Vec<String>> {
+        // A process of several threads may be a zombie and still hold its files for a while.
+        let end = Instant::now() + TEAR_DOWN_MAX;
+        while !self.is_alive(Victim::Run) && self.guest.ended().is_none() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(2));
+        }
         let is_gone = self.guest.ended().is_some();
         let mut told = Vec::new();
         for (place, _) in self.records_in_doubt()? {
