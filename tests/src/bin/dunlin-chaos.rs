@@ -93,6 +93,10 @@ fn chaos(arguments: &Arguments) -> Result<u8> {
             .context("watching for signals")?;
     }
     let campaign = campaign(arguments);
+    anyhow::ensure!(
+        !campaign.orders().is_empty(),
+        "nothing to run: this host has no KVM or no network namespaces for what was asked"
+    );
     eprintln!(
         "seed {}, {} at a time, {}",
         campaign.seed,
@@ -222,7 +226,7 @@ impl Progress {
                 eprintln!("  its files: {}", path.display());
             }
             eprintln!(
-                "  again: dunlin-chaos --runs 1 --seed {} --guest {} --only {}",
+                "  again: make chaos RUNS=1 ARGS=\"--seed {} --guest {} --only {}\"",
                 order.seed,
                 order.guest.name(),
                 order.fault
