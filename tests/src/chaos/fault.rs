@@ -349,10 +349,8 @@ impl FromStr for Wanted {
             phase: some(phase),
         };
         if !Fault::all().into_iter().any(|fault| wanted.has(fault)) {
-            let mut deeds: Vec<String> = Fault::all()
-                .iter()
-                .map(|fault| fault.deed.name())
-                .collect();
+            let mut deeds: Vec<String> =
+                Fault::all().iter().map(|fault| fault.deed.name()).collect();
             deeds.dedup();
             let phases: Vec<&str> = Phase::ALL.into_iter().map(Phase::name).collect();
             bail!(
