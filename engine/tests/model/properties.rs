@@ -54,7 +54,7 @@ fn always() -> Vec<Property<Handover>> {
             |_, world: &World| !world.slips.entered_before_owned,
         ),
         Property::always(
-            "ABORTED is never said before it is recorded durably",
+            "ABORTED is never said before it is recorded durably, once READY was",
             |_, world: &World| {
                 !world.slips.aborted_before_recorded && !world.slips.answered_aborted_without_record
             },

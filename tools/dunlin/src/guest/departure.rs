@@ -1,5 +1,7 @@
 //! A guest leaves: reaches the destination, and lets the engine move it.
 
+use std::net::SocketAddr;
+
 use dunlin_engine::guest::GuestOffer;
 use dunlin_engine::records::{Durability, Entry, Journal, Role, Subject};
 use dunlin_engine::report::{Outcome, Report};
@@ -82,7 +84,9 @@ fn reach(
         endpoint: Box::new(SourceEndpoint::new(address, memory, options.clone())),
         journal: Box::new(journal),
         reconnect: Box::new(Redial {
+            address,
             authority,
+            tries: 0,
             session: subject.session,
             options,
         }),
@@ -94,16 +98,30 @@ fn reach(
     })
 }
 
+/// How often a destination is looked for under its name instead of where it answered before: one
+/// time in so many.
+const NAME_EVERY: u32 = 10;
+
 /// Reaches the destination's supervisor again.
 struct Redial {
+    /// Where it answered before.
+    address: SocketAddr,
     authority: String,
+    tries: u32,
     session: SessionId,
     options: Options,
 }
 
 impl Reconnect for Redial {
     fn reconnect(&mut self, deadline: Deadline) -> Result<ControlChannel, ControlError> {
-        dial_settling(&self.authority, self.session, &self.options, deadline)
+        self.tries = self.tries.wrapping_add(1);
+        // The name may have been given to another host since, and asking for it can hang: it is
+        // asked for now and then only.
+        let peer = match self.tries % NAME_EVERY {
+            0 => self.authority.clone(),
+            _ => self.address.to_string(),
+        };
+        dial_settling(&peer, self.session, &self.options, deadline)
     }
 }
 
