@@ -232,6 +232,9 @@ pub trait GuestFactory {
         let _ = epoch;
     }
 
+    /// What the guest would have held outside was released: it did not come.
+    fn released(&mut self) {}
+
     /// A point on the way was reached. Some are inside the pause.
     fn reached(&mut self, milestone: Milestone) {
         let _ = milestone;

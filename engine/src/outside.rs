@@ -35,6 +35,11 @@ impl ReleaseReason {
 
 /// What one guest holds outside, for one move.
 pub trait Outside: Send {
+    /// Whether there is anything to acquire or to release. Where not, nothing is recorded of it.
+    fn holds_something(&self) -> bool {
+        true
+    }
+
     /// The guest is about to run here: its memory and state are in place. Called on the
     /// destination, once, inside the pause.
     ///
@@ -57,6 +62,10 @@ pub trait Outside: Send {
 pub struct Nothing;
 
 impl Outside for Nothing {
+    fn holds_something(&self) -> bool {
+        false
+    }
+
     fn acquire(&mut self, _deadline: Deadline) -> Result<(), GuestError> {
         Ok(())
     }

@@ -8,6 +8,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::session::Decision;
 
+/// Comparing memory afterwards may take this long, and one more second for each [`VERIFY_PACE`].
+pub(crate) const VERIFY_TIME_BASE: Duration = Duration::from_secs(30);
+
+/// A pace, in bytes a second, that comparing memory keeps on a slow and busy host.
+pub(crate) const VERIFY_PACE: u64 = 64 << 20;
+
 /// What happens when rounds no longer bring the predicted blackout down to the budget.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

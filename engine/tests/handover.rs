@@ -300,7 +300,7 @@ fn no_entry_of_the_pause_is_durable_and_all_are_made_so_afterwards() {
         [
             Asked::Add(Entry::GivenUp, Plain),
             Asked::Sync,
-            Asked::Add(Entry::Released, Plain),
+            Asked::Add(Entry::Released, Durable),
         ]
     );
     assert_eq!(

@@ -51,11 +51,14 @@ pub fn answer_doubt(
     control
         .sender
         .send(&message.to_frame(), Deadline::after(limit))?;
-    let settled = control
-        .receiver
-        .receive(settled_limit, Deadline::after(limit));
+    let settles = matches!(answer, Answer::Running | Answer::Ended | Answer::Aborted);
+    let settled = settles.then(|| {
+        control
+            .receiver
+            .receive(settled_limit, Deadline::after(limit))
+    });
     // Without that word it asks again later, or the word was lost: the record is kept either way.
-    let is_settled = settled.is_ok();
+    let is_settled = matches!(settled, Some(Ok(_)));
     if is_settled {
         archive.forget(uuid, session);
     }

@@ -42,6 +42,8 @@ pub struct Found {
     pub words: String,
     /// When that entry was written: milliseconds since 1970.
     pub unix_ms: u64,
+    /// Whether what the guest holds outside was begun to be acquired.
+    pub has_acquired: bool,
     /// Whether the process that writes it lives.
     pub is_alive: bool,
     /// Whether it was begun in this boot of the host.
@@ -73,7 +75,21 @@ impl Found {
 
     /// Whether a plain entry behind the first may have been lost with the host.
     fn may_have_lost_an_entry(&self) -> bool {
-        self.entry == self.subject.role.first_entry() && !self.is_same_boot
+        let is_before_plain =
+            self.entry == self.subject.role.first_entry() || self.entry == Entry::Acquiring;
+        is_before_plain && !self.is_same_boot
+    }
+
+    /// Whether it proves that the guest had a later epoch than `epoch`: somebody owned it as such.
+    /// A move that was only tried proves nothing: its epoch may be of another life of the guest.
+    fn proves_later_than(&self, epoch: u64) -> bool {
+        match self.subject.role {
+            Role::Source => self.entry == Entry::GivenUp && self.subject.epoch > epoch,
+            Role::Destination => {
+                let is_owned = matches!(self.entry, Entry::Owned | Entry::Running | Entry::Ended);
+                is_owned && self.subject.epoch > epoch
+            }
+        }
     }
 
     fn evidence(&self, has_later_epoch: bool) -> Evidence {
@@ -141,7 +157,12 @@ impl StateDirectory {
             let missing = io::Error::from_raw_os_error(libc::ENOENT);
             return Err(system("opening", &self.guests())(missing));
         }
-        let records = self.of_guest(subject.uuid)?;
+        let mut records = self.of_guest(subject.uuid)?;
+        // The oldest that only a source in doubt could still ask for, before there are too many.
+        let oldest = records.iter().position(|found| found.entry == Entry::Ended);
+        if let Some(oldest) = oldest.filter(|_| records.len() >= RECORDS_MAX) {
+            let _ = remove(&records.swap_remove(oldest).path);
+        }
         if records.len() >= RECORDS_MAX {
             return Err(JournalError::Other(format!(
                 "{} holds {RECORDS_MAX} records of moves that were left in doubt: settle them first",
@@ -182,13 +203,14 @@ impl StateDirectory {
         Ok(all)
     }
 
-    /// The records of one guest that can be read.
+    /// The records of one guest.
     ///
     /// # Errors
     ///
-    /// When its folder can't be read.
+    /// When one of them can't be read: what it says is not known, and must not count as nothing.
     pub fn of_guest(&self, uuid: Uuid) -> Result<Vec<Found>, JournalError> {
-        Ok(self.read_folder(uuid)?.0)
+        let (found, damaged) = self.read_folder(uuid)?;
+        damaged.into_iter().next().map_or(Ok(found), Err)
     }
 
     /// Closes a record whose process is gone, by a person's word or by the other side's answer.
@@ -209,7 +231,7 @@ impl StateDirectory {
         let mut record = RecordFile::adopt(&found.path)?;
         // It may have gone on between the look and the lock.
         let (contents, _) = look_at_own(&found.path)?;
-        if contents != Some(Entry::Expected) {
+        if !matches!(contents, Some(Entry::Expected | Entry::Acquiring)) {
             return Err(JournalError::Held {
                 path: found.path.clone(),
             });
@@ -250,6 +272,10 @@ impl StateDirectory {
                         entry: last.entry,
                         words: last.words.clone(),
                         unix_ms: last.unix_ms,
+                        has_acquired: contents
+                            .entries
+                            .iter()
+                            .any(|written| written.entry == Entry::Acquiring),
                         is_alive,
                         is_same_boot: !boot.is_empty() && first.boot_id == boot,
                         subject: contents.subject.clone(),
@@ -278,7 +304,7 @@ impl Archive for StateDirectory {
             found.subject.session == session && found.subject.role == Role::Destination
         };
         let found = records.iter().find(asked);
-        let has_later_epoch = records.iter().any(|found| found.subject.epoch > epoch);
+        let has_later_epoch = records.iter().any(|found| found.proves_later_than(epoch));
         let evidence = found.map_or(
             Evidence {
                 entry: None,
@@ -351,8 +377,11 @@ fn refuse_stale(found: &Found, subject: &Subject) -> Result<(), JournalError> {
 /// source that is in doubt begins no new move, and nobody else has its epoch.
 fn is_superseded(found: &Found, subject: &Subject) -> bool {
     let unused = match found.subject.role {
-        Role::Destination => matches!(found.entry, Entry::Expected | Entry::Aborted),
-        Role::Source => matches!(found.entry, Entry::Offered),
+        Role::Destination => matches!(
+            found.entry,
+            Entry::Expected | Entry::Acquiring | Entry::Aborted
+        ),
+        Role::Source => found.entry == Entry::Offered && found.is_same_boot,
     };
     unused && !found.is_alive && found.subject.epoch <= subject.epoch
 }

@@ -22,6 +22,9 @@ use crate::clock::boot_id;
 /// How many writes may wait for a disk that hangs. A session makes no more.
 const ORDERS_WAITING: usize = 8;
 
+/// How often a record is made in a folder that others remove at the same moment.
+const ATTEMPTS: usize = 4;
+
 /// A record that this process writes. Dropping it gives the lock back.
 #[derive(Debug)]
 pub struct RecordFile {
@@ -58,6 +61,8 @@ struct Locked {
     path: PathBuf,
     file: File,
     used: usize,
+    /// The guest's folder, locked, where the record was adopted.
+    _adopting: Option<File>,
 }
 
 impl RecordFile {
@@ -72,9 +77,7 @@ impl RecordFile {
             }
             _ => {}
         }
-        // Whoever removed the guest's last record may have removed its folder just now.
-        make_folder(folder)?;
-        let made = Self::write_new(&fresh, subject).and_then(|locked| {
+        let made = Self::write_new_in(folder, &fresh, subject).and_then(|locked| {
             std::fs::rename(&fresh, &path).map_err(system("naming", &path))?;
             sync_folder(folder)?;
             Ok(locked)
@@ -84,6 +87,24 @@ impl RecordFile {
             Err(error) => {
                 let _ = std::fs::remove_file(&fresh);
                 Err(error)
+            }
+        }
+    }
+
+    /// Whoever removes the guest's last record removes its folder too, maybe just now.
+    fn write_new_in(
+        folder: &Path,
+        fresh: &Path,
+        subject: &Subject,
+    ) -> Result<Locked, JournalError> {
+        let mut attempt = 0;
+        loop {
+            make_folder(folder)?;
+            attempt += 1;
+            match Self::write_new(fresh, subject) {
+                Err(JournalError::System { source, .. })
+                    if source.kind() == io::ErrorKind::NotFound && attempt < ATTEMPTS => {}
+                made => return made,
             }
         }
     }
@@ -114,34 +135,33 @@ impl RecordFile {
             path: fresh.to_owned(),
             file,
             used: 1,
+            _adopting: None,
         })
     }
 
-    /// Takes over a record whose writer is gone.
+    /// Takes over a record whose writer is gone, in order to add to it. Its own lock is shared, as
+    /// a reader's is: an exclusive one would make others take the guest's process for alive. That
+    /// nobody else adopts it meanwhile is seen to by a lock on the guest's folder.
     ///
     /// # Errors
     ///
-    /// [`JournalError::Held`] when it is not.
+    /// [`JournalError::Held`] when its writer lives, or somebody else adopts it.
     pub(super) fn adopt(path: &Path) -> Result<Self, JournalError> {
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let adopting = File::open(folder).map_err(system("opening", folder))?;
+        lock(&adopting, FlockOperation::NonBlockingLockExclusive, path)?;
         let mut file = OpenOptions::new()
             .read(true)
             .write(true)
             .open(path)
             .map_err(system("opening", path))?;
-        flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|error| {
-            if error == rustix::io::Errno::WOULDBLOCK {
-                JournalError::Held {
-                    path: path.to_owned(),
-                }
-            } else {
-                system("locking", path)(error.into())
-            }
-        })?;
+        lock(&file, FlockOperation::NonBlockingLockShared, path)?;
         let bytes = read_bounded(&mut file).map_err(system("reading", path))?;
         Self::start(Locked {
             path: path.to_owned(),
             file,
             used: format::slots_used(&bytes),
+            _adopting: Some(adopting),
         })
     }
 
@@ -241,6 +261,9 @@ impl Locked {
                 }
                 if written.entry.ends_record() {
                     remove(&self.path)?;
+                    if *durability == Durability::Durable {
+                        sync_folder_above(&self.path);
+                    }
                 }
                 Ok(())
             }
@@ -283,6 +306,30 @@ pub(super) fn remove(path: &Path) -> Result<(), JournalError> {
         let _ = std::fs::remove_dir(folder);
     }
     Ok(())
+}
+
+/// Makes it durable that a record is gone. Where that can't be done, it may come back after a crash
+/// of the host, with its end in it.
+fn sync_folder_above(path: &Path) {
+    let folder = path.parent();
+    for folder in [folder, folder.and_then(Path::parent)]
+        .into_iter()
+        .flatten()
+    {
+        let _ = sync_folder(folder);
+    }
+}
+
+fn lock(file: &File, operation: FlockOperation, path: &Path) -> Result<(), JournalError> {
+    flock(file, operation).map_err(|error| {
+        if error == rustix::io::Errno::WOULDBLOCK {
+            JournalError::Held {
+                path: path.to_owned(),
+            }
+        } else {
+            system("locking", path)(error.into())
+        }
+    })
 }
 
 /// What a record says, and whether its writer lives.

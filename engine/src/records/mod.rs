@@ -79,12 +79,16 @@ pub enum Entry {
     Released,
     /// Destination: this session may make the guest this side's.
     Expected,
+    /// Destination: what the guest holds outside of this host is being acquired.
+    Acquiring,
     /// Destination: COMMIT came; a vCPU may be entered from here on.
     Owned,
     /// Destination: every vCPU was entered.
     Running,
     /// Destination: this session never ran the guest here, and never will.
     Aborted,
+    /// Destination: the session ended before READY, so the source can't have given the guest up.
+    NotCome,
     /// Destination: the guest could not be run, and may have run for a moment.
     Broken,
     /// Destination: the guest ran here, and went on or ended in order.
@@ -100,7 +104,11 @@ impl Entry {
     pub fn ends_record(self) -> bool {
         matches!(
             self,
-            Self::Stayed | Self::Released | Self::ResumedByHand | Self::DiscardedByHand
+            Self::Stayed
+                | Self::Released
+                | Self::NotCome
+                | Self::ResumedByHand
+                | Self::DiscardedByHand
         )
     }
 
@@ -118,9 +126,11 @@ impl Entry {
             Self::Stayed => "stayed",
             Self::Released => "released",
             Self::Expected => "expected",
+            Self::Acquiring => "acquiring",
             Self::Owned => "owned",
             Self::Running => "running",
             Self::Aborted => "aborted",
+            Self::NotCome => "not-come",
             Self::Broken => "broken",
             Self::Ended => "ended",
             Self::ResumedByHand => "resumed-by-hand",

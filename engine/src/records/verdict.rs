@@ -53,7 +53,8 @@ pub struct Evidence {
     pub is_alive: bool,
     /// Whether the record was begun in this boot of the host: its plain entries are all there.
     pub is_same_boot: bool,
-    /// Whether a later epoch of the guest was seen here: then this one went on from the source.
+    /// Whether a later epoch of the guest was owned here, or given up from here: then this one
+    /// went on from the source.
     pub has_later_epoch: bool,
 }
 
@@ -76,10 +77,14 @@ pub fn verdict(evidence: Evidence) -> Verdict {
         // It went on or was ended: whoever did so recorded it. What crashed did not.
         (Some(Entry::Ended), _) => Answer::Ended,
         (Some(Entry::Aborted), _) => Answer::Aborted,
-        (Some(Entry::Expected | Entry::Owned), true) => Answer::Undecided,
+        (Some(Entry::Expected | Entry::Acquiring | Entry::Owned), true) => Answer::Undecided,
         // The process is gone, and it entered no vCPU: it would have recorded `Owned` first. After
         // a crash of the host that entry may be lost, so there it proves nothing.
-        (Some(Entry::Expected), false) if evidence.is_same_boot => return Verdict::AbortFirst,
+        (Some(Entry::Expected | Entry::Acquiring), false) if evidence.is_same_boot => {
+            return Verdict::AbortFirst;
+        }
+        // It may have run for a moment, whatever became of it elsewhere.
+        (Some(Entry::Broken), _) => Answer::MayHaveRun,
         (Some(_), _) if evidence.has_later_epoch => Answer::Ended,
         (Some(_), _) => Answer::MayHaveRun,
     };
@@ -103,6 +108,7 @@ mod tests {
     fn only_a_record_that_proves_it_gives_the_guest_back() {
         for entry in [
             Entry::Expected,
+            Entry::Acquiring,
             Entry::Owned,
             Entry::Running,
             Entry::Broken,
@@ -117,7 +123,8 @@ mod tests {
                     });
                     let gives_back =
                         matches!(found, Verdict::AbortFirst | Verdict::Say(Answer::Aborted));
-                    let proven = entry == Entry::Expected && !is_alive && is_same_boot;
+                    let never_entered = matches!(entry, Entry::Expected | Entry::Acquiring);
+                    let proven = never_entered && !is_alive && is_same_boot;
                     assert_eq!(gives_back, proven, "{entry:?} {is_alive} {is_same_boot}");
                 }
             }

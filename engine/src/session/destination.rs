@@ -118,6 +118,8 @@ pub enum Action {
     SendVerified,
     /// Record, durably, that this session never ran the guest here and never will.
     RecordAborted,
+    /// Record that the session ended before READY: nobody will ask.
+    RecordNotCome,
     /// Send ABORTED.
     SendAborted,
     /// End the lanes.
@@ -234,6 +236,17 @@ impl DestinationSession {
     }
 
     fn abort(&self) -> (State, Vec<Action>) {
+        if matches!(
+            self.state,
+            State::Receiving | State::Loading | State::Acquiring
+        ) {
+            // Without READY there is no give-up, and so nobody who could be in doubt.
+            // The record goes last: until then it tells what is left to do.
+            let mut actions = vec![Action::SendAborted];
+            actions.extend(Self::farewell(self.has_acquired));
+            actions.push(Action::RecordNotCome);
+            return (State::Aborted, actions);
+        }
         (State::Aborting, vec![Action::RecordAborted])
     }
 

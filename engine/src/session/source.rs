@@ -294,12 +294,7 @@ impl SourceSession {
                 vec![Action::Resume, Action::RecordStayed, Action::CloseLanes],
             );
         }
-        let actions = vec![
-            Action::Hold,
-            Action::SyncRecord,
-            Action::CloseLanes,
-            Action::Ask,
-        ];
+        let actions = vec![Action::Hold, Action::CloseLanes, Action::Ask];
         (State::InDoubt, actions)
     }
 
@@ -318,7 +313,8 @@ impl SourceSession {
                 vec![Action::Resume, Action::RecordStayed, Action::TellSettled],
             ),
             Some(Answer::Undecided | Answer::MayHaveRun | Answer::NoRecord) | None => {
-                (State::InDoubt, vec![Action::Ask])
+                // It may take long: the record shall outlive the host too.
+                (State::InDoubt, vec![Action::SyncRecord, Action::Ask])
             }
         }
     }

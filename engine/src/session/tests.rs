@@ -151,23 +151,7 @@ fn behind_commit_the_destination_hands_back_only_what_was_never_entered() {
     assert_eq!(session.state(), DestinationState::Broken);
 }
 
-#[test]
-fn an_abort_that_is_not_recorded_is_not_told() {
-    let mut session = DestinationSession::new();
-    assert_eq!(
-        session.on(DestinationEvent::Failed),
-        [DestinationAction::RecordAborted]
-    );
-    // COMMIT is refused from here on already.
-    assert!(session.on(DestinationEvent::Commit).is_empty());
-    let actions = session.on(DestinationEvent::NotRecorded);
-    assert!(!actions.contains(&DestinationAction::SendAborted));
-    // Nothing was acquired, so nothing is released.
-    assert!(!actions.contains(&DestinationAction::ReleaseOutside));
-}
-
-#[test]
-fn no_vcpu_is_entered_without_a_record() {
+fn ready() -> DestinationSession {
     let mut session = DestinationSession::new();
     for event in [
         DestinationEvent::Prepare,
@@ -176,6 +160,39 @@ fn no_vcpu_is_entered_without_a_record() {
     ] {
         session.on(event);
     }
+    assert_eq!(session.state(), DestinationState::Ready);
+    session
+}
+
+#[test]
+fn behind_ready_an_abort_that_is_not_recorded_is_not_told() {
+    let mut session = ready();
+    assert_eq!(
+        session.on(DestinationEvent::Failed),
+        [DestinationAction::RecordAborted]
+    );
+    // COMMIT is refused from here on already.
+    assert!(session.on(DestinationEvent::Commit).is_empty());
+    let actions = session.on(DestinationEvent::NotRecorded);
+    assert!(!actions.contains(&DestinationAction::SendAborted));
+    assert!(actions.contains(&DestinationAction::ReleaseOutside));
+}
+
+/// Nobody can be in doubt about it, so no tombstone is left.
+#[test]
+fn before_ready_an_abort_is_told_at_once() {
+    let mut session = DestinationSession::new();
+    let actions = session.on(DestinationEvent::Failed);
+    assert_eq!(session.state(), DestinationState::Aborted);
+    assert_eq!(actions.first(), Some(&DestinationAction::SendAborted));
+    assert_eq!(actions.last(), Some(&DestinationAction::RecordNotCome));
+    // Nothing was acquired, so nothing is released.
+    assert!(!actions.contains(&DestinationAction::ReleaseOutside));
+}
+
+#[test]
+fn no_vcpu_is_entered_without_a_record() {
+    let mut session = ready();
     assert_eq!(
         session.on(DestinationEvent::Commit),
         [DestinationAction::RecordOwnership]

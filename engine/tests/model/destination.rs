@@ -140,14 +140,19 @@ impl World {
         let event = match action {
             Action::Acquire if outcome == DestinationOutcome::Failed => Some(Event::Failed),
             Action::Acquire => Some(Event::Acquired),
-            Action::SendReady => self.destination_sends(Word::Ready, outcome),
+            Action::SendReady => {
+                self.destination.has_said_ready = true;
+                self.destination_sends(Word::Ready, outcome)
+            }
             Action::SendRunning => self.destination_sends(Word::Running, outcome),
             Action::SendVerified => self.destination_sends(Word::Verified, outcome),
             Action::SendAborted => {
-                // The source may have heard it by asking, and have had the record removed.
+                // The source may have heard it by asking, and have had the record removed. Before
+                // READY there is no give-up that the record would have to outlast.
                 let record = &self.destination.record;
                 let is_recorded = !record.is_there || record.has_durably(Entry::Aborted);
-                self.slips.aborted_before_recorded |= !is_recorded;
+                self.slips.aborted_before_recorded |=
+                    self.destination.has_said_ready && !is_recorded;
                 self.to_source.send(Word::Aborted);
                 None
             }
@@ -164,6 +169,10 @@ impl World {
             }
             Action::RecordBroken => {
                 self.destination_records(Entry::Broken, Durability::Durable, disk);
+                None
+            }
+            Action::RecordNotCome => {
+                self.destination_records(Entry::NotCome, Durability::Plain, disk);
                 None
             }
             Action::RecordReleased => {
@@ -293,6 +302,7 @@ fn is_recording(action: Action) -> bool {
             | Action::RecordBroken
             | Action::RecordReleased
             | Action::RecordAborted
+            | Action::RecordNotCome
     )
 }
 

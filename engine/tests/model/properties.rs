@@ -54,7 +54,7 @@ fn always() -> Vec<Property<Handover>> {
             |_, world: &World| !world.slips.entered_before_owned,
         ),
         Property::always(
-            "ABORTED is never said before it is recorded durably",
+            "ABORTED is never said before it is recorded durably, once READY was",
             |_, world: &World| {
                 !world.slips.aborted_before_recorded && !world.slips.answered_aborted_without_record
             },
@@ -234,6 +234,7 @@ fn found(entry: Entry, record: &Record, role: Role) -> Found {
         entry,
         words: String::new(),
         unix_ms: 0,
+        has_acquired: false,
         is_alive: false,
         is_same_boot: record.is_same_boot,
         path: PathBuf::new(),

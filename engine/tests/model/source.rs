@@ -172,8 +172,11 @@ impl World {
                 self.source.runs = true;
                 None
             }
+            // Durable behind a doubt only; less is modelled.
             Action::RecordStayed => self.source_records(Entry::Stayed, Durability::Plain, disk),
-            Action::RecordReleased => self.source_records(Entry::Released, Durability::Plain, disk),
+            Action::RecordReleased => {
+                self.source_records(Entry::Released, Durability::Durable, disk)
+            }
             Action::RecordDecision(decision) => {
                 let entry = match decision {
                     Decision::ResumeHere => Entry::ResumedByHand,

@@ -253,6 +253,8 @@ pub(crate) struct Destination {
     /// Whether its host knows the guest by a later epoch too.
     pub(crate) has_later_epoch: bool,
     pub(crate) releases: u8,
+    /// Whether READY was said, or may have been.
+    pub(crate) has_said_ready: bool,
 }
 
 /// The source's last question on a connection of its own.
@@ -352,6 +354,7 @@ impl World {
                 record: Record::missing(),
                 has_later_epoch: false,
                 releases: 0,
+                has_said_ready: false,
             },
             is_supervisor_up: true,
             is_fenced: false,

@@ -229,7 +229,10 @@ impl Disk {
         match found {
             Some(record)
                 if !record.is_held(&self.world)
-                    && record.entries.last().map(|last| last.0) == Some(Entry::Expected) =>
+                    && matches!(
+                        record.entries.last(),
+                        Some((Entry::Expected | Entry::Acquiring, ..))
+                    ) =>
             {
                 record.entries.push((Entry::Aborted, true));
                 Ok(())

@@ -225,6 +225,7 @@ impl Fault {
             }
             Self::CrashHost(side, boots) => {
                 ends(boots, Undo::Host(side));
+                stage.set_down(side, true);
                 stage.disk(side).crash();
                 let on_host = Who::ALL.into_iter().filter(|who| who.side() == side);
                 stage.kill(&on_host.collect::<Vec<_>>(), true);

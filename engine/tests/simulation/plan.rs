@@ -294,7 +294,7 @@ fn fault(dice: &mut Dice, lanes: u16) -> Fault {
         Place::Lane(lane),
     ];
     let side = dice.of(&[Side::Source, Side::Destination]);
-    match dice.below(26) {
+    match dice.below(28) {
         0 | 1 => Fault::Delay(dice.of(&ways), dice.lasting() / 2, dice.lasting()),
         2..=4 => Fault::Cut(dice.of(&ways)),
         5..=7 => Fault::CutLosing(dice.of(&ways)),
@@ -311,6 +311,7 @@ fn fault(dice: &mut Dice, lanes: u16) -> Fault {
         21 | 22 => Fault::SlowDisk(side, dice.lasting() / 2, dice.lasting()),
         23 => Fault::FullDisk(side, dice.lasting()),
         24 => Fault::FailingDisk(side, dice.lasting()),
+        25 | 26 => Fault::Stop(dice.of(&[Who::Source, Who::Destination]), dice.lasting()),
         20 => {
             let (side, call) = dice.of(&CALLS);
             Fault::Fail(side, call)

@@ -97,9 +97,7 @@ impl Scenario {
 
     /// A guest that stayed is unharmed, and so are both sides: with nothing wrong it can be moved.
     fn once_more(&self) -> Option<Class> {
-        if self.hosts.stage.alive(Who::Supervisor).is_none() {
-            self.hosts.start_supervisor();
-        }
+        self.restart_supervisor();
         if !self.hosts.start_again() {
             return None;
         }
@@ -165,6 +163,12 @@ impl Scenario {
         }
     }
 
+    fn restart_supervisor(&self) {
+        if self.hosts.stage.lacks_supervisor() {
+            self.hosts.start_supervisor();
+        }
+    }
+
     fn perform(&self, act: Act) {
         let stage = &self.hosts.stage;
         let undo = match act {
@@ -191,15 +195,14 @@ impl Scenario {
             }
             Undo::FullDisk(side) => stage.disk(side).change(|disk| disk.is_full = false),
             Undo::FailingDisk(side) => stage.disk(side).change(|disk| disk.fails = false),
-            Undo::Supervisor => self.hosts.start_supervisor(),
+            Undo::Supervisor => self.restart_supervisor(),
             Undo::Host(side) => {
                 stage.world().reboot(stage.host(side));
                 stage
                     .wire()
                     .reset(|process| !stage.world().is_alive(process));
-                if side == Side::Destination {
-                    self.hosts.start_supervisor();
-                }
+                stage.set_down(side, false);
+                self.restart_supervisor();
             }
         }
     }

@@ -104,6 +104,8 @@ struct Inner {
     ledger: Ledger,
     handle: Mutex<Arc<MoveHandle>>,
     session: Mutex<SessionId>,
+    /// Whether a side's host is down.
+    is_down: Mutex<[bool; 2]>,
     cast: Mutex<Cast>,
     source: Mutex<Option<Machine>>,
     planned: Mutex<Vec<Planned>>,
@@ -139,6 +141,7 @@ impl Stage {
             ledger: ledger.clone(),
             handle: Mutex::new(Arc::clone(handle)),
             session: Mutex::new(SessionId([1; 16])),
+            is_down: Mutex::default(),
             cast: Mutex::default(),
             source: Mutex::default(),
             planned: Mutex::default(),
@@ -222,6 +225,17 @@ impl Stage {
         let boot = self.world().boot_id(self.host(Side::Destination));
         let disk = self.disk(Side::Destination);
         disk.evidence(&boot, self.session(), EPOCH)
+    }
+
+    /// A side's host goes down, or is back.
+    pub(crate) fn set_down(&self, side: Side, is_down: bool) {
+        locked(&self.0.is_down)[side as usize] = is_down;
+    }
+
+    /// Whether the destination's host is up, and nobody listens there.
+    pub(crate) fn lacks_supervisor(&self) -> bool {
+        let is_down = locked(&self.0.is_down)[Side::Destination as usize];
+        !is_down && self.alive(Who::Supervisor).is_none()
     }
 
     // ---- processes ----

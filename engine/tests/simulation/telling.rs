@@ -185,5 +185,13 @@ fn show(told: &Told) {
             }
         }
     }
-    println!("  again, as a whole: make simulate SEED={}\n", told.seed);
+    let seed = told.seed;
+    if cfg!(feature = "planted-split-brain") {
+        println!(
+            "  again, as a whole: cargo test -p dunlin-engine --test simulation \
+             --features simulation,planted-split-brain -- --seed {seed} --trace\n"
+        );
+    } else {
+        println!("  again, as a whole: make simulate SEED={seed}\n");
+    }
 }

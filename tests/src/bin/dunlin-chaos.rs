@@ -14,6 +14,7 @@ use dunlin_tests::chaos::campaign::Campaign;
 use dunlin_tests::chaos::fault::Wanted;
 use dunlin_tests::chaos::rules::Ending;
 use dunlin_tests::chaos::run::Outcome;
+use dunlin_tests::chaos::table::Table;
 use dunlin_tests::chaos::tally::Tally;
 use dunlin_tests::host::{has_kvm, has_namespaces};
 use dunlin_tests::program::dunlin;
@@ -92,6 +93,10 @@ fn chaos(arguments: &Arguments) -> Result<u8> {
             .context("watching for signals")?;
     }
     let campaign = campaign(arguments);
+    anyhow::ensure!(
+        !campaign.orders().is_empty(),
+        "nothing to run: this host has no KVM or no network namespaces for what was asked"
+    );
     eprintln!(
         "seed {}, {} at a time, {}",
         campaign.seed,
@@ -110,7 +115,7 @@ fn chaos(arguments: &Arguments) -> Result<u8> {
     progress.end();
     let tally = Tally::new(&outcomes);
     if let Some(path) = &arguments.table {
-        std::fs::write(path, tally.markdown())
+        std::fs::write(path, Table::new(&outcomes).markdown())
             .with_context(|| format!("writing {}", path.display()))?;
     }
     if arguments.json {
@@ -221,7 +226,7 @@ impl Progress {
                 eprintln!("  its files: {}", path.display());
             }
             eprintln!(
-                "  again: dunlin-chaos --runs 1 --seed {} --guest {} --only {}",
+                "  again: make chaos RUNS=1 ARGS=\"--seed {} --guest {} --only {}\"",
                 order.seed,
                 order.guest.name(),
                 order.fault

@@ -349,7 +349,9 @@ impl FromStr for Wanted {
             phase: some(phase),
         };
         if !Fault::all().into_iter().any(|fault| wanted.has(fault)) {
-            let deeds: Vec<String> = Deed::all().into_iter().map(Deed::name).collect();
+            let mut deeds: Vec<String> =
+                Fault::all().iter().map(|fault| fault.deed.name()).collect();
+            deeds.dedup();
             let phases: Vec<&str> = Phase::ALL.into_iter().map(Phase::name).collect();
             bail!(
                 "there is no fault '{text}'; a fault is DEED, DEED/PHASE or /PHASE; deeds: {}; \

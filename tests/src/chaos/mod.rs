@@ -9,7 +9,8 @@
 //! | [`arena`] | two sites with a receiver, a guest, a move, and the hands that disturb it |
 //! | [`run`] | one run: a move, a fault, the end, the verdict |
 //! | [`campaign`] | many runs, side by side, from one seed |
-//! | [`tally`] | what came of them: counts, the table, how soon failures were noticed |
+//! | [`tally`] | what came of them: counts, how soon failures were noticed |
+//! | [`table`] | the same as tables, with the reasons |
 //!
 //! A run knows the program as a person does: commands, signals, files, `dunlin status`.
 
@@ -19,4 +20,5 @@ pub mod fault;
 pub mod ledger;
 pub mod rules;
 pub mod run;
+pub mod table;
 pub mod tally;

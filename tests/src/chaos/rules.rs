@@ -121,7 +121,6 @@ pub fn expected(fault: Fault) -> Expectation {
 }
 
 fn source_dies(fault: Fault) -> Expectation {
-    let frozen_first = matches!(fault.deed, Deed::FreezeKill(_));
     match stage(fault.phase) {
         None => only(
             &[Ending::Gone, Ending::Moved],
@@ -134,10 +133,6 @@ fn source_dies(fault: Fault) -> Expectation {
         Some(Stage::ReadySaid) => only(
             &[Ending::Gone, Ending::Moved],
             "the owner is killed; COMMIT may be out by then",
-        ),
-        Some(Stage::CommitSent) if frozen_first => only(
-            &[Ending::Moved],
-            "COMMIT is out: the destination runs the guest",
         ),
         Some(_) => only(
             &[Ending::Moved],

@@ -1,7 +1,5 @@
-//! What came of many runs: counts, the table, and how soon failures were noticed.
+//! What came of many runs: counts, and how soon failures were noticed.
 
-use std::collections::BTreeMap;
-use std::fmt::Write;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -124,125 +122,6 @@ impl<'a> Tally<'a> {
             .collect()
     }
 
-    /// The tables, as Markdown.
-    pub fn markdown(&self) -> String {
-        let mut text = String::new();
-        // Writing to a string never fails.
-        let _ = self.write_markdown(&mut text);
-        text
-    }
-
-    fn write_markdown(&self, text: &mut String) -> std::fmt::Result {
-        writeln!(text, "{}\n", self.closing_line())?;
-        writeln!(text, "### kill -9: who, and when\n")?;
-        writeln!(text, "| phase | send | run | incoming | receive |")?;
-        writeln!(text, "|---|---|---|---|---|")?;
-        for phase in Phase::ALL {
-            let cells = Victim::ALL.map(|victim| self.cell(Deed::Kill(victim), phase));
-            writeln!(text, "| {} | {} |", phase.name(), cells.join(" | "))?;
-        }
-        writeln!(text, "\n### All else\n")?;
-        let others = [
-            ("freeze run", Deed::Freeze(Victim::Run)),
-            ("freeze incoming", Deed::Freeze(Victim::Incoming)),
-            ("freeze, kill run", Deed::FreezeKill(Victim::Run)),
-            ("freeze, kill incoming", Deed::FreezeKill(Victim::Incoming)),
-            ("blink run", Deed::Blink(Victim::Run)),
-            ("blink incoming", Deed::Blink(Victim::Incoming)),
-            ("cut", Deed::Cut),
-            ("cut, restart receive", Deed::CutRestart),
-        ];
-        let names = others.map(|(name, _)| name);
-        writeln!(text, "| phase | {} |", names.join(" | "))?;
-        writeln!(text, "|---|{}", "---|".repeat(others.len()))?;
-        for phase in Phase::ALL {
-            let cells = others.map(|(_, deed)| self.cell(deed, phase));
-            writeln!(text, "| {} | {} |", phase.name(), cells.join(" | "))?;
-        }
-        writeln!(text, "\n### Why\n")?;
-        writeln!(text, "| fault | allowed | because |")?;
-        writeln!(text, "|---|---|---|")?;
-        for (because, (faults, endings)) in self.reasons() {
-            writeln!(text, "| {faults} | {endings} | {because} |")?;
-        }
-        writeln!(
-            text,
-            "\n### From the fault to the surviving side's notice\n"
-        )?;
-        writeln!(
-            text,
-            "A peer may be silent for {} ms (`--peer-timeout`).\n",
-            PEER_TIMEOUT.as_millis()
-        )?;
-        writeln!(text, "| fault | runs | p50 | p90 | p99 | longest |")?;
-        writeln!(text, "|---|---|---|---|---|---|")?;
-        for notice in self.notices() {
-            let times = notice.within.map(|time| format!("{} ms", time.as_millis()));
-            let (sort, count) = (notice.sort, notice.count);
-            writeln!(text, "| {sort} | {count} | {} |", times.join(" | "))?;
-        }
-        Ok(())
-    }
-
-    /// What became of the runs of one fault.
-    fn cell(&self, deed: Deed, phase: Phase) -> String {
-        let mut endings: BTreeMap<Ending, (usize, bool)> = BTreeMap::new();
-        for outcome in self.outcomes {
-            let fault = outcome.order.fault;
-            if fault.deed == deed && fault.phase == phase {
-                let entry = endings.entry(outcome.ending).or_default();
-                entry.0 += 1;
-                entry.1 |= !outcome.has_passed();
-            }
-        }
-        let words = endings.iter().map(|(ending, (count, has_failed))| {
-            let times = if *count > 1 {
-                format!(" ×{count}")
-            } else {
-                String::new()
-            };
-            let mark = if *has_failed { " (failed)" } else { "" };
-            format!("{}{times}{mark}", ending.name())
-        });
-        words.collect::<Vec<_>>().join(", ")
-    }
-
-    /// Why endings are right: by reason, the faults that were run, and the endings allowed.
-    fn reasons(&self) -> BTreeMap<&'static str, (String, String)> {
-        let mut by_reason: BTreeMap<&'static str, (BTreeMap<String, Vec<Phase>>, String)> =
-            BTreeMap::new();
-        for outcome in self.outcomes {
-            let fault = outcome.order.fault;
-            let expectation = expected(fault);
-            let names: Vec<&str> = expectation
-                .endings
-                .iter()
-                .map(|ending| ending.name())
-                .collect();
-            let entry = by_reason.entry(expectation.because).or_default();
-            entry.1 = names.join(" or ");
-            let phases = entry.0.entry(fault.deed.name()).or_default();
-            if !phases.contains(&fault.phase) {
-                phases.push(fault.phase);
-            }
-        }
-        let told = by_reason.into_iter().map(|(because, (faults, endings))| {
-            let faults: Vec<String> = faults
-                .into_iter()
-                .map(|(deed, phases)| {
-                    let first = phases.iter().min().map_or("", |phase| phase.name());
-                    let last = phases.iter().max().map_or("", |phase| phase.name());
-                    match phases.len() {
-                        1 => format!("{deed}/{first}"),
-                        _ => format!("{deed}/{first} … {last}"),
-                    }
-                })
-                .collect();
-            (because, (faults.join(", "), endings))
-        });
-        told.collect()
-    }
-
     /// All of it for programs.
     pub fn json(&self) -> Value {
         let runs: Vec<Value> = self
@@ -298,13 +177,14 @@ fn nanoseconds(duration: Duration) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::chaos::arena::GuestKind;
     use crate::chaos::fault::Fault;
     use crate::chaos::run::Order;
 
-    fn outcome(deed: Deed, phase: Phase, ending: Ending, noticed_ms: u64) -> Outcome {
+    /// A run that passed.
+    pub(crate) fn outcome(deed: Deed, phase: Phase, ending: Ending, noticed_ms: u64) -> Outcome {
         Outcome {
             order: Order {
                 fault: Fault { deed, phase },
@@ -345,8 +225,5 @@ mod tests {
             "{line}"
         );
         assert!(line.ends_with("1 gone with their owner"), "{line}");
-        let table = tally.markdown();
-        assert!(table.contains("| round | gone | gone |  |  |"), "{table}");
-        assert!(table.contains("| a VMM is killed | 1 | 3 ms |"), "{table}");
     }
 }

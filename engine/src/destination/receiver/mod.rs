@@ -40,6 +40,7 @@ use crate::protocol::{
 use crate::records::{Durability, Entry, Journal};
 use crate::session::DestinationSession;
 use crate::session::destination::{Action, Event, State};
+use crate::settings::{VERIFY_PACE, VERIFY_TIME_BASE};
 use crate::state::DeviceState;
 
 /// How often a waiting destination looks at the time.
@@ -109,7 +110,7 @@ pub(super) fn receive<F: GuestFactory>(
     let mut refused = |error: ReceiveError| {
         // There was no WELCOME, so nobody will ask; where it can't be recorded, that costs nothing.
         let (words, deadline) = (error.to_string(), Deadline::after(LAST_WORD_TIME));
-        let _ = journal.add(Entry::Aborted, &words, Durability::Plain, deadline);
+        let _ = journal.add(Entry::NotCome, &words, Durability::Plain, deadline);
         let refusal = match error {
             ReceiveError::Lane(_) | ReceiveError::Transport(_) => Refused::transport(&words),
             _ => Refused::new(&words),
@@ -154,7 +155,7 @@ pub(super) fn receive<F: GuestFactory>(
     };
     let own = capability::ALL & !capability::SELF_CHECK | self_check;
     factory.reached(Milestone::Welcomed);
-    link.send(&Message::Welcome(Welcome {
+    let welcome = link.send(&Message::Welcome(Welcome {
         version: hello.version,
         capabilities: own & hello.message.capabilities,
         tokens: tickets.iter().map(|ticket| ticket.token.0.into()).collect(),
@@ -164,7 +165,12 @@ pub(super) fn receive<F: GuestFactory>(
         contact: Some(endpoint.contact())
             .filter(|contact| !contact.is_empty())
             .map(Into::into),
-    }))?;
+    }));
+    if let Err(error) = welcome {
+        let (words, deadline) = (error.to_string(), Deadline::after(LAST_WORD_TIME));
+        let _ = journal.add(Entry::NotCome, &words, Durability::Plain, deadline);
+        return Err(error.into());
+    }
 
     runtime::scope(|scope| {
         let began = Timestamp::now();
@@ -282,7 +288,7 @@ impl<F: GuestFactory> Destination<'_, F> {
                 None => self.next_event(),
             };
             let actions = self.session.on(event);
-            if self.session.state() == State::Aborting {
+            if matches!(self.session.state(), State::Aborting | State::Aborted) {
                 // Whatever has no reason by now is a message that is in order, out of turn.
                 self.because(&format!("the source may not say {event:?} now"));
             }
@@ -354,8 +360,10 @@ impl<F: GuestFactory> Destination<'_, F> {
                 })
             }
             State::Running => {
-                // The guest runs here. What is left is talk, and it is not waited for for ever.
-                let limit = self.settings.session_limit;
+                // The guest runs here, and whoever has it wants to see to it. What is left is talk
+                // about its memory: the source's own limit for that, and as much again.
+                let bytes = self.hello.offer().layout.bytes();
+                let limit = 2 * (VERIFY_TIME_BASE + Duration::from_secs(bytes / VERIFY_PACE));
                 self.running_since
                     .is_some_and(|since| now.since(since) >= limit)
                     .then_some(Event::Lost)
@@ -483,6 +491,10 @@ impl<F: GuestFactory> Destination<'_, F> {
             }
             Action::RecordOwnership => Some(self.record_ownership()),
             Action::RecordAborted => Some(self.record_aborted()),
+            Action::RecordNotCome => {
+                self.record_not_come();
+                None
+            }
             Action::RecordRunning => {
                 let epoch = self.epoch();
                 self.factory.entered(epoch);

@@ -10,6 +10,9 @@ const OWNERSHIP_TIME: Duration = Duration::from_secs(5);
 /// How long an entry outside of the pause may take.
 const RECORD_TIME: Duration = Duration::from_secs(10);
 
+/// How long an entry that matters is tried.
+const INSIST_TIME: Duration = Duration::from_secs(60);
+
 /// How long after a failure an entry that matters is tried again.
 const RECORD_AGAIN: Duration = Duration::from_millis(500);
 
@@ -19,6 +22,15 @@ impl<F: GuestFactory> Destination<'_, F> {
         let waited = Timestamp::now().since(self.prepare_received);
         let left = self.handover_limit.saturating_sub(waited);
         let deadline = Deadline::after(left.min(self.settings.acquire_timeout));
+        if self.outside.holds_something() {
+            // So that whoever finds the record knows that there is something to release.
+            let added = self
+                .journal
+                .add(Entry::Acquiring, "", Durability::Plain, deadline);
+            if let Err(error) = added {
+                return self.failed(&format!("recording what is acquired: {error}"));
+            }
+        }
         let acquired = self.outside.acquire(deadline);
         self.ready.acquired_ns = Some(Timestamp::now().0);
         match acquired {
@@ -65,6 +77,15 @@ impl<F: GuestFactory> Destination<'_, F> {
         }
     }
 
+    /// Nobody will ask; where it can't be recorded, a tombstone stays that means nothing.
+    pub(super) fn record_not_come(&mut self) {
+        let words = self.reason.clone().unwrap_or_default();
+        let deadline = Deadline::after(RECORD_TIME);
+        let _ = self
+            .journal
+            .add(Entry::NotCome, &words, Durability::Plain, deadline);
+    }
+
     /// Outside of the pause: the guest runs. A record that says less than is so makes a source that
     /// is in doubt wait, and nothing worse.
     pub(super) fn record_running(&mut self) {
@@ -77,9 +98,10 @@ impl<F: GuestFactory> Destination<'_, F> {
     }
 
     /// The source never said that it knows, so it may be in doubt, and this entry is all that can
-    /// tell it: where the disk failed before, it is tried again for as long as a session may last.
+    /// tell it: where the disk failed before, it is tried again for a while. The guest has nobody
+    /// to see to it meanwhile.
     pub(super) fn insist_on_running(&mut self) {
-        let deadline = Deadline::after(self.settings.session_limit);
+        let deadline = Deadline::after(INSIST_TIME);
         while !self.source_knows && !self.has_recorded_running && !deadline.passed() {
             runtime::sleep(RECORD_AGAIN.min(deadline.remaining()));
             self.record_running();
@@ -108,8 +130,11 @@ impl<F: GuestFactory> Destination<'_, F> {
             State::Broken => ReleaseReason::Broken,
             _ => ReleaseReason::NotCome,
         };
-        if let Err(error) = self.outside.release(reason) {
-            self.because(&format!("releasing what the guest holds outside: {error}"));
+        match self.outside.release(reason) {
+            Ok(()) => self.factory.released(),
+            Err(error) => {
+                self.because(&format!("releasing what the guest holds outside: {error}"));
+            }
         }
     }
 }

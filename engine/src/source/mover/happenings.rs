@@ -179,6 +179,7 @@ impl Mover<'_, '_> {
 
     /// The connection is of no use any more.
     pub(super) fn lost(&mut self, reason: &str) -> Event {
+        self.link_is_lost = true;
         self.because(reason);
         Event::Lost
     }

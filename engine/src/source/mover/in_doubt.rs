@@ -82,7 +82,7 @@ impl Mover<'_, '_> {
         Event::Answered(answer)
     }
 
-    fn ask_now(&mut self) -> Result<Answered, AskError> {
+    pub(super) fn ask_now(&mut self) -> Result<Answered, AskError> {
         let deadline = Deadline::after(self.settings.peer_timeout);
         let channel = self.reconnect.reconnect(deadline)?;
         let identity = &self.offer.identity;

@@ -57,7 +57,7 @@ use crate::report::{
 };
 use crate::session::source::{Action, Event, State};
 use crate::session::{Decision, SourceSession, StayReason};
-use crate::settings::{MoveHandle, MoveSettings, Verify};
+use crate::settings::{MoveHandle, MoveSettings, VERIFY_PACE, VERIFY_TIME_BASE, Verify};
 use crate::untouched::Untouched;
 
 /// How often a waiting source looks at what nobody tells it: a cancel, a deadline.
@@ -72,12 +72,6 @@ const CAP_FACTOR: u32 = 10;
 /// How many lanes `auto` opens at most: QEMU and Cloud Hypervisor both measured most of the gain by
 /// then on 100 Gb/s, and each lane costs the host a core while it runs.
 const LANES_AUTO_MAX: usize = 8;
-
-/// Comparing memory afterwards may take this long, and one more second for each [`VERIFY_PACE`].
-const VERIFY_TIME_BASE: Duration = Duration::from_secs(30);
-
-/// A pace, in bytes a second, that comparing memory keeps on a slow and busy host.
-const VERIFY_PACE: u64 = 64 << 20;
 
 /// What reaches the session's thread.
 enum Input {
@@ -208,6 +202,7 @@ pub(super) fn migrate(
             verify_begin: None,
             doubt: None,
             has_recorded_end: false,
+            link_is_lost: false,
         };
         mover.run()
     })
@@ -281,6 +276,8 @@ struct Mover<'scope, 'env> {
     doubt: Option<Doubt>,
     /// Whether this side's record has its end.
     has_recorded_end: bool,
+    /// Whether the connection is of no use any more.
+    link_is_lost: bool,
     report: Report,
 }
 
@@ -341,7 +338,7 @@ impl Mover<'_, '_> {
                 // The guest is the destination's whether or not this word arrives. Who hears it
                 // forgets the move: it must not, where it is all that can end this side's record.
                 if self.has_recorded_end {
-                    let _ = self.link.send(&Message::Released);
+                    self.send_released();
                 }
                 self.observer.reached(Milestone::Released);
                 None
@@ -386,6 +383,15 @@ impl Mover<'_, '_> {
                 self.tell_settled();
                 None
             }
+        }
+    }
+
+    /// A destination that does not hear it keeps a record that nobody needs; so where the connection
+    /// is gone, it is told on a new one. Once: the guest is well there either way.
+    fn send_released(&mut self) {
+        let is_sent = !self.link_is_lost && self.link.send(&Message::Released).is_ok();
+        if !is_sent && let Ok(answered) = self.ask_now() {
+            answered.settle(Deadline::after(self.settings.peer_timeout));
         }
     }
 

@@ -37,11 +37,16 @@ impl Mover<'_, '_> {
         }
     }
 
-    /// The record's last entry.
+    /// The record's last entry. Behind the give-up it is durable, since the destination may forget
+    /// the move then: a record that came back without it could be settled by nobody.
     pub(super) fn record_end(&mut self, entry: Entry) {
         let words = self.reason.clone().unwrap_or_default();
         let deadline = Deadline::after(RECORD_TIME);
-        let added = self.journal.add(entry, &words, Durability::Plain, deadline);
+        let durability = match entry == Entry::Released || self.doubt.is_some() {
+            true => Durability::Durable,
+            false => Durability::Plain,
+        };
+        let added = self.journal.add(entry, &words, durability, deadline);
         self.has_recorded_end = added.is_ok();
         if let Err(error) = added {
             self.observer

@@ -157,6 +157,14 @@ impl Mover<'_, '_> {
             _ => Outcome::Failed,
         };
         report.reason = self.reason.take();
+        if report.outcome.moved() && self.running.is_none() {
+            // Settled by an answer: when it began to run there is not known, but no later than now.
+            report.total_ns = nanoseconds(now.since(self.began));
+            report.blackout = self
+                .timeline
+                .as_ref()
+                .map(|timeline| self.blackout_report(timeline.begin(), timeline.end(), Vec::new()));
+        }
         if report.outcome.moved() {
             report.guest.epoch = self.offer.identity.epoch + 1;
             self.report_verification(&mut report, now);

@@ -24,6 +24,11 @@ impl Arena {
     ///
     /// When a command can't be run.
     pub fn settle(&mut self) -> Result<Vec<String>> {
+        // A process of several threads may be a zombie and still hold its files for a while.
+        let end = Instant::now() + TEAR_DOWN_MAX;
+        while !self.is_alive(Victim::Run) && self.guest.ended().is_none() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(2));
+        }
         let is_gone = self.guest.ended().is_some();
         let mut told = Vec::new();
         for (place, _) in self.records_in_doubt()? {
@@ -50,6 +55,21 @@ impl Arena {
             found.extend(records.into_iter().map(|record| (place, record)));
         }
         Ok(found)
+    }
+
+    /// Writes down what each process waits for, where nothing goes on.
+    pub fn tell_waits(&mut self) {
+        for pid in [self.here.processes(), self.there.processes()].concat() {
+            let tasks = fs::read_dir(format!("/proc/{pid}/task"));
+            for task in tasks.into_iter().flatten().flatten() {
+                let read = |file: &str| {
+                    let text = fs::read_to_string(task.path().join(file)).unwrap_or_default();
+                    text.trim().to_owned()
+                };
+                let (name, waits, call) = (read("comm"), read("wchan"), read("syscall"));
+                self.tell(&format!("process {pid}, thread '{name}': {waits} ({call})"));
+            }
+        }
     }
 
     /// Ends the guest wherever it is, then the receiver, as a person would. Returns what did not
@@ -126,7 +146,13 @@ impl Arena {
             self.heard.extend_from_slice(lines);
         }
         for line in &self.heard {
-            text.push_str(&format!("\nreceive: {}", line.text));
+            let at = line.at.saturating_duration_since(self.began).as_millis();
+            text.push_str(&format!("\n{at:>6} ms  receive: {}", line.text));
+        }
+        if let Some(send) = &mut self.send {
+            for line in send.lines_so_far() {
+                text.push_str(&format!("\nsend: {}", line.text));
+            }
         }
         text.push_str(&format!("\n{epilogue}\n"));
         // The verdict is told on the terminal too.

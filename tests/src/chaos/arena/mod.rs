@@ -211,7 +211,7 @@ impl Arena {
             "--max-blackout",
             "500ms",
             "--blackout-cap",
-            "5s",
+            "20s",
             "--lanes",
             "2",
         ];

@@ -25,6 +25,10 @@ pub const PEER_TIMEOUT: Duration = Duration::from_millis(500);
 /// The same in all other moves: nobody has to wait for it, and a busy machine does not reach it.
 const PEER_TIMEOUT_LONG: Duration = Duration::from_secs(5);
 
+/// How long a destination bears silence, whatever the source was told. A frozen source outlasts it
+/// where that decides about the guest: in the handover.
+const DESTINATION_PATIENCE: Duration = Duration::from_secs(5);
+
 /// How often a run is made again whose move ended before the fault's turn came, because the machine
 /// kept a peer from speaking for so long.
 const ATTEMPTS_MAX: u32 = 4;
@@ -118,10 +122,11 @@ pub fn run(order: Order, number: usize, interrupted: &AtomicBool) -> Result<Outc
             interrupted,
             fault_at: None,
             noticed_at: None,
+            loops_at_fault: None,
             complaints: Vec::new(),
         };
         let Some(ending) = run.perform()? else {
-            let last = run.arena.look_here().last_move();
+            let last = run.why_it_ended();
             let was_busy = ["silent", "nothing moved"]
                 .iter()
                 .any(|why| last.contains(why));
@@ -145,6 +150,8 @@ struct Run<'a> {
     interrupted: &'a AtomicBool,
     fault_at: Option<Instant>,
     noticed_at: Option<Instant>,
+    /// What the guest had counted at the source when it was first looked at behind the fault.
+    loops_at_fault: Option<u64>,
     complaints: Vec<String>,
 }
 
@@ -184,6 +191,19 @@ impl Run<'_> {
             repeated,
             story: self.arena.story().to_vec(),
             kept_at,
+        }
+    }
+
+    /// Why the move ended before the fault's turn came, as far as the source tells.
+    fn why_it_ended(&mut self) -> String {
+        let end = Instant::now() + VICTIM_TIME_MAX;
+        loop {
+            let here = self.arena.look_here();
+            // A busy machine may keep it from answering at once.
+            if here.has_moved_on() || Instant::now() >= end {
+                return here.last_move();
+            }
+            std::thread::sleep(LOOK_INTERVAL);
         }
     }
 
@@ -281,7 +301,13 @@ impl Run<'_> {
                 self.signal_if_there(victim, libc::SIGCONT)
             }
             Deed::Freeze(victim) => {
-                self.pass(PEER_TIMEOUT * 3)?;
+                let handover = Phase::Prepared..=Phase::Committed;
+                let outlasts_destination =
+                    victim == Victim::Run && handover.contains(&self.order.fault.phase);
+                self.pass(match outlasts_destination {
+                    true => DESTINATION_PATIENCE + PEER_TIMEOUT * 2,
+                    false => PEER_TIMEOUT * 3,
+                })?;
                 self.signal_if_there(victim, libc::SIGCONT)
             }
             Deed::FreezeKill(victim) => {
@@ -331,8 +357,8 @@ impl Run<'_> {
         }
     }
 
-    /// Whether the side that survives has noticed the fault: the source no longer moves the guest,
-    /// or is in doubt; the destination has given the guest up, or has it.
+    /// Whether the side that survives has noticed the fault; the destination has, when it has given
+    /// the guest up, or has it.
     fn look_for_notice(&mut self) {
         let (Some(fault_at), None) = (self.fault_at, self.noticed_at) else {
             return;
@@ -350,16 +376,29 @@ impl Run<'_> {
             | Deed::FreezeKill(Victim::Incoming)
             | Deed::Freeze(Victim::Incoming)
             | Deed::Cut
-            | Deed::CutRestart => match self.arena.look_here() {
-                There::Says(guest)
-                    if guest["state"] == "unknown-owner" || guest["move_under_way"].is_null() =>
-                {
-                    Some(Instant::now())
-                }
-                _ => None,
-            },
+            | Deed::CutRestart => self.source_notices().then(Instant::now),
             _ => None,
         };
+        if self.noticed_at.is_some() {
+            self.arena.tell("the surviving side has noticed");
+        }
+    }
+}
+
+impl Run<'_> {
+    /// Whether the source has noticed the fault: it no longer moves the guest, is in doubt, or runs
+    /// the guest again that was paused.
+    fn source_notices(&mut self) -> bool {
+        let There::Says(guest) = self.arena.look_here() else {
+            return false;
+        };
+        if guest["state"] == "unknown-owner" || guest["move_under_way"].is_null() {
+            return true;
+        }
+        let is_paused = (Phase::Paused..=Phase::Committed).contains(&self.order.fault.phase);
+        let loops = guest["workload"]["loops"].as_u64().unwrap_or_default();
+        let before = *self.loops_at_fault.get_or_insert(loops);
+        is_paused && loops > before
     }
 }
 

@@ -73,6 +73,7 @@ impl Run<'_> {
                 self.complain(format!(
                     "it does not settle: source {here:?}, destination {there:?}"
                 ));
+                self.arena.tell_waits();
                 return Ok(Ending::Unsettled);
             }
             self.pass(LOOK_INTERVAL)?;

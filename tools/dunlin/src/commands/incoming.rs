@@ -73,8 +73,11 @@ pub(crate) fn run(arguments: &Incoming) -> Result<Exit, Failure> {
                 mut outside,
                 ..
             } = arrived;
-            let stay = desk.keep(machine);
-            if let (Ok(stay), false) = (&stay, arrived.source_knows) {
+            let source_knows = arrived.source_knows;
+            let stay = desk.keep(machine, |stay| {
+                if source_knows {
+                    return;
+                }
                 let words = match stay {
                     Stay::Moved => "it was moved on",
                     Stay::Ended | Stay::Discarded => "it was ended here",
@@ -82,7 +85,7 @@ pub(crate) fn run(arguments: &Incoming) -> Result<Exit, Failure> {
                 // Where this fails, a source in doubt is told that the guest is gone, and no more.
                 let deadline = Deadline::after(RECORD_MAX);
                 let _ = journal.add(Entry::Ended, words, Durability::Durable, deadline);
-            }
+            });
             super::see_off(stay, &arguments.name.0, outside.as_mut())
         }
         Err(failure) => {
@@ -318,6 +321,11 @@ impl GuestFactory for Announcing<'_> {
             .map_err(|error| GuestError::new("the supervisor is gone", error))?;
         self.gauge = Some(machine.gauge());
         Ok(machine)
+    }
+
+    fn released(&mut self) {
+        // A supervisor that does not hear it releases once more.
+        let _ = say(self.socket, &Word::OutsideReleased);
     }
 
     fn reached(&mut self, milestone: Milestone) {

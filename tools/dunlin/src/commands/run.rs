@@ -99,7 +99,7 @@ pub(crate) fn run(arguments: &Run) -> Result<Exit, Failure> {
         epoch: identity.epoch,
         subject: identity,
     };
-    super::see_off(desk.keep(machine), name, &mut hooks)
+    super::see_off(desk.keep(machine, |_| ()), name, &mut hooks)
 }
 
 /// Refuses a UUID whose guest was handed over from here, while it is not known whether it runs
@@ -130,7 +130,11 @@ fn refuse_twin(runtime: &RuntimeDir, own_name: &str, uuid: Uuid) -> Result<(), F
         }
         let status = Connection::open(runtime, &name).and_then(|mut guest| guest.status());
         let is_twin = status.is_ok_and(|status| {
-            status.uuid == text && !matches!(status.state, GuestState::Moved | GuestState::Ending)
+            status.uuid == text
+                && !matches!(
+                    status.state,
+                    GuestState::Moved | GuestState::Ending | GuestState::Discarded
+                )
         });
         if is_twin {
             return Err(Failure::new(

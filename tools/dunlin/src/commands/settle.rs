@@ -17,6 +17,7 @@ use serde::Serialize;
 
 use crate::cli::endpoint::Endpoint;
 use crate::cli::settle::Settle;
+use crate::console;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::local::client::Connection;
@@ -37,6 +38,11 @@ const ACT_INTERVAL: Duration = Duration::from_millis(50);
 #[derive(Debug, Serialize)]
 struct Settlement {
     guest: String,
+    uuid: String,
+    /// The side whose record or process it is; `None` where nothing is in doubt.
+    role: Option<&'static str>,
+    /// The session, where it is about a record.
+    session: Option<String>,
     is_settled: bool,
     what: String,
 }
@@ -44,9 +50,26 @@ struct Settlement {
 /// Settles, or says what is known.
 pub(crate) fn run(arguments: &Settle) -> Result<Exit, Failure> {
     let runtime = arguments.runtime.directory();
+    let records = arguments.state.directory();
     let settlements = match live(&runtime, arguments)? {
-        Some(status) => vec![with_process(&runtime, &status, arguments)?],
-        None => without_process(&arguments.state.directory(), arguments)?,
+        // A person's word is about the guest whose process lives. What others left is shown.
+        Some(status) if decision(arguments).is_some() && status.in_doubt.is_some() => {
+            vec![with_process(&runtime, &status, arguments)?]
+        }
+        Some(status) => {
+            let left = without_process(&records, arguments)?;
+            match left.is_empty() {
+                true => vec![with_process(&runtime, &status, arguments)?],
+                false => left,
+            }
+        }
+        None => {
+            let left = without_process(&records, arguments)?;
+            if left.is_empty() {
+                return Err(nothing(&records, &arguments.guest));
+            }
+            left
+        }
     };
     if arguments.json {
         super::print_json(&settlements)?;
@@ -95,6 +118,9 @@ fn with_process(
     let name = &status.name;
     let settlement = |is_settled, what: String| Settlement {
         guest: name.clone(),
+        uuid: status.uuid.clone(),
+        role: status.in_doubt.is_some().then(|| Role::Source.name()),
+        session: None,
         is_settled,
         what,
     };
@@ -137,10 +163,10 @@ fn with_process(
             _ => std::thread::sleep(ACT_INTERVAL),
         }
     }
-    Err(Failure::local(format!(
-        "the process of guest '{name}' has not acted on the decision within {} s",
-        ACT_MAX.as_secs()
-    )))
+    Ok(settlement(
+        false,
+        "the decision is accepted; its process acts on it once the question that it is just asking is answered or given up".to_owned(),
+    ))
 }
 
 /// The destination's answer came at the same moment as the decision.
@@ -156,24 +182,33 @@ fn without_process(
     records: &StateDirectory,
     arguments: &Settle,
 ) -> Result<Vec<Settlement>, Failure> {
-    let (found, _) = records
+    let (found, damaged) = records
         .records()
         .map_err(|error| Failure::local(error.to_string()))?;
+    for error in damaged {
+        console::warn(error);
+    }
     let wanted: Vec<_> = found
         .into_iter()
-        .filter(Found::is_in_doubt)
+        .filter(|found| found.is_in_doubt() || (found.entry == Entry::Ended && !found.is_alive))
         .filter(|found| {
             let subject = &found.subject;
             subject.name == arguments.guest || subject.uuid.to_string() == arguments.guest
         })
         .collect();
-    if wanted.is_empty() {
+    let mut guests: Vec<_> = wanted.iter().map(|found| found.subject.uuid).collect();
+    guests.dedup();
+    if guests.len() > 1 && decision(arguments).is_some() {
         return Err(Failure::new(
-            Exit::NoGuest,
+            Exit::Conflict,
             format!(
-                "there is neither a guest '{}' here nor a handover of it that is not settled in {}; 'dunlin status' shows what there is",
+                "several guests were named '{}'; decide by UUID: {}",
                 arguments.guest,
-                records.path().display()
+                guests
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect::<Vec<_>>()
+                    .join(", ")
             ),
         ));
     }
@@ -181,6 +216,16 @@ fn without_process(
         .iter()
         .map(|found| one_record(records, found, arguments))
         .collect()
+}
+
+fn nothing(records: &StateDirectory, guest: &str) -> Failure {
+    Failure::new(
+        Exit::NoGuest,
+        format!(
+            "there is neither a guest '{guest}' here nor a handover of it that is not settled in {}; 'dunlin status' shows what there is",
+            records.path().display()
+        ),
+    )
 }
 
 fn one_record(
@@ -195,6 +240,9 @@ fn one_record(
     };
     let settlement = |is_settled, what: String| Settlement {
         guest: found.subject.name.clone(),
+        uuid: found.subject.uuid.to_string(),
+        role: Some(found.subject.role.name()),
+        session: Some(found.subject.session.to_string()),
         is_settled,
         what,
     };
@@ -278,6 +326,9 @@ fn meaning(found: &Found) -> String {
         ),
         (Role::Source, _) => format!(
             "it was handed over to {peer}, and its process here ended before that side said that it runs: 'dunlin settle {name}' asks there; --discard-here --fenced HOW closes the record"
+        ),
+        (Role::Destination, Entry::Ended) => format!(
+            "it came from {peer}, ran here, and went on or ended in order; its source never said that it knows, and may ask; if it can't any more, --discard-here --fenced HOW closes the record"
         ),
         (Role::Destination, Entry::Running) => format!(
             "it came from {peer} and ran here, and its process is gone; its source may still keep it paused: settle it there first, then 'dunlin settle {name} --discard-here --fenced HOW' closes the record here"

@@ -7,7 +7,7 @@ use crate::cli::moves::{Cancel, Set};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::local::client::Connection;
-use crate::local::protocol::{Request, Response, nanoseconds};
+use crate::local::protocol::{GuestState, Request, Response, nanoseconds};
 use crate::local::runtime_dir::RuntimeDir;
 
 /// How often it is looked whether a guest is gone.
@@ -44,6 +44,13 @@ pub(super) fn stop_guest(runtime: &RuntimeDir, name: &str, force: bool) -> Resul
     ask(runtime, name, &Request::Stop { force })?;
     let mut waited = Duration::ZERO;
     while runtime.is_taken(name) {
+        let status = Connection::open(runtime, name).and_then(|mut guest| guest.status());
+        if status.is_ok_and(|status| status.state == GuestState::Moved) {
+            return Err(Failure::new(
+                Exit::Conflict,
+                format!("guest '{name}' was past its give-up: it runs at its destination now"),
+            ));
+        }
         if waited >= GONE_MAX {
             return Err(Failure::local(format!(
                 "guest '{name}' was asked to end and is still there after {} s",

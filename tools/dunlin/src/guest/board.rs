@@ -4,6 +4,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use dunlin_engine::guest::GuestOffer;
@@ -83,6 +84,8 @@ pub(super) struct Inner {
     pub(super) finished: Option<(u64, Arc<Report>, String)>,
     pub(super) moves: u64,
     pub(super) attended: usize,
+    /// Whether somebody asked for its end while a move was under way.
+    pub(super) is_to_end: bool,
 }
 
 /// The board. Shared by reference count.
@@ -116,6 +119,7 @@ impl Board {
                 finished: None,
                 moves: 0,
                 attended: 0,
+                is_to_end: false,
             }),
             changed: Condvar::new(),
         }
@@ -261,6 +265,9 @@ impl Board {
         if is_settled || state != GuestState::Running {
             inner.state = state;
         }
+        if inner.is_to_end && inner.state == GuestState::Running {
+            inner.state = GuestState::Ending;
+        }
         inner.in_doubt = None;
         if state == GuestState::Moved {
             // It holds the guest's memory.
@@ -354,7 +361,9 @@ impl Board {
         self.changed.notify_all();
         match &inner.under_way {
             Some(under_way) => {
-                under_way.handle.cancel();
+                let handle = Arc::clone(&under_way.handle);
+                inner.is_to_end = true;
+                handle.cancel();
                 Ok(EndAnswer::AfterMove)
             }
             None => Ok(EndAnswer::Now),
@@ -436,7 +445,11 @@ impl MoveObserver for Board {
         inner.in_doubt = Some((number, reason.to_owned()));
         self.changed.notify_all();
         drop(inner);
-        console::warn(reason);
+        // On a thread of its own: a terminal that takes nothing must not hold up the asking.
+        let reason = reason.to_owned();
+        let _ = thread::Builder::new()
+            .name("warning".to_owned())
+            .spawn(move || console::warn(reason));
     }
 
     fn reached(&self, milestone: Milestone) {

@@ -112,10 +112,10 @@ impl Departure<'_> {
         let reached = dialled.and_then(|(control, address)| {
             let lanes = self.lanes(machine, address, scheme, &options);
             lanes
-                .map(|lanes| (control, lanes))
+                .map(|lanes| (control, address, lanes))
                 .map_err(|reason| (Outcome::Failed, reason))
         });
-        let (control, lanes) = reached.inspect_err(|(_, reason)| {
+        let (control, address, lanes) = reached.inspect_err(|(_, reason)| {
             // Nobody heard of the session; at worst the record is found again, and means nothing.
             let deadline = Deadline::after(order.settings().peer_timeout);
             let _ = journal.add(Entry::Stayed, reason, Durability::Plain, deadline);
@@ -126,7 +126,9 @@ impl Departure<'_> {
             endpoint: lanes,
             journal: Box::new(journal),
             reconnect: Box::new(Redial {
+                address,
                 authority,
+                tries: 0,
                 session: subject.session,
                 options,
             }),
@@ -177,16 +179,30 @@ impl Departure<'_> {
     }
 }
 
+/// How often a destination is looked for under its name instead of where it answered before: one
+/// time in so many.
+const NAME_EVERY: u32 = 10;
+
 /// Reaches the destination's supervisor again.
 struct Redial {
+    /// Where it answered before.
+    address: SocketAddr,
     authority: String,
+    tries: u32,
     session: SessionId,
     options: Options,
 }
 
 impl Reconnect for Redial {
     fn reconnect(&mut self, deadline: Deadline) -> Result<ControlChannel, ControlError> {
-        dial_settling(&self.authority, self.session, &self.options, deadline)
+        self.tries = self.tries.wrapping_add(1);
+        // The name may have been given to another host since, and asking for it can hang: it is
+        // asked for now and then only.
+        let peer = match self.tries % NAME_EVERY {
+            0 => self.authority.clone(),
+            _ => self.address.to_string(),
+        };
+        dial_settling(&peer, self.session, &self.options, deadline)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Hooks: commands that acquire and release what a guest holds outside of this host.
 
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::channel;
 use std::thread;
@@ -13,6 +13,9 @@ use dunlin_transports::deadline::Deadline;
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::cli::HookChoices;
+
+/// How much longer than its limit a hook is waited for: what the kernel takes to end it.
+const KILL_MARGIN: Duration = Duration::from_millis(500);
 
 /// The hooks of one guest, for one move or for its end.
 #[derive(Clone, Debug)]
@@ -34,8 +37,10 @@ impl Hooks {
         limit: Duration,
     ) -> Result<(), GuestError> {
         let doing = |what: &str| format!("the {hook} hook '{command}' {what}");
-        let child = Command::new("/bin/sh")
-            .args(["-c", command])
+        // timeout(1), so that the hook ends in time even where this process does not live to see it.
+        let child = Command::new("timeout")
+            .args(["-s", "KILL", &format!("{:.3}", limit.as_secs_f64())])
+            .args(["/bin/sh", "-c", command])
             .env("DUNLIN_HOOK", hook)
             .env("DUNLIN_GUEST", &self.subject.name)
             .env("DUNLIN_UUID", self.subject.uuid.to_string())
@@ -49,7 +54,11 @@ impl Hooks {
             .process_group(0)
             .spawn()
             .map_err(|error| GuestError::new(doing("can't be started"), error))?;
-        match wait(child, limit) {
+        match wait(child, limit + KILL_MARGIN) {
+            Ok(Some(status)) if is_killed(status) => Err(GuestError::message(doing(&format!(
+                "was not done within {} ms and was ended",
+                limit.as_millis()
+            )))),
             Ok(Some(status)) if status.success() => Ok(()),
             Ok(Some(status)) => Err(GuestError::message(doing(&format!("failed: {status}")))),
             Ok(None) => Err(GuestError::message(doing(&format!(
@@ -62,6 +71,10 @@ impl Hooks {
 }
 
 impl Outside for Hooks {
+    fn holds_something(&self) -> bool {
+        self.choices.hook_acquire.is_some() || self.choices.hook_release.is_some()
+    }
+
     fn acquire(&mut self, deadline: Deadline) -> Result<(), GuestError> {
         let Some(command) = &self.choices.hook_acquire else {
             return Ok(());
@@ -79,27 +92,37 @@ impl Outside for Hooks {
     }
 }
 
+/// Whether timeout(1) had to end it: it says so by 137, or goes down with its group.
+fn is_killed(status: ExitStatus) -> bool {
+    status.code() == Some(137) || status.signal() == Some(9)
+}
+
 /// Waits for a process; one that is not done in time is killed with all that it started. `None`:
 /// that was so.
-fn wait(mut child: Child, limit: Duration) -> std::io::Result<Option<ExitStatus>> {
+fn wait(child: Child, limit: Duration) -> std::io::Result<Option<ExitStatus>> {
     let group = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
     let (sender, ended) = channel();
     // It may outlive this call by what the kernel takes to end a killed process.
-    thread::Builder::new()
+    let mut child = child;
+    let waiting = thread::Builder::new()
         .name("hook".to_owned())
         .spawn(move || {
             let _ = sender.send(child.wait());
-        })?;
-    match ended.recv_timeout(limit) {
-        Ok(status) => status.map(Some),
-        Err(_) => {
-            if let Some(group) = group {
-                // It may have ended in this very moment.
-                let _ = kill_process_group(group, Signal::KILL);
-            }
-            Ok(None)
-        }
+        });
+    let in_time = match &waiting {
+        Ok(_) => ended.recv_timeout(limit).ok(),
+        Err(_) => None,
+    };
+    if let Some(status) = in_time {
+        return status.map(Some);
     }
+    if let Some(group) = group {
+        // It may have ended in this very moment.
+        let _ = kill_process_group(group, Signal::KILL);
+        // What follows must not meet a hook that still does something.
+        let _ = ended.recv_timeout(KILL_MARGIN);
+    }
+    waiting.map(|_| None)
 }
 
 #[cfg(test)]

@@ -120,12 +120,17 @@ impl Desk {
         self.board.enters(epoch, gauge);
     }
 
-    /// Runs the guest until it is ended or was moved away.
+    /// Runs the guest until it is ended or was moved away; says so to `leaves` before anyone is
+    /// waited for.
     ///
     /// # Errors
     ///
     /// When the guest stops by itself.
-    pub(crate) fn keep(&self, mut machine: Machine) -> Result<Stay, Failure> {
+    pub(crate) fn keep(
+        &self,
+        mut machine: Machine,
+        leaves: impl FnOnce(&Stay),
+    ) -> Result<Stay, Failure> {
         let offer = machine
             .offer()
             .map_err(|error| Failure::system("the guest can't be described", error))?;
@@ -139,6 +144,9 @@ impl Desk {
         self.board
             .runs(facts, offer.identity.epoch, machine.gauge());
         let stay = self.look_after(&mut machine, &offer);
+        if let Ok(stay) = &stay {
+            leaves(stay);
+        }
         // The memory is given back before anyone is waited for.
         drop(machine);
         self.board.see_all_off(FAREWELL_MAX);

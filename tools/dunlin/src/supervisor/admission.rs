@@ -19,7 +19,8 @@ use dunlin_engine::guest::{GuestIdentity, GuestOffer};
 use dunlin_engine::layout::Backing;
 use dunlin_engine::outside::{Outside, ReleaseReason};
 use dunlin_engine::records::directory::{Found, StateDirectory};
-use dunlin_engine::records::{Archive, Entry, Role, Subject};
+use dunlin_engine::records::verdict::Answer;
+use dunlin_engine::records::{Archive, Entry, Role};
 use dunlin_transports::control::Frame;
 use dunlin_transports::deadline::Deadline;
 use dunlin_transports::lane::SessionId;
@@ -72,14 +73,16 @@ struct Admitted {
     name: String,
     identity: GuestIdentity,
     session: SessionId,
-    peer: SocketAddr,
     promise: ledger::Entry,
     entry: registry::Entry,
 }
 
 /// Whether a guest's process is about to end.
 fn is_leaving(status: &GuestStatus) -> bool {
-    matches!(status.state, GuestState::Moved | GuestState::Ending)
+    matches!(
+        status.state,
+        GuestState::Moved | GuestState::Ending | GuestState::Discarded
+    )
 }
 
 impl Admission {
@@ -109,7 +112,7 @@ impl Admission {
             Ok(heard) => heard,
             Err(error) => return turned_away(error.to_string()),
         };
-        let let_in = self.admit(&hello, session, peer).and_then(|admitted| {
+        let let_in = self.admit(&hello, session).and_then(|admitted| {
             let guest = self.spawn(&admitted, hello.offer(), peer)?;
             Ok((admitted, guest))
         });
@@ -129,12 +132,7 @@ impl Admission {
         }
     }
 
-    fn admit(
-        &self,
-        hello: &Hello,
-        session: SessionId,
-        peer: SocketAddr,
-    ) -> Result<Admitted, String> {
+    fn admit(&self, hello: &Hello, session: SessionId) -> Result<Admitted, String> {
         if hello.session() != session {
             return Err("the session is another than the connection began with".to_owned());
         }
@@ -155,7 +153,6 @@ impl Admission {
             name: name.clone(),
             identity: offer.identity.clone(),
             session,
-            peer,
             promise,
             entry,
         })
@@ -361,37 +358,42 @@ impl Admission {
         }
     }
 
-    /// The process is gone without a guest. Where it could not say so any more, that it never ran
-    /// one is recorded, and what it may have acquired is released.
-    fn close_record(&self, admitted: &Admitted) {
-        let GuestIdentity { uuid, epoch, .. } = admitted.identity;
-        let is_its = |found: &&Found| {
-            found.subject.session == admitted.session && found.subject.role == Role::Destination
-        };
+    fn record_of(&self, uuid: Uuid, session: SessionId) -> Option<Found> {
+        // One that can't be read is shown by 'dunlin status'.
         let records = self.records.of_guest(uuid).unwrap_or_default();
-        let open = records
-            .iter()
-            .find(is_its)
-            .is_some_and(|found| found.entry == Entry::Expected);
-        if !open {
+        records.into_iter().find(|found| {
+            found.subject.session == session && found.subject.role == Role::Destination
+        })
+    }
+
+    /// The process is gone without a guest. Where it could not say so any more, that it never ran
+    /// one is recorded, and what it acquired is released.
+    fn close_record(&self, admitted: &Admitted, record: Option<Found>, released: bool) {
+        let Some(record) = record else {
             return;
+        };
+        if matches!(record.entry, Entry::Expected | Entry::Acquiring) {
+            let GuestIdentity { uuid, epoch, .. } = admitted.identity;
+            self.records.answer(uuid, admitted.session, epoch);
         }
-        self.records.answer(uuid, admitted.session, epoch);
+        if record.has_acquired && !released {
+            self.release(&record);
+        }
+    }
+
+    /// Releases what a process acquired for a guest that did not come, and which it can't release
+    /// any more.
+    fn release(&self, record: &Found) {
+        // Its hook may still be at work, for as long as it is allowed to.
+        thread::sleep(self.arguments.hooks.hook_timeout);
         let mut hooks = Hooks {
             choices: self.arguments.hooks.clone(),
-            epoch: epoch.saturating_add(1),
-            subject: Subject {
-                uuid,
-                name: admitted.name.clone(),
-                epoch,
-                session: admitted.session,
-                role: Role::Destination,
-                peer: admitted.peer.to_string(),
-            },
+            epoch: record.subject.epoch.saturating_add(1),
+            subject: record.subject.clone(),
         };
         if let Err(error) = hooks.release(ReleaseReason::NotCome) {
             self.teller.tell(&Happening::Failed {
-                name: admitted.name.clone(),
+                name: record.subject.name.clone(),
                 reason: error.to_string(),
             });
         }
@@ -403,6 +405,7 @@ impl Admission {
         let name = admitted.name.clone();
         let mut arrived = false;
         let mut told = false;
+        let mut released = false;
         while let Ok(Some(word)) = hear(&guest.socket) {
             match word {
                 Word::MemoryAllocated => admitted.promise.is_allocated(),
@@ -422,6 +425,7 @@ impl Admission {
                         self.source_knows();
                     }
                 }
+                Word::OutsideReleased => released = true,
                 Word::Failed { reason } => {
                     told = true;
                     self.teller.tell(&Happening::Failed {
@@ -435,21 +439,56 @@ impl Admission {
             Ok(status) => status.to_string(),
             Err(error) => error.to_string(),
         };
+        let record = self.record_of(admitted.identity.uuid, admitted.session);
+        let may_have_run = record.as_ref().is_some_and(Found::is_in_doubt);
         if arrived {
             self.teller.tell(&Happening::Gone { name, status });
-        } else if !told {
-            let last = last_line(&self.runtime.log(&name));
+            // Nobody else is coming: whoever asks is answered by the next receiver.
+            self.source_knows();
+        } else if may_have_run {
             self.teller.tell(&Happening::Failed {
                 name,
-                reason: format!("its process ended, {status}; the last line of its log: {last}"),
+                reason: format!(
+                    "it may have run here for a moment: its process ended, {status}; 'dunlin status' shows what to do"
+                ),
             });
-        }
-        if !arrived {
+        } else {
+            if !told {
+                let last = last_line(&self.runtime.log(&name));
+                self.teller.tell(&Happening::Failed {
+                    name,
+                    reason: format!(
+                        "its process ended, {status}; the last line of its log: {last}"
+                    ),
+                });
+            }
             guest.leftovers.remove();
-            self.close_record(&admitted);
+            self.close_record(&admitted, record, released);
         }
         // The places are given back only now that the process is gone.
         drop(admitted);
+    }
+}
+
+/// Answers from the records, also for guests that came to an earlier receiver: what their process
+/// acquired and can't release any more is released then.
+impl Archive for Admission {
+    fn answer(&self, uuid: Uuid, session: SessionId, epoch: u64) -> (Answer, String) {
+        let before = self.record_of(uuid, session);
+        let answered = self.records.answer(uuid, session, epoch);
+        let is_ours = self.registry.knows(session);
+        if let (Answer::Aborted, Some(record)) = (answered.0, before)
+            && matches!(record.entry, Entry::Expected | Entry::Acquiring)
+            && record.has_acquired
+            && !is_ours
+        {
+            self.release(&record);
+        }
+        answered
+    }
+
+    fn forget(&self, uuid: Uuid, session: SessionId) {
+        self.records.forget(uuid, session);
     }
 }
 

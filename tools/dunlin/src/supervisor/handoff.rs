@@ -59,6 +59,8 @@ pub(crate) enum Word {
         /// Whether its source knows; otherwise it will ask.
         source_knows: bool,
     },
+    /// The guest does not come, and what it would have held outside was released.
+    OutsideReleased,
     /// The guest did not come.
     Failed {
         /// Why.

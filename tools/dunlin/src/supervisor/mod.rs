@@ -146,13 +146,10 @@ fn settle(
 ) {
     let asked = control_channel(stream, options)
         .map_err(ReceiveError::from)
-        .and_then(|control| {
-            let archive = &admission.records;
-            answer_doubt(control, preamble.session, archive, GREETING_MAX)
-        });
+        .and_then(|control| answer_doubt(control, preamble.session, admission, GREETING_MAX));
     let happening = match asked {
         Ok(asked) => {
-            if asked.is_settled && asked.answer == Answer::Running {
+            if asked.is_settled && matches!(asked.answer, Answer::Running | Answer::Ended) {
                 admission.source_knows();
             }
             Happening::Asked {

@@ -109,6 +109,12 @@ impl Registry {
         })
     }
 
+    /// Whether a guest of this session is here or on its way.
+    pub(crate) fn knows(&self, session: SessionId) -> bool {
+        let guests = self.guests.lock().unwrap_or_else(PoisonError::into_inner);
+        guests.contains_key(&session)
+    }
+
     /// Where a session's lanes go; `None` when it has none, or none any more.
     pub(crate) fn route(&self, session: SessionId) -> Option<Route> {
         let guests = self.guests.lock().unwrap_or_else(PoisonError::into_inner);
