@@ -100,7 +100,7 @@ send_over_rdma() {
         --rdma-ack-timeout 16 --lanes 2 || return 1
     grep -qF "\"mechanism\": \"$RDMA_DEVICE_A port 1, RoCE\"" "$SITE/report.json" || return 1
     start_receiver c "$to" --rdma-device "$RDMA_DEVICE_B" --poll event || return 1
-    send b "rdma://$to:$PORT" rdma --poll spin --verify full --lanes 1 || return 1
+    send b "rdma://$to:$PORT" rdma --poll spin --lanes 1 || return 1
     # What leads elsewhere than asked for is an error, in one line, and the guest stays.
     start_receiver d "$to" || return 1
     local said status=0
@@ -120,11 +120,11 @@ auto_picks() {
     send b "auto://$RDMA_IPV4_A:$PORT" tcp 2>"$SITE/notes" || { cat "$SITE/notes"; return 1; }
     cat "$SITE/notes"
     grep -q 'using tcp, as the destination refused rdma: .*no_such' "$SITE/notes" || return 1
-    # The loopback address is no device's.
+    # The loopback address is no device's: rdma_cm knows a way there, and nobody can listen at it.
     start_receiver d 127.0.0.1 || return 1
     send c "auto://127.0.0.1:$PORT" tcp 2>"$SITE/notes" || { cat "$SITE/notes"; return 1; }
     cat "$SITE/notes"
-    grep -q 'using tcp, as there is no rdma: ' "$SITE/notes"
+    grep -q 'using tcp, as .* no RDMA device leads to 127.0.0.1' "$SITE/notes"
 }
 
 doctor_sees_rdma() {

@@ -33,7 +33,7 @@ const NO_LANE: LaneNumber = LaneNumber(0);
 pub(super) const ZERO_PAGES: u32 = 64;
 
 /// How long the way to the peer is looked for when an endpoint is made.
-const FIND_LIMIT: Duration = Duration::from_secs(3);
+const FIND_LIMIT: Duration = Duration::from_secs(5);
 
 /// rdma_cm's reason for a rejection by nobody: no one listens at that port (`enum ib_cm_rej_reason`,
 /// invalid service id).
