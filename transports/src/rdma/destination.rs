@@ -14,8 +14,7 @@ use super::receiving::ReceivingLane;
 use super::registrations::{OpenRanges, Registrar};
 use super::setup::{Role, Setup, Way, next_event};
 use super::verbs::{
-    Access, ConnectionEvent, ConnectionId, Device, EventChannel, EventKind, Libraries,
-    ProtectionDomain,
+    Access, ConnectionId, Device, EventChannel, EventKind, Libraries, ProtectionDomain,
 };
 use super::watch::Watch;
 use super::wire::{self, PeerKey, Refusal};
@@ -52,7 +51,7 @@ pub(super) struct Shared {
 
 /// The destination's side of a session's lanes.
 pub struct DestinationEndpoint {
-    listener: Mutex<ConnectionId>,
+    listener: ConnectionId,
     address: SocketAddr,
     device: Arc<Device>,
     domain: Arc<ProtectionDomain>,
@@ -93,7 +92,7 @@ impl DestinationEndpoint {
         let registrar = Registrar::new(Arc::clone(&domain), memory);
         let address = SocketAddr::new(local, listener.port());
         Ok(Self {
-            listener: Mutex::new(listener),
+            listener,
             address,
             domain,
             libraries,
@@ -154,12 +153,12 @@ impl DestinationEndpoint {
             .map_err(system("making a queue pair"))
             .and_then(|parts| {
                 setup.initialize(&parts, &id)?;
-                let (own, peer) = setup.make_ready(&parts, &id)?;
+                let connected = setup.make_ready(&parts, &id)?;
                 id.accept(setup.parameters(&parts, &[]))
                     .map_err(system("letting the lane in"))?;
-                Ok((parts, wire::identity(peer, own)))
+                Ok((parts, connected))
             });
-        let (parts, identity) = match connected {
+        let (parts, connected) = match connected {
             Ok(connected) => connected,
             Err(error) => {
                 // The peer may have gone meanwhile; then nobody hears this.
@@ -168,25 +167,11 @@ impl DestinationEndpoint {
             }
         };
         let watch = Arc::clone(&self.shared.watch);
-        let connection = Connection::new(lane, parts, id, identity, watch);
+        let connection = Connection::new(lane, parts, id, connected, watch);
         if !self.shared.watch.add(&connection) {
             return Err(LaneError::Stopped(lane));
         }
         Ok(connection)
-    }
-
-    /// The next event of the listener.
-    fn next_event(
-        &self,
-        lane: LaneNumber,
-        deadline: Deadline,
-    ) -> Result<ConnectionEvent, LaneError> {
-        let channel = {
-            let listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(listener.channel())
-        };
-        let watch = &self.shared.watch;
-        next_event(&channel, watch, lane, "waiting for a lane", deadline)
     }
 }
 
@@ -274,7 +259,9 @@ impl lane::DestinationEndpoint for DestinationEndpoint {
         let begun = Instant::now();
         let lane = tickets.first().map_or(NO_LANE, |ticket| ticket.number);
         loop {
-            let event = self.next_event(lane, deadline)?;
+            let channel = self.listener.channel();
+            let watch = &self.shared.watch;
+            let event = next_event(channel, watch, lane, "waiting for a lane", deadline)?;
             match event.kind {
                 EventKind::Request => {
                     let Some(id) = event.request else { continue };

@@ -6,14 +6,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::Options;
-use super::connection::Parts;
+use super::connection::{Connected, Parts};
 use super::error::RdmaError;
+use super::outbox::Window;
 use super::verbs::{
     ConnectParameters, ConnectionEvent, ConnectionId, Device, EventChannel, EventKind, Libraries,
     NextState, QueuePairAttributes,
 };
 use super::watch::{Watch, wait_readable};
-use super::wire::End;
+use super::wire::{self, End};
 use crate::deadline::Deadline;
 use crate::lane::{LaneError, LaneNumber};
 
@@ -194,12 +195,12 @@ impl Setup<'_> {
             .map_err(self.system("posting receives"))
     }
 
-    /// To RTR and RTS. Returns this side's and the peer's end.
+    /// To RTR and RTS.
     pub(super) fn make_ready(
         &self,
         parts: &Parts,
         id: &ConnectionId,
-    ) -> Result<(End, End), LaneError> {
+    ) -> Result<Connected, LaneError> {
         let system = self.system("connecting a queue pair");
         let mut attributes = id.attributes(NextState::ReadyToReceive).map_err(&system)?;
         attributes.set_marks(self.options.tos, self.options.service_level);
@@ -209,7 +210,8 @@ impl Setup<'_> {
             .port(self.port)
             .map_err(|error| error.on(self.number, "connecting a queue pair"))?;
         // The route knows the path, the port its own link: never more than either.
-        attributes.set_path_mtu(attributes.path_mtu().min(port.path_mtu));
+        let path_mtu = attributes.path_mtu().min(port.path_mtu);
+        attributes.set_path_mtu(path_mtu);
         let own = self.own_end(parts, &attributes)?;
         let (queue_pair, address) = attributes.peer();
         parts.pair.modify(attributes).map_err(&system)?;
@@ -220,7 +222,14 @@ impl Setup<'_> {
             queue_pair,
             address,
         };
-        Ok((own, peer))
+        let (source, destination) = match self.role {
+            Role::Source => (own, peer),
+            Role::Destination => (peer, own),
+        };
+        Ok(Connected {
+            identity: wire::identity(source, destination),
+            window: Window::of(self.device.limits(), path_mtu),
+        })
     }
 
     fn own_end(&self, parts: &Parts, attributes: &QueuePairAttributes) -> Result<End, LaneError> {

@@ -188,10 +188,9 @@ impl SourceEndpoint {
         id.connect(setup.parameters(&parts, &introduction))
             .map_err(unreachable)?;
         step("waiting to be let in", EventKind::Response)?;
-        let (own, peer) = setup.make_ready(&parts, &id)?;
+        let connected = setup.make_ready(&parts, &id)?;
         id.establish().map_err(unreachable)?;
-        let identity = wire::identity(own, peer);
-        let connection = Connection::new(lane, parts, id, identity, Arc::clone(watch));
+        let connection = Connection::new(lane, parts, id, connected, Arc::clone(watch));
         if !watch.add(&connection) {
             return Err(LaneError::Stopped(lane));
         }

@@ -36,13 +36,13 @@
 //! | `completion` | completion queues, and the channel that announces them |
 //! | `queue_pair` | queue pairs, their states, and posting to them |
 //! | `connection` | rdma_cm: from an IP address to a connected queue pair |
-//! | `conversation` | rdma_cm's events |
+//! | `connection_event` | rdma_cm's events: what became of it, what the peer does |
 //! | `address` | IP addresses as the system's calls take them |
 
 mod address;
 mod completion;
 mod connection;
-mod conversation;
+mod connection_event;
 mod device;
 mod event;
 mod libraries;
@@ -51,8 +51,8 @@ mod queue_pair;
 
 pub(super) use completion::{Completion, CompletionChannel, CompletionQueue, CompletionStatus};
 pub(super) use connection::{ConnectParameters, ConnectionId, NextState, QueuePairAttributes};
-pub(super) use conversation::{ConnectionEvent, EventChannel, EventKind};
-pub(super) use device::{Device, GlobalId};
+pub(super) use connection_event::{ConnectionEvent, EventChannel, EventKind};
+pub(super) use device::{Device, DeviceLimits, GlobalId};
 pub(super) use event::DeviceEvent;
 pub(super) use libraries::Libraries;
 pub(super) use memory_region::{Access, MemoryRegion, ProtectionDomain, RegisterError};
