@@ -15,13 +15,16 @@ DUNLIN := $(CARGO_TARGET_DIR)/release/dunlin
 # side by side they would measure each other.
 SCENARIO_THREADS ?= 1
 
+# How many moves with faults; 300 have each fault at least once.
+RUNS ?= 300
+
 SETUP := tools/setup.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test bench lint format deny
+.PHONY: help demo build test chaos planted-bug softroce rdma-test bench lint format deny
 
 help: ## Say what there is
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: build ## Move a running guest between two processes on this machine (ARGS=...)
 	$(DUNLIN) demo $(ARGS)
@@ -35,6 +38,26 @@ test: build ## Run every test: units, properties, and scenarios with the built p
 	$(CARGO) test --workspace --exclude dunlin-tests --locked -- --show-output
 	$(CARGO) test -p dunlin-engine --features vm-memory --lib --locked vm_memory
 	DUNLIN=$(DUNLIN) $(CARGO) test -p dunlin-tests --locked -- --test-threads=$(SCENARIO_THREADS) --show-output
+
+chaos: build ## Move guests while processes are killed and links are cut (RUNS=300 ARGS=...)
+	@$(SETUP) --want ip
+	DUNLIN=$(DUNLIN) $(CARGO) run -p dunlin-tests --locked --bin dunlin-chaos -- --runs $(RUNS) $(ARGS)
+
+# The program with the bug has a folder of its own, so that nobody runs it by mistake.
+planted-bug: ## See that a planted bug, which makes two owners of a guest, is found
+	@$(SETUP) rust cc --want ip
+	$(CARGO) build --locked -p dunlin --features planted-split-brain --target-dir $(CARGO_TARGET_DIR)/planted
+	DUNLIN=$(CARGO_TARGET_DIR)/planted/debug/dunlin $(CARGO) run -p dunlin-tests --locked --bin dunlin-chaos -- \
+		--expect-two-owners --runs 8 --only freeze-incoming/commit --only cut/commit
+
+softroce: build ## Run the RDMA tests in an emulated machine that has RDMA (ARGS=pings: those named so)
+	tests/softroce/suite machine '$(ARGS)'
+
+rdma-test: ## Run the same tests on this host, if it has an RDMA device (ARGS=pings: those named so)
+	@tests/softroce/suite device
+	@$(SETUP) rdma-tools
+	@$(MAKE) --no-print-directory build
+	tests/softroce/suite here '$(ARGS)'
 
 bench: ## Run the micro-benchmarks (about a minute; ARGS=zero runs those named so)
 	@$(SETUP) rust cc

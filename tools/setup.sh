@@ -39,6 +39,7 @@ present() {
         rdma-headers) command -v pkg-config >/dev/null && pkg-config --exists libibverbs librdmacm && clang_is_known ;;
         cargo-deny | make) command -v "$1" >/dev/null ;;
         ip) command -v ip >/dev/null || [ -x /sbin/ip ] || [ -x /usr/sbin/ip ] ;;
+        rdma-tools) command -v ibv_devinfo >/dev/null && command -v rping >/dev/null && PATH=$PATH:/usr/sbin:/sbin command -v rdma >/dev/null ;;
         *) die "there is no tool '$1' that this script knows" ;;
     esac
 }
@@ -77,6 +78,7 @@ install() {
         cc) apt gcc libc6-dev ;;
         make) apt make ;;
         ip) apt iproute2 ;;
+        rdma-tools) apt ibverbs-utils ibverbs-providers rdmacm-utils iproute2 ;;
         # The one package with a clang that is not too new; Debian 12 has it.
         rdma-headers) apt pkg-config libibverbs-dev librdmacm-dev libclang-14-dev ;;
     esac

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+#[cfg(feature = "simulation")]
+use dunlin_transports::runtime::simulation;
 use serde::{Deserialize, Serialize};
 
 /// Nanoseconds of this host's `CLOCK_MONOTONIC` (clock_gettime(2)). Comparable between processes
@@ -16,6 +18,10 @@ pub struct Timestamp(pub u64);
 impl Timestamp {
     /// This moment.
     pub fn now() -> Self {
+        #[cfg(feature = "simulation")]
+        if let Some(nanoseconds) = simulation::monotonic_ns() {
+            return Self(nanoseconds);
+        }
         let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
         let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
         let nanoseconds = u64::try_from(time.tv_nsec).unwrap_or(0);
@@ -40,6 +46,10 @@ impl Timestamp {
 /// The identity of this host's current boot (`/proc/sys/kernel/random/boot_id`); empty where the
 /// kernel does not tell. Two processes with the same non-empty boot id share `CLOCK_MONOTONIC`.
 pub fn boot_id() -> String {
+    #[cfg(feature = "simulation")]
+    if let Some(boot_id) = simulation::boot_id() {
+        return boot_id;
+    }
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
         .map(|text| text.trim().to_owned())
         .unwrap_or_default()

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use dunlin_transports::deadline::Deadline;
 use dunlin_transports::memory::{MemoryError, MemoryMap, PAGE_BYTES, PageNumber, Run};
+use dunlin_transports::runtime;
 use thiserror::Error;
 use xxhash_rust::xxh3::Xxh3Default;
 
@@ -86,8 +87,11 @@ pub(crate) fn digests(
         }
     };
     let mut digests = vec![0; blocks.len()];
-    let parts = std::thread::scope(|scope| {
-        let helpers: Vec<_> = (1..threads.max(1)).map(|_| scope.spawn(work)).collect();
+    let parts = runtime::scope(|scope| {
+        // Whatever thread can't be started, the others do its share.
+        let helpers: Vec<_> = (1..threads.max(1))
+            .filter_map(|_| scope.spawn("dunlin-digest", work).ok())
+            .collect();
         let mut parts = vec![work()];
         // A helper can't panic; were one to, its blocks would digest as 0 and compare unequal.
         parts.extend(helpers.into_iter().filter_map(|helper| helper.join().ok()));

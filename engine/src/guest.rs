@@ -15,6 +15,7 @@ use uuid::Uuid;
 use crate::clock::Timestamp;
 use crate::dirty::DirtySource;
 use crate::layout::{GuestMemory, Layout};
+use crate::milestone::Milestone;
 use crate::state::DeviceState;
 
 /// Something that the guest's side could not do.
@@ -229,6 +230,11 @@ pub trait GuestFactory {
     /// memory. Must not take long.
     fn entered(&mut self, epoch: u64) {
         let _ = epoch;
+    }
+
+    /// A point on the way was reached. Some are inside the pause.
+    fn reached(&mut self, milestone: Milestone) {
+        let _ = milestone;
     }
 }
 

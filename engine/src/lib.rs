@@ -33,10 +33,13 @@ pub mod host;
 pub mod kvm;
 pub mod layout;
 mod link;
+pub mod milestone;
+pub mod outside;
 pub mod pacing;
 #[cfg(feature = "process")]
 pub mod process;
 pub mod protocol;
+pub mod records;
 pub mod report;
 pub mod runs;
 pub mod session;
@@ -47,3 +50,8 @@ pub mod untouched;
 #[cfg(feature = "vm-memory")]
 pub mod vm_memory;
 pub mod zero;
+
+// A guest with two owners is what this crate exists to prevent. The feature plants just that bug,
+// for the model, the simulation and the chaos runs to find; it must reach nobody's machines.
+#[cfg(all(feature = "planted-split-brain", not(debug_assertions)))]
+compile_error!("planted-split-brain makes two owners of one guest: never in a release build");

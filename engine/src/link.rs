@@ -4,15 +4,14 @@
 //! One thread reads. It answers PINGs by itself, so that a side that is busy loading state or
 //! hashing memory still counts as alive, and measures round trip and clock offset by its own.
 
-use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use dunlin_transports::control::{
     ControlChannel, ControlError, ControlReceiver, ControlSender, ControlStopper,
 };
 use dunlin_transports::deadline::Deadline;
+use dunlin_transports::runtime::{self, JoinHandle, SyncSender};
 
 use crate::clock::Timestamp;
 use crate::protocol::{Message, Ping, Pong, frame_limit};
@@ -99,17 +98,15 @@ impl Link {
             },
             pings: 0,
         };
-        let thread = std::thread::Builder::new()
-            .name("dunlin-control".to_owned())
-            .spawn(move || {
-                loop {
-                    let event = reader.next();
-                    let last = matches!(event, LinkEvent::Lost(_));
-                    if events.send(event.into()).is_err() || last {
-                        return;
-                    }
+        let thread = runtime::spawn("dunlin-control", move || {
+            loop {
+                let event = reader.next();
+                let last = matches!(event, LinkEvent::Lost(_));
+                if events.send(event.into()).is_err() || last {
+                    return;
                 }
-            })?;
+            }
+        })?;
         Ok(Self {
             sender,
             stopper: channel.stopper,
@@ -145,6 +142,11 @@ impl Link {
         )
     }
 
+    /// Ends the connection: nothing is sent or heard over it any more.
+    pub(crate) fn stop(&self) {
+        self.stopper.stop();
+    }
+
     /// What is known of the connection.
     pub(crate) fn quality(&self) -> LinkQuality {
         *self.quality.lock().unwrap_or_else(PoisonError::into_inner)
@@ -178,7 +180,7 @@ fn send(sender: &SharedSender, message: &Message, deadline: Deadline) -> Result<
                     waited: Timestamp::now().since(begun),
                 });
             }
-            Err(TryLockError::WouldBlock) => std::thread::sleep(SENDER_RETRY),
+            Err(TryLockError::WouldBlock) => runtime::sleep(SENDER_RETRY),
         }
     }
 }
@@ -276,9 +278,8 @@ impl Reader {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc::sync_channel;
-
     use dunlin_transports::inmemory::{Faults, control_pair};
+    use dunlin_transports::runtime::sync_channel;
 
     use super::*;
     use crate::protocol::MessageKind;

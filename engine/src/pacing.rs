@@ -5,6 +5,8 @@
 use std::sync::Mutex;
 use std::time::Duration;
 
+use dunlin_transports::runtime;
+
 use crate::clock::Timestamp;
 
 /// The longest sleep at a time: within this, a cancelled move or a changed limit is noticed.
@@ -49,7 +51,7 @@ impl Pacer {
             drop(schedule);
             match wait {
                 None => return,
-                Some(wait) => std::thread::sleep(wait.min(NAP_MAX)),
+                Some(wait) => runtime::sleep(wait.min(NAP_MAX)),
             }
         }
     }

@@ -32,9 +32,13 @@ pub enum Outcome {
     Failed,
     /// The guest stayed on the source, but could not be resumed there; it is paused.
     NotResumed,
-    /// Who owns the guest is not known: the connection was lost behind the give-up. The source
-    /// keeps it paused.
+    /// Who owns the guest is not known (yet): the connection was lost behind the give-up. The
+    /// source keeps it paused and asks the destination.
     Unknown,
+    /// The owner was not known, and a person decided that the guest goes on on the source.
+    ResumedByHand,
+    /// The owner was not known, and a person decided that the source does not keep the guest.
+    DiscardedByHand,
 }
 
 impl Outcome {
@@ -87,6 +91,9 @@ pub struct Report {
     pub goodput_bytes_per_s: u64,
     /// The pause; `None` when the guest was never paused.
     pub blackout: Option<BlackoutReport>,
+    /// The time in which it was not known who owns the guest; `None` when there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_doubt: Option<InDoubtReport>,
     /// How the two memories compared.
     pub verification: VerificationReport,
     /// The machine on which each side ran.
@@ -155,6 +162,20 @@ pub struct BlackoutReport {
     pub cap_ns: u64,
     /// How far the two sides' clocks may be apart from what was assumed; 0 on one host.
     pub clock_error_ns: u64,
+}
+
+/// A time in which it was not known who owns the guest. Where it ended with the guest moved, the
+/// guest ran on the destination at some point in it: the blackout's `total_ns` is an upper bound.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InDoubtReport {
+    /// From the loss of the connection until it was settled.
+    pub held_ns: u64,
+    /// How often the destination was asked.
+    pub asked: u32,
+    /// What settled it: `answer` or `person`.
+    pub settled_by: String,
+    /// The destination's last answer, or how the person says that it is fenced off.
+    pub words: String,
 }
 
 /// One part of the pause.
@@ -237,6 +258,8 @@ pub enum Phase {
     Switchover,
     /// The destination runs it; memory is being compared.
     Verifying,
+    /// The guest is paused, and it is not known who owns it.
+    InDoubt,
     /// Over.
     Done,
 }

@@ -1,9 +1,12 @@
 //! What an operator decides about a move, and the handle with which it is steered while it runs.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+use crate::session::Decision;
 
 /// What happens when rounds no longer bring the predicted blackout down to the budget.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,6 +84,7 @@ pub struct MoveHandle {
     cancelled: AtomicBool,
     max_blackout_ns: AtomicU64,
     max_bandwidth: AtomicU64,
+    decision: Mutex<Option<(Decision, String)>>,
 }
 
 /// Stands for 'no limit' in the handle's bandwidth.
@@ -93,6 +97,7 @@ impl MoveHandle {
             cancelled: AtomicBool::new(false),
             max_blackout_ns: AtomicU64::new(0),
             max_bandwidth: AtomicU64::new(0),
+            decision: Mutex::new(None),
         };
         handle.set_max_blackout(settings.max_blackout);
         handle.set_max_bandwidth(settings.max_bandwidth);
@@ -107,6 +112,19 @@ impl MoveHandle {
     /// Whether the move was cancelled.
     pub fn cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Acquire)
+    }
+
+    /// Decides about a guest whose owner is not known; `how` says how the other side is fenced
+    /// off. Heeded while the move is in doubt, and only then.
+    pub fn decide(&self, decision: Decision, how: impl Into<String>) {
+        let mut slot = self.decision.lock().unwrap_or_else(PoisonError::into_inner);
+        slot.get_or_insert_with(|| (decision, how.into()));
+    }
+
+    /// What was decided, and how the other side is fenced off.
+    pub(crate) fn decision(&self) -> Option<(Decision, String)> {
+        let slot = self.decision.lock().unwrap_or_else(PoisonError::into_inner);
+        slot.clone()
     }
 
     /// Changes the budget.

@@ -334,10 +334,13 @@ fn the_report_of_a_move_adds_up() {
         "fences",
         "digests",
         "load-state",
+        "acquire",
         "revoke-access",
         "ready-on-link",
+        "record-give-up",
         "commit",
         "commit-on-link",
+        "record-ownership",
         "resume",
     ];
     assert_eq!(names, expected);

@@ -18,13 +18,16 @@ use std::time::Duration;
 use dunlin_engine::destination::ReceiveError;
 use dunlin_engine::guest::{GuestError, RunError};
 use dunlin_engine::protocol::{Abort, Message, MessageKind};
+use dunlin_engine::records::{Durability, Entry};
 use dunlin_engine::report::Outcome;
+use dunlin_engine::session::Decision;
 use dunlin_engine::settings::MoveHandle;
 use dunlin_transports::inmemory::{Faults, Place};
 use dunlin_transports::lane::LaneNumber;
 
 use simulated::by_hand::DestinationByHand;
 use simulated::machine::Side;
+use simulated::records::Asked;
 use simulated::session::Ended;
 use simulated::{Call, Hooks, Session};
 
@@ -287,14 +290,42 @@ fn a_lost_lane_leaves_the_guest_at_home() {
     }
 }
 
+/// Nothing inside the pause waits for a disk: what is recorded there is made durable behind it.
 #[test]
-fn a_commit_that_never_arrives_leaves_the_guest_paused_and_its_owner_unknown() {
+fn no_entry_of_the_pause_is_durable_and_all_are_made_so_afterwards() {
+    use Durability::{Durable, Plain};
+    let ended = session(Hooks::default()).run();
+    assert_eq!(
+        ended.source_asked,
+        [
+            Asked::Add(Entry::GivenUp, Plain),
+            Asked::Sync,
+            Asked::Add(Entry::Released, Plain),
+        ]
+    );
+    assert_eq!(
+        ended.destination_asked,
+        [
+            Asked::Add(Entry::Owned, Plain),
+            Asked::Add(Entry::Running, Durable),
+            Asked::Add(Entry::Released, Plain),
+        ]
+    );
+    ended.assert_moved();
+}
+
+/// The destination gives up and records that; asked on a new connection, it says so.
+#[test]
+fn a_commit_that_never_arrives_is_settled_and_the_guest_goes_on_at_home() {
     for end in [End::Cut, End::Silent(Place::Control)] {
         let ended = end.at(MessageKind::Commit);
-        assert_eq!(ended.report.outcome, Outcome::Unknown, "{end:?}");
-        assert_eq!(ended.source.count(Call::Resume), 0);
+        assert_eq!(ended.source.count(Call::Resume), 1);
         assert_eq!(ended.destination().count(Call::Run), 0);
         assert!(ended.received.is_err());
+        let in_doubt = ended.report.in_doubt.as_ref().expect("it was in doubt");
+        assert_eq!(in_doubt.settled_by, "answer", "{end:?}");
+        ended.assert_reason("it never ran the guest");
+        ended.assert_stayed(Outcome::PeerFailed);
     }
 }
 
@@ -309,12 +340,14 @@ fn a_commit_that_never_arrives_is_settled_by_aborted_where_that_gets_through() {
 }
 
 #[test]
-fn a_running_that_never_arrives_leaves_the_guest_on_the_destination_and_unknown_at_home() {
+fn a_running_that_never_arrives_is_settled_and_the_guest_is_freed_at_home() {
     for end in [End::Cut, End::Silent(Place::ControlToSource)] {
         let ended = end.at(MessageKind::Running);
-        assert_eq!(ended.report.outcome, Outcome::Unknown, "{end:?}");
+        ended.assert_moved();
         assert_eq!(ended.source.count(Call::Resume), 0);
         assert!(ended.destination().runs());
+        let in_doubt = ended.report.in_doubt.as_ref().expect("it was in doubt");
+        assert_eq!(in_doubt.settled_by, "answer", "{end:?}");
     }
 }
 
@@ -359,7 +392,7 @@ fn nothing_but_aborted_brings_it_back_behind_commit() {
         there.committed();
         there.by_hand.say(&word);
         let report = there.ended();
-        assert_eq!(report.outcome, Outcome::Unknown, "{word:?}");
+        assert_eq!(report.outcome, Outcome::DiscardedByHand, "{word:?}");
         assert!(report.reason.is_some(), "{word:?}");
         assert!(!there.machine.runs(), "{word:?}");
         assert_eq!(there.machine.count(Call::Resume), 0);
@@ -401,15 +434,27 @@ fn a_state_that_does_not_load_leaves_the_guest_at_home() {
     ended.assert_stayed(Outcome::PeerFailed);
 }
 
+/// It may have run for a moment: only a person can decide.
 #[test]
-fn a_guest_that_can_t_be_entered_is_nobody_s() {
-    let mut session = session(Hooks::default());
-    session.hooks.run = Some(Box::new(|_| Err(RunError::MayHaveRun(broken()))));
-    let ended = session.run();
-    // It may have run for a moment: only a person can decide.
-    assert_eq!(ended.report.outcome, Outcome::Unknown);
-    assert_eq!(ended.source.count(Call::Resume), 0);
-    assert!(matches!(ended.received, Err(ReceiveError::Broken(_))));
+fn a_guest_that_may_have_run_and_does_not_is_left_to_a_person() {
+    for decision in [Decision::ResumeHere, Decision::DiscardHere] {
+        let mut session = session(Hooks::default());
+        session.hooks.run = Some(Box::new(|_| Err(RunError::MayHaveRun(broken()))));
+        session.decision = ("may have run there, and does not any more", Some(decision));
+        let ended = session.run();
+        assert!(matches!(ended.received, Err(ReceiveError::Broken(_))));
+        ended.assert_reason("it is switched off");
+        let in_doubt = ended.report.in_doubt.as_ref().expect("it was in doubt");
+        assert_eq!(in_doubt.settled_by, "person");
+        assert!(in_doubt.asked > 0);
+        let resumed = decision == Decision::ResumeHere;
+        assert_eq!(ended.source.count(Call::Resume), usize::from(resumed));
+        let outcome = match decision {
+            Decision::ResumeHere => Outcome::ResumedByHand,
+            Decision::DiscardHere => Outcome::DiscardedByHand,
+        };
+        assert_eq!(ended.report.outcome, outcome);
+    }
 }
 
 #[test]
@@ -539,7 +584,7 @@ fn a_destination_that_only_answers_pings_behind_commit_is_not_waited_for_for_eve
     // Alive, and silent about what counts.
     there.by_hand.hear_out();
     let report = there.ended();
-    assert_eq!(report.outcome, Outcome::Unknown);
+    assert_eq!(report.outcome, Outcome::DiscardedByHand);
     assert!(report.reason.is_some());
     assert!(!there.machine.runs());
 }

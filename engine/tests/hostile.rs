@@ -542,7 +542,7 @@ fn a_silent_destination_is_noticed_whenever_it_falls_silent() {
         // Nobody answers PINGs from here on.
         let report = there.ended();
         if phase == 3 {
-            assert_eq!(report.outcome, Outcome::Unknown);
+            assert_eq!(report.outcome, Outcome::DiscardedByHand);
             assert!(!there.machine.runs());
         } else {
             assert_eq!(report.outcome, Outcome::PeerFailed, "phase {phase}");
@@ -573,11 +573,13 @@ fn a_destination_that_makes_figures_up_spoils_only_figures() {
             digests_compared_ns: figure(),
             state_loaded_ns: figure(),
             revoked_ns: figure(),
+            acquired_ns: Some(figure()),
         }));
         there.by_hand.expect(MessageKind::Commit);
         there.by_hand.say(&Message::Running(Running {
             commit_received_ns: figure(),
             running_ns: (0..round * 300).map(|_| figure()).collect(),
+            owned_ns: Some(figure()),
         }));
         there.by_hand.expect(MessageKind::VerifyEnd);
         there.by_hand.say(&Message::Verified(Verified {

@@ -8,8 +8,10 @@
 //! | [`program`] | running `dunlin`, with a time limit on everything |
 //! | [`site`] | a host as far as Dunlin can tell: a runtime directory, guests, a receiver |
 //! | [`host`] | what this machine has: KVM, huge pages, namespaces |
+//! | [`chaos`] | moves with faults, by the hundred |
 //! | [`wire`] | raw connections, to say what no program of ours would |
 
+pub mod chaos;
 pub mod host;
 pub mod program;
 pub mod site;

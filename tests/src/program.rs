@@ -58,11 +58,20 @@ impl Output {
     }
 }
 
+/// A line that a process printed.
+#[derive(Clone, Debug)]
+pub struct Line {
+    /// When it came.
+    pub at: Instant,
+    /// What it says.
+    pub text: String,
+}
+
 /// A running process that ends when this value does. Its lines can be waited for.
 pub struct Running {
     child: Child,
-    lines: Receiver<String>,
-    seen: Vec<String>,
+    lines: Receiver<Line>,
+    seen: Vec<Line>,
     stderr: Option<std::thread::JoinHandle<String>>,
 }
 
@@ -83,8 +92,9 @@ impl Running {
         let (sender, lines) = channel();
         let stdout = child.stdout.take().context("no standard output")?;
         std::thread::spawn(move || {
-            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-                if sender.send(line).is_err() {
+            for text in BufReader::new(stdout).lines().map_while(Result::ok) {
+                let at = Instant::now();
+                if sender.send(Line { at, text }).is_err() {
                     return;
                 }
             }
@@ -119,16 +129,17 @@ impl Running {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let Ok(line) = self.lines.recv_timeout(left) else {
-                let seen = self.seen.join("\n");
                 self.kill();
                 bail!(
-                    "the awaited line did not come; seen:\n{seen}\n{}",
+                    "the awaited line did not come; seen:\n{}{}",
+                    self.printed(),
                     self.complaints()
                 );
             };
-            self.seen.push(line.clone());
-            if wanted(&line) {
-                return Ok(line);
+            let text = line.text.clone();
+            self.seen.push(line);
+            if wanted(&text) {
+                return Ok(text);
             }
         }
     }
@@ -143,6 +154,12 @@ impl Running {
             serde_json::from_str::<Value>(line).is_ok_and(|value| value["event"] == event)
         };
         Ok(serde_json::from_str(&self.line(is)?)?)
+    }
+
+    /// What it has printed so far.
+    pub fn lines_so_far(&mut self) -> &[Line] {
+        self.seen.extend(self.lines.try_iter());
+        &self.seen
     }
 
     /// Sends it a signal.
@@ -172,23 +189,23 @@ impl Running {
         loop {
             if let Some(status) = self.ended() {
                 self.seen.extend(self.lines.iter());
-                let stdout: String = self.seen.iter().map(|line| format!("{line}\n")).collect();
                 return Ok(Output {
                     code: code(status),
-                    stdout,
+                    stdout: self.printed(),
                     stderr: self.complaints(),
                 });
             }
             if Instant::now() >= deadline {
                 self.kill();
-                bail!(
-                    "did not end: {}\n{}",
-                    self.seen.join("\n"),
-                    self.complaints()
-                );
+                bail!("did not end: {}{}", self.printed(), self.complaints());
             }
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    fn printed(&self) -> String {
+        let lines = self.seen.iter();
+        lines.map(|line| format!("{}\n", line.text)).collect()
     }
 
     fn complaints(&mut self) -> String {
@@ -214,9 +231,34 @@ pub fn signal_process(pid: u32, signal: i32) {
 
 /// Whether a process is there (and not merely a zombie).
 pub fn is_alive(pid: u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(')')
-        .is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
+    !matches!(process_state(pid), None | Some('Z' | 'X'))
+}
+
+/// Whether a process is stopped by a signal.
+pub fn is_stopped(pid: u32) -> bool {
+    process_state(pid) == Some('T')
+}
+
+/// The letter for what a process does, as in proc(5); `None` when there is none.
+fn process_state(pid: u32) -> Option<char> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.trim_start().chars().next()
+}
+
+/// The processes whose environment has this entry, as in `NAME=value`.
+pub fn processes_with(environment: &str) -> Vec<u32> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let has_entry = |pid: &u32| {
+        let bytes = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        bytes
+            .split(|byte| *byte == 0)
+            .any(|entry| entry == environment.as_bytes())
+    };
+    pids.filter(has_entry)
+        .filter(|pid| is_alive(*pid))
+        .collect()
 }
 
 /// Waits until `done` says yes.

@@ -1,6 +1,9 @@
 //! A site: a host as far as Dunlin can tell, with a runtime directory, guests and a receiver.
 
-use std::path::Path;
+use std::ffi::OsString;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -8,12 +11,16 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::program::{Output, Running, dunlin, eventually, is_alive, signal_process};
+use crate::program::{
+    Output, Running, dunlin, eventually, is_alive, processes_with, signal_process,
+};
 
 /// A site. What was started on it ends with it.
 pub struct Site {
-    directory: TempDir,
+    root: TempDir,
+    directory: PathBuf,
     namespace: Option<String>,
+    environment: Vec<(OsString, OsString)>,
 }
 
 /// A receiver at a site.
@@ -43,7 +50,16 @@ impl Site {
     ///
     /// When its directory can't be made.
     pub fn new() -> Result<Self> {
-        Self::at(None)
+        Self::at(std::env::temp_dir(), None)
+    }
+
+    /// A site with its directory inside another one.
+    ///
+    /// # Errors
+    ///
+    /// When its directory can't be made.
+    pub fn inside(directory: &Path, namespace: Option<&str>) -> Result<Self> {
+        Self::at(directory.to_owned(), namespace.map(str::to_owned))
     }
 
     /// A site in a network namespace.
@@ -52,20 +68,51 @@ impl Site {
     ///
     /// When its directory can't be made.
     pub fn in_namespace(namespace: &str) -> Result<Self> {
-        Self::at(Some(namespace.to_owned()))
+        Self::at(std::env::temp_dir(), Some(namespace.to_owned()))
     }
 
-    fn at(namespace: Option<String>) -> Result<Self> {
-        let directory = tempfile::Builder::new().prefix("dunlin-site-").tempdir()?;
+    fn at(parent: PathBuf, namespace: Option<String>) -> Result<Self> {
+        let root = tempfile::Builder::new()
+            .prefix("dunlin-site-")
+            .tempdir_in(parent)?;
+        let directory = root.path().join("run");
+        std::fs::create_dir(&directory)?;
         Ok(Self {
+            root,
             directory,
             namespace,
+            environment: Vec::new(),
         })
+    }
+
+    /// Sets an environment variable for what is started from here on; `None` takes it away.
+    pub fn set_environment(&mut self, name: &str, value: Option<&str>) {
+        self.environment.retain(|(known, _)| known != name);
+        let entry = value.map(|value| (name.into(), value.into()));
+        self.environment.extend(entry);
+    }
+
+    /// Keeps its directory when this value goes.
+    pub fn keep(&mut self) {
+        self.root.disable_cleanup(true);
+    }
+
+    /// The processes of this site.
+    pub fn processes(&self) -> Vec<u32> {
+        processes_with(&format!(
+            "DUNLIN_RUNTIME_DIR={}",
+            self.directory().display()
+        ))
     }
 
     /// Its runtime directory.
     pub fn directory(&self) -> &Path {
-        self.directory.path()
+        &self.directory
+    }
+
+    /// Where its records of handovers are.
+    pub fn state_directory(&self) -> PathBuf {
+        self.root.path().join("state")
     }
 
     /// `dunlin` with these arguments, at this site.
@@ -80,7 +127,9 @@ impl Site {
         };
         command
             .args(arguments)
-            .env("DUNLIN_RUNTIME_DIR", self.directory());
+            .env("DUNLIN_RUNTIME_DIR", self.directory())
+            .env("DUNLIN_STATE_DIR", self.state_directory())
+            .envs(self.environment.iter().cloned());
         command
     }
 
@@ -169,6 +218,21 @@ impl Site {
         self.run(&["status", name, "--json"])?
             .expect_code(0)?
             .json()
+    }
+
+    /// How a guest is, asked of its process itself: quick enough to be asked again and again.
+    /// `None` when there is none, or it does not answer within `patience`.
+    pub fn ask(&self, name: &str, patience: Duration) -> Option<Value> {
+        let socket = self.directory().join(format!("{name}.sock"));
+        let mut stream = UnixStream::connect(socket).ok()?;
+        stream.set_read_timeout(Some(patience)).ok()?;
+        stream
+            .write_all(b"{\"v\":1,\"request\":\"status\"}\n")
+            .ok()?;
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line).ok()?;
+        let answer: Value = serde_json::from_str(&line).ok()?;
+        answer.get("guest").cloned()
     }
 
     /// Pages that a guest's workload has written so far.

@@ -3,6 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::runtime;
+
 /// A point in time by which a wait must end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Deadline(Instant);
@@ -18,7 +20,7 @@ impl Deadline {
     /// A duration that the clock can't represent counts as thirty years.
     pub fn after(duration: Duration) -> Self {
         const THIRTY_YEARS: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
-        let now = Instant::now();
+        let now = runtime::now();
         Self(now.checked_add(duration).unwrap_or(now + THIRTY_YEARS))
     }
 
@@ -29,7 +31,7 @@ impl Deadline {
 
     /// How long is left; zero once the deadline has passed.
     pub fn remaining(self) -> Duration {
-        self.0.saturating_duration_since(Instant::now())
+        self.0.saturating_duration_since(runtime::now())
     }
 
     /// Whether the deadline has passed.
@@ -56,7 +58,7 @@ pub(crate) struct StallWatch {
 #[cfg(any(test, feature = "tcp", feature = "rdma", feature = "testing"))]
 impl StallWatch {
     pub(crate) fn new(limit: Duration) -> Self {
-        let since = Instant::now();
+        let since = runtime::now();
         Self { limit, since }
     }
 
@@ -68,9 +70,9 @@ impl StallWatch {
     /// Takes what the look showed; whether nothing has moved for too long.
     pub(crate) fn is_stalled(&mut self, has_moved: bool) -> bool {
         if has_moved {
-            self.since = Instant::now();
+            self.since = runtime::now();
         }
-        self.since.elapsed() >= self.limit
+        runtime::elapsed(self.since) >= self.limit
     }
 
     /// When something moved last.

@@ -9,6 +9,7 @@
 //! | [`lane`] | the traits of one lane and of the endpoint that opens lanes |
 //! | [`control`] | the traits of the control channel: bounded frames both ways |
 //! | [`deadline`] | points in time by which a wait must end |
+//! | [`runtime`] | what time it is, how threads are started, and where they wait |
 //! | `prepared` | which ranges the peer may write, and who is writing now |
 //! | `tcp` | lanes and control over TCP: io_uring, or plain `writev`/`readv` |
 //! | `rdma` | lanes over RDMA: writes from guest memory to guest memory |
@@ -19,6 +20,7 @@ pub mod control;
 pub mod deadline;
 pub mod lane;
 pub mod memory;
+pub mod runtime;
 
 #[cfg(any(test, feature = "tcp", feature = "rdma", feature = "testing"))]
 mod prepared;

@@ -4,9 +4,10 @@
 //! batch is in memory; so `retire` and `revoke_all` can wait until nobody writes any more.
 
 use std::collections::BTreeMap;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{MutexGuard, PoisonError, RwLock};
 
 use crate::memory::Run;
+use crate::runtime::Monitor;
 
 /// A set of pages, kept as disjoint ranges that do not touch each other.
 #[derive(Default)]
@@ -103,14 +104,13 @@ struct GateState {
 /// Prepared ranges, and the writers that are at work in them.
 #[derive(Default)]
 pub(crate) struct WriteGate {
-    state: Mutex<GateState>,
-    left: Condvar,
+    state: Monitor<GateState>,
 }
 
 impl WriteGate {
     fn state(&self) -> MutexGuard<'_, GateState> {
-        // No code panics while it holds the lock, so a poisoned state is still a whole one.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        // No code panics while it holds the lock, so that the state is always a whole one.
+        self.state.lock()
     }
 
     /// Lets the peer write a range; `false` after `revoke_all`.
@@ -137,10 +137,7 @@ impl WriteGate {
             interrupt();
             state = self.state();
             while busy(&state) {
-                state = self
-                    .left
-                    .wait(state)
-                    .unwrap_or_else(PoisonError::into_inner);
+                state = self.state.wait(state);
             }
         }
         true
@@ -162,10 +159,7 @@ impl WriteGate {
     pub(crate) fn wait_until_idle(&self) {
         let mut state = self.state();
         while state.writing.iter().any(|runs| !runs.is_empty()) {
-            state = self
-                .left
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            state = self.state.wait(state);
         }
     }
 
@@ -217,7 +211,7 @@ impl Drop for WritePermit<'_> {
             writing.clear();
         }
         drop(state);
-        self.gate.left.notify_all();
+        self.gate.state.notify_all();
     }
 }
 

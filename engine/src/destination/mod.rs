@@ -7,9 +7,11 @@
 //! |---|---|
 //! | `receiver` | performs the session's actions, turns what happens into its events |
 //! | `admission` | HELLO: reading, checking, refusing |
+//! | `settling` | answering a source that is in doubt |
 
 mod admission;
 mod receiver;
+mod settling;
 
 use std::time::Duration;
 
@@ -18,8 +20,11 @@ use dunlin_transports::lane::{DestinationEndpointFactory, LANES_MAX, LaneError};
 use thiserror::Error;
 
 pub use self::admission::{Hello, read_hello, refuse};
+pub use self::settling::{Asked, answer_doubt};
 use crate::guest::{GuestError, GuestFactory};
+use crate::outside::Outside;
 use crate::protocol::{MessageError, VERSION_MAX, VERSION_MIN};
+use crate::records::Journal;
 
 /// What the destination's operator decides about moves to here.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +38,9 @@ pub struct ReceiveSettings {
     pub lanes_max: u16,
     /// The CPUs that lane threads are pinned to, one after the other; empty: as on the source.
     pub cpus: Vec<usize>,
+    /// How long acquiring what the guest holds outside may take. It is inside the pause, so the
+    /// source's cap bounds it too.
+    pub acquire_timeout: Duration,
 }
 
 impl Default for ReceiveSettings {
@@ -42,8 +50,25 @@ impl Default for ReceiveSettings {
             session_limit: Duration::from_secs(24 * 60 * 60),
             lanes_max: LANES_MAX,
             cpus: Vec::new(),
+            acquire_timeout: Duration::from_secs(5),
         }
     }
+}
+
+/// A guest that wants to come, and what it is given.
+pub struct Arrival<'a, F> {
+    /// The control connection.
+    pub control: ControlChannel,
+    /// What it said first.
+    pub hello: Hello,
+    /// Makes the guest.
+    pub factory: &'a mut F,
+    /// Makes the lanes' side.
+    pub endpoint: DestinationEndpointFactory,
+    /// Keeps this side's record of the session, which has its first entry.
+    pub journal: Box<dyn Journal>,
+    /// What the guest will hold outside of this host.
+    pub outside: Box<dyn Outside>,
 }
 
 /// A guest that arrived, and runs.
@@ -52,6 +77,16 @@ pub struct Received<G> {
     pub guest: G,
     /// Its epoch from now on.
     pub epoch: u64,
+    /// The session's record. It is kept for as long as the guest is here, which is what proves to
+    /// others that it lives; where the source has not said RELEASED, it wants [`Entry::Ended`] when
+    /// the guest goes on or ends in order.
+    ///
+    /// [`Entry::Ended`]: crate::records::Entry::Ended
+    pub journal: Box<dyn Journal>,
+    /// Whether the source knows that the guest runs here; the record has its end then.
+    pub source_knows: bool,
+    /// What the guest holds outside of this host.
+    pub outside: Box<dyn Outside>,
     /// Pages that the source's claims were compared with, and how many of them were wrong.
     pub checked_pages: u64,
     /// See `checked_pages`.
@@ -70,6 +105,10 @@ pub enum ReceiveError {
     /// The source began with something else than HELLO.
     #[error("the source began with message {0}, not with HELLO")]
     NotHello(u16),
+    /// The source began a connection for settling with something else than a question about its
+    /// own session.
+    #[error("the source sent message {0} where a question about its session was due")]
+    NotAsked(u16),
     /// There is no version that both sides speak.
     #[error(
         "the source speaks protocol versions {min} to {max}, this build speaks {VERSION_MIN} to {VERSION_MAX}"
@@ -97,19 +136,16 @@ pub enum ReceiveError {
     Broken(GuestError),
 }
 
-/// Takes the guest that `hello` announces: makes room for it by `factory`, opens the lanes' side by
-/// `endpoint`, and returns once the guest runs here and the source has let go of it.
+/// Takes a guest in: makes room for it by the factory, opens the lanes' side by the endpoint, and
+/// returns once the guest runs here and the source has let go of it.
 ///
 /// # Errors
 ///
 /// When the guest did not arrive; it runs on at the source then (but for
 /// [`ReceiveError::Broken`]). Everything that was received is freed.
 pub fn receive<F: GuestFactory>(
-    control: ControlChannel,
-    hello: Hello,
-    factory: &mut F,
-    endpoint: DestinationEndpointFactory,
+    arrival: Arrival<'_, F>,
     settings: &ReceiveSettings,
 ) -> Result<Received<F::Guest>, ReceiveError> {
-    receiver::receive(control, &hello, factory, endpoint, settings)
+    receiver::receive(arrival, settings)
 }

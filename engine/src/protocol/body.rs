@@ -262,6 +262,10 @@ pub struct Ready {
     /// Remote access was revoked; READY is sent.
     #[n(4)]
     pub revoked_ns: u64,
+    /// What the guest holds outside was acquired, before access was revoked; absent where the
+    /// destination does not tell.
+    #[n(5)]
+    pub acquired_ns: Option<u64>,
 }
 
 /// RUNNING. Times are on the destination's clock.
@@ -274,6 +278,9 @@ pub struct Running {
     /// When each vCPU was entered, in vCPU order.
     #[n(1)]
     pub running_ns: Vec<u64>,
+    /// The ownership was recorded; absent where the destination does not tell.
+    #[n(2)]
+    pub owned_ns: Option<u64>,
 }
 
 /// ABORT and ABORTED.
@@ -324,4 +331,31 @@ pub struct Verified {
     /// The longest gap that the guest measured; absent when it does not measure.
     #[n(5)]
     pub guest_visible_ns: Option<u64>,
+}
+
+/// ASK.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Ask {
+    /// The session that is in doubt.
+    #[n(0)]
+    pub session: ByteArray<16>,
+    /// The guest's UUID.
+    #[n(1)]
+    pub uuid: ByteArray<16>,
+    /// The guest's epoch before the move.
+    #[n(2)]
+    pub epoch: u64,
+}
+
+/// ANSWER.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct WireAnswer {
+    /// 0 running, 1 ended, 2 aborted, 3 undecided, 4 may have run, 5 no record.
+    #[n(0)]
+    pub answer: u8,
+    /// Why, in words, at most [`REASON_BYTES_MAX`](super::REASON_BYTES_MAX) bytes.
+    #[n(1)]
+    pub reason: String,
 }

@@ -8,14 +8,15 @@ use minicbor::bytes::ByteArray;
 use uuid::Uuid;
 
 use super::body::{
-    Abort, Grants, Hello, Ready, Refused, VerifyPages, Welcome, WireClaim, WireHost, WireLayout,
-    WireRegion,
+    Abort, Ask, Grants, Hello, Ready, Refused, VerifyPages, Welcome, WireAnswer, WireClaim,
+    WireHost, WireLayout, WireRegion,
 };
 use super::limits::{REASON_BYTES_MAX, TEXT_BYTES_MAX, VERIFY_PAGES_MAX};
 use super::message::{MessageError, MessageKind};
 use crate::clock::Timestamp;
 use crate::guest::{GuestIdentity, GuestOffer, PageClaim, valid_guest_name};
 use crate::layout::{Backing, GuestAddress, Layout, LayoutError, REGIONS_MAX, RegionShape};
+use crate::records::verdict::Answer;
 use crate::report::Host;
 use crate::state::DeviceState;
 
@@ -240,17 +241,76 @@ impl Refused {
 }
 
 impl Ready {
-    /// The moments in order: PREPARE received, fences seen, digests compared, state loaded,
-    /// access revoked.
-    pub fn moments(&self) -> [Timestamp; 5] {
+    /// The moments in order: PREPARE received, fences seen, digests compared, state loaded, what is
+    /// outside acquired, access revoked.
+    pub fn moments(&self) -> [Timestamp; 6] {
         [
             self.prepare_received_ns,
             self.fences_seen_ns,
             self.digests_compared_ns,
             self.state_loaded_ns,
+            self.acquired_ns.unwrap_or(self.state_loaded_ns),
             self.revoked_ns,
         ]
         .map(Timestamp)
+    }
+}
+
+impl Ask {
+    /// A question about a session.
+    pub fn new(session: SessionId, uuid: Uuid, epoch: u64) -> Self {
+        Self {
+            session: session.0.into(),
+            uuid: uuid.into_bytes().into(),
+            epoch,
+        }
+    }
+
+    /// The session, the guest, and its epoch before the move.
+    pub fn subject(&self) -> (SessionId, Uuid, u64) {
+        let uuid = Uuid::from_bytes(*self.uuid);
+        (SessionId(*self.session), uuid, self.epoch)
+    }
+}
+
+impl WireAnswer {
+    /// An answer, with a reason cut to what the wire takes.
+    pub fn new(answer: Answer, reason: &str) -> Self {
+        Self {
+            answer: answer_code(answer),
+            reason: shortened(reason, REASON_BYTES_MAX),
+        }
+    }
+
+    /// The answer.
+    ///
+    /// # Errors
+    ///
+    /// When there is no answer of this number.
+    pub fn answer(&self) -> Result<Answer, MessageError> {
+        Answer::ALL
+            .into_iter()
+            .find(|answer| answer_code(*answer) == self.answer)
+            .ok_or_else(|| MessageError::OutOfBounds {
+                kind: MessageKind::Answer,
+                reason: format!("there is no answer number {}", self.answer),
+            })
+    }
+
+    /// Why, fit to be shown.
+    pub fn reason(&self) -> String {
+        shortened(&self.reason, REASON_BYTES_MAX)
+    }
+}
+
+fn answer_code(answer: Answer) -> u8 {
+    match answer {
+        Answer::Running => 0,
+        Answer::Ended => 1,
+        Answer::Aborted => 2,
+        Answer::Undecided => 3,
+        Answer::MayHaveRun => 4,
+        Answer::NoRecord => 5,
     }
 }
 

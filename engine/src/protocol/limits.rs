@@ -48,6 +48,9 @@ pub fn frame_limit(kind: u16) -> Option<u32> {
         | MessageKind::Released
         | MessageKind::Abort
         | MessageKind::Aborted
-        | MessageKind::VerifyEnd => SMALL_BYTES_MAX,
+        | MessageKind::VerifyEnd
+        | MessageKind::Ask
+        | MessageKind::Answer
+        | MessageKind::Settled => SMALL_BYTES_MAX,
     })
 }

@@ -5,7 +5,8 @@ use minicbor::{Decode, Encode};
 use thiserror::Error;
 
 use super::body::{
-    Abort, Hello, Ping, Pong, Prepare, Ready, Refused, Running, Verified, VerifyPages, Welcome,
+    Abort, Ask, Hello, Ping, Pong, Prepare, Ready, Refused, Running, Verified, VerifyPages,
+    Welcome, WireAnswer,
 };
 use crate::layout::LayoutError;
 use crate::state::StateError;
@@ -42,8 +43,8 @@ pub enum MessageError {
 
 macro_rules! kinds {
     ($($(#[$doc:meta])* $kind:ident = $number:literal,)*) => {
-        /// The messages' numbers on the wire. 20 to 39 are kept for records and settling, for
-        /// registration of ranges while the move runs, and for opaque byte streams.
+        /// The messages' numbers on the wire. 20 to 29 are kept for registration of ranges while
+        /// the move runs, 33 to 39 for opaque byte streams.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum MessageKind {
             $($(#[$doc])* $kind,)*
@@ -97,6 +98,12 @@ kinds! {
     VerifyEnd = 14,
     /// Destination: how they compared.
     Verified = 15,
+    /// Source, in doubt, to the destination's supervisor: what became of the guest?
+    Ask = 30,
+    /// Supervisor: this.
+    Answer = 31,
+    /// Source: the session is settled here, nobody will ask any more.
+    Settled = 32,
 }
 
 /// One message.
@@ -132,6 +139,12 @@ pub enum Message {
     VerifyEnd,
     /// See [`MessageKind::Verified`].
     Verified(Verified),
+    /// See [`MessageKind::Ask`].
+    Ask(Ask),
+    /// See [`MessageKind::Answer`].
+    Answer(WireAnswer),
+    /// See [`MessageKind::Settled`].
+    Settled,
 }
 
 impl Message {
@@ -153,6 +166,9 @@ impl Message {
             Self::VerifyPages(_) => MessageKind::VerifyPages,
             Self::VerifyEnd => MessageKind::VerifyEnd,
             Self::Verified(_) => MessageKind::Verified,
+            Self::Ask(_) => MessageKind::Ask,
+            Self::Answer(_) => MessageKind::Answer,
+            Self::Settled => MessageKind::Settled,
         }
     }
 
@@ -170,7 +186,9 @@ impl Message {
             Self::Abort(body) | Self::Aborted(body) => encoded(body),
             Self::VerifyPages(body) => encoded(body),
             Self::Verified(body) => encoded(body),
-            Self::Commit | Self::Released | Self::VerifyEnd => Vec::new(),
+            Self::Ask(body) => encoded(body),
+            Self::Answer(body) => encoded(body),
+            Self::Commit | Self::Released | Self::VerifyEnd | Self::Settled => Vec::new(),
         };
         Frame {
             kind: self.kind().number(),
@@ -204,6 +222,9 @@ impl Message {
             MessageKind::VerifyPages => Self::VerifyPages(decoded(kind, bytes)?),
             MessageKind::VerifyEnd => Self::VerifyEnd,
             MessageKind::Verified => Self::Verified(decoded(kind, bytes)?),
+            MessageKind::Ask => Self::Ask(decoded(kind, bytes)?),
+            MessageKind::Answer => Self::Answer(decoded(kind, bytes)?),
+            MessageKind::Settled => Self::Settled,
         })
     }
 }

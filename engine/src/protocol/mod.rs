@@ -38,8 +38,8 @@ mod message;
 mod tests;
 
 pub use body::{
-    Abort, Counts, Grants, Hello, Ping, Pong, Prepare, Ready, Refused, Running, Verified,
-    VerifyPages, Welcome, WireClaim, WireHost, WireLayout, WireRegion,
+    Abort, Ask, Counts, Grants, Hello, Ping, Pong, Prepare, Ready, Refused, Running, Verified,
+    VerifyPages, Welcome, WireAnswer, WireClaim, WireHost, WireLayout, WireRegion,
 };
 pub use limits::{
     HELLO_BYTES_MAX, REASON_BYTES_MAX, TEXT_BYTES_MAX, VERIFY_PAGES_MAX, frame_limit,

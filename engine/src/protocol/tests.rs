@@ -1,12 +1,15 @@
 //! Every message over the wire, golden bytes, and bytes that are none.
 
+use dunlin_transports::control::Frame;
 use dunlin_transports::lane::SessionId;
 use dunlin_transports::memory::PageNumber;
 use proptest::prelude::*;
+use uuid::Uuid;
 
 use super::check::shortened;
 use super::*;
 use crate::guest::PageClaim;
+use crate::records::verdict::Answer;
 use crate::state::DeviceState;
 
 #[test]
@@ -87,6 +90,7 @@ fn messages() -> Vec<Message> {
         Message::Running(Running {
             commit_received_ns: 1,
             running_ns: vec![2, 3],
+            owned_ns: Some(2),
         }),
         Message::Released,
         Message::Abort(Abort::new("cancelled")),
@@ -101,6 +105,9 @@ fn messages() -> Vec<Message> {
             same: 2,
             ..Verified::default()
         }),
+        Message::Ask(Ask::new(SessionId([5; 16]), Uuid::from_u128(6), 7)),
+        Message::Answer(WireAnswer::new(Answer::Aborted, "its process is gone")),
+        Message::Settled,
     ]
 }
 
@@ -131,6 +138,45 @@ fn golden_hello() {
         0x60, 2, 0, 3, 0x60, 4, 0x60, 14, 0x19, 0x13, 0x88,
     ];
     assert_eq!(Message::Hello(Box::new(hello())).to_frame().payload, golden);
+}
+
+#[test]
+fn golden_ask_and_answer() {
+    let ask = Message::Ask(Ask::new(SessionId([5; 16]), Uuid::from_u128(6), 7));
+    let mut golden = vec![0xa3, 0, 0x50];
+    golden.extend([5; 16]);
+    golden.extend([1, 0x50]);
+    golden.extend([0; 15]);
+    golden.extend([6, 2, 7]);
+    assert_eq!(ask.to_frame().payload, golden);
+    let answer = Message::Answer(WireAnswer::new(Answer::MayHaveRun, "x"));
+    assert_eq!(answer.to_frame().payload, [0xa2, 0, 4, 1, 0x61, b'x']);
+}
+
+#[test]
+fn every_answer_survives_the_wire_and_an_unknown_one_is_refused() {
+    for answer in Answer::ALL {
+        assert_eq!(WireAnswer::new(answer, "").answer().unwrap(), answer);
+    }
+    let unknown = WireAnswer {
+        answer: 6,
+        reason: String::new(),
+    };
+    assert!(unknown.answer().is_err());
+}
+
+/// READY and RUNNING of a destination that does not tell when it acquired and recorded.
+#[test]
+fn moments_that_are_not_told_are_those_before_them() {
+    let bytes = [0xa5, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5];
+    let frame = Frame {
+        kind: MessageKind::Ready.number(),
+        payload: bytes.to_vec(),
+    };
+    let Message::Ready(ready) = Message::from_frame(&frame).unwrap() else {
+        panic!("another message");
+    };
+    assert_eq!(ready.moments().map(|moment| moment.0), [1, 2, 3, 4, 4, 5]);
 }
 
 #[test]

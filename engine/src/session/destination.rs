@@ -1,9 +1,10 @@
 //! The destination's side of a session, from WELCOME on.
 //!
 //! ```text
-//! Receiving → Loading → Ready → Running → Released
-//! any state before Running ──→ Aborted      Running ── lost ──→ Released (it runs here)
-//! Committed ── no vCPU was entered ──→ Aborted      ── one may have run ──→ Broken
+//! Receiving → Loading → Acquiring → Ready → Owning → Committed → Running → Released
+//! any state before Committed ──→ Aborting → Aborted
+//! Committed ── no vCPU was entered ──→ Aborting      ── one may have run ──→ Broken
+//! Running ── lost ──→ Released (it runs here)
 //! ```
 
 /// Where the destination stands.
@@ -13,15 +14,21 @@ pub enum State {
     Receiving,
     /// PREPARE is here; fences, digests, state.
     Loading,
+    /// The state is loaded; what the guest needs outside of this host is being acquired.
+    Acquiring,
     /// READY is out.
     Ready,
-    /// COMMIT is here; the vCPUs are being entered.
+    /// COMMIT is here; the ownership is being recorded.
+    Owning,
+    /// The ownership is recorded; the vCPUs are being entered.
     Committed,
     /// The guest runs here, RUNNING is out.
     Running,
     /// The guest runs here and the source freed its own.
     Released,
-    /// The guest was discarded; COMMIT would be refused.
+    /// COMMIT is refused from here on; that this session never runs the guest is being recorded.
+    Aborting,
+    /// The guest was discarded.
     Aborted,
     /// After COMMIT the guest could not be run, and may have run for a moment.
     Broken,
@@ -32,11 +39,16 @@ pub enum State {
 pub enum Event {
     /// PREPARE came.
     Prepare,
-    /// All fences were seen, what was counted and digested agrees, the state is loaded, remote
-    /// access is revoked.
+    /// All fences were seen, what was counted and digested agrees, the state is loaded.
     Loaded,
+    /// What the guest needs outside of this host is this side's.
+    Acquired,
     /// COMMIT came.
     Commit,
+    /// The entry that was to be recorded is.
+    Recorded,
+    /// It is not, or can't be told.
+    NotRecorded,
     /// Every vCPU was entered.
     Entered,
     /// A vCPU could not be entered; another one may have been.
@@ -60,21 +72,31 @@ pub enum Event {
 /// What to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
-    /// See all fences, compare, load, revoke.
+    /// See all fences, compare, load.
     Load,
+    /// Acquire what the guest needs outside of this host.
+    Acquire,
+    /// End the source's access to this side's memory.
+    RevokeAccess,
     /// Send READY.
     SendReady,
-    /// Record that the guest is this side's.
+    /// Record that the guest is this side's. Plain: it is inside the pause.
     RecordOwnership,
     /// Enter every vCPU.
     Run,
     /// Send RUNNING.
     SendRunning,
+    /// Record that every vCPU was entered, and make it and the ownership durable.
+    RecordRunning,
+    /// Record that a vCPU may have run, and none does.
+    RecordBroken,
+    /// Record that the source knows: nobody will ask any more.
+    RecordReleased,
     /// Compare the claimed pages.
     CheckPages,
     /// Send VERIFIED.
     SendVerified,
-    /// Record that this session will never run the guest here.
+    /// Record, durably, that this session never ran the guest here and never will.
     RecordAborted,
     /// Send ABORTED.
     SendAborted,
@@ -82,12 +104,16 @@ pub enum Action {
     CloseLanes,
     /// Free what was received.
     Discard,
+    /// Give back what was acquired outside of this host.
+    ReleaseOutside,
 }
 
 /// The destination's side of a session.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct DestinationSession {
     state: State,
+    /// Whether acquiring was begun.
+    has_acquired: bool,
 }
 
 impl Default for DestinationSession {
@@ -101,6 +127,7 @@ impl DestinationSession {
     pub fn new() -> Self {
         Self {
             state: State::Receiving,
+            has_acquired: false,
         }
     }
 
@@ -118,39 +145,71 @@ impl DestinationSession {
     pub fn on(&mut self, event: Event) -> Vec<Action> {
         let (next, actions) = match (self.state, event) {
             (State::Receiving, Event::Prepare) => (State::Loading, vec![Action::Load]),
-            (State::Loading, Event::Loaded) => (State::Ready, vec![Action::SendReady]),
-            (State::Ready, Event::Commit) => {
-                (State::Committed, vec![Action::RecordOwnership, Action::Run])
+            (State::Loading, Event::Loaded) => (State::Acquiring, vec![Action::Acquire]),
+            (State::Acquiring, Event::Acquired) => {
+                (State::Ready, vec![Action::RevokeAccess, Action::SendReady])
             }
+            (State::Ready, Event::Commit) => (State::Owning, vec![Action::RecordOwnership]),
+            (State::Owning, Event::Recorded) => (State::Committed, vec![Action::Run]),
+            // No vCPU is entered without a record. The entry may yet appear: one more follows it.
+            (State::Owning, Event::NotRecorded) => self.abort(),
+            // Neither the link nor the clock has a say while the record is being written.
+            (State::Owning, _) => return Vec::new(),
             (State::Committed, Event::Entered) => (
                 State::Running,
-                vec![Action::SendRunning, Action::CloseLanes],
+                vec![
+                    Action::SendRunning,
+                    Action::RecordRunning,
+                    Action::CloseLanes,
+                ],
             ),
-            (State::Committed, Event::NotEntered) => (State::Broken, vec![Action::CloseLanes]),
+            (State::Committed, Event::NotEntered) => (
+                State::Broken,
+                vec![
+                    Action::RecordBroken,
+                    Action::CloseLanes,
+                    Action::ReleaseOutside,
+                ],
+            ),
             // It has not run here, so it can go back: recorded first, so that it never will.
-            (State::Committed, Event::NeverEntered) => Self::abort(),
+            (State::Committed, Event::NeverEntered) => self.abort(),
             // The guest's fate is decided by whether it can be entered, not by the link.
             (State::Committed, _) => return Vec::new(),
+            (State::Aborting, Event::Recorded) => {
+                let rest = Self::farewell(self.has_acquired);
+                (State::Aborted, [vec![Action::SendAborted], rest].concat())
+            }
+            // The word would be worth nothing: whoever reads the records later would not know it.
+            (State::Aborting, Event::NotRecorded) => {
+                (State::Aborted, Self::farewell(self.has_acquired))
+            }
+            (State::Aborting, _) => return Vec::new(),
             (State::Running, Event::VerifyPages) => (State::Running, vec![Action::CheckPages]),
             (State::Running, Event::VerifyEnd) => (State::Running, vec![Action::SendVerified]),
-            (State::Running, Event::Released | Event::Lost) => (State::Released, vec![]),
+            (State::Running, Event::Released) => (State::Released, vec![Action::RecordReleased]),
+            (State::Running, Event::Lost) => (State::Released, vec![]),
             // It runs here, whatever the peer says.
             (State::Running, _) => return Vec::new(),
             (State::Released | State::Aborted | State::Broken, _) => return Vec::new(),
             // Before COMMIT, whatever is unexpected ends it. The record comes before the word.
-            _ => Self::abort(),
+            _ => self.abort(),
         };
+        self.has_acquired |= next == State::Acquiring;
         self.state = next;
         actions
     }
 
-    fn abort() -> (State, Vec<Action>) {
-        let actions = vec![
-            Action::RecordAborted,
-            Action::SendAborted,
-            Action::CloseLanes,
-            Action::Discard,
-        ];
-        (State::Aborted, actions)
+    fn abort(&self) -> (State, Vec<Action>) {
+        (State::Aborting, vec![Action::RecordAborted])
+    }
+
+    /// What is left to do when the guest does not come. What was begun to be acquired is given back
+    /// even where acquiring it failed: it may have been acquired in part.
+    fn farewell(has_acquired: bool) -> Vec<Action> {
+        let mut actions = vec![Action::CloseLanes, Action::Discard];
+        if has_acquired {
+            actions.push(Action::ReleaseOutside);
+        }
+        actions
     }
 }

@@ -5,6 +5,8 @@
 //! through every state. The threads around it ([`crate::source`], [`crate::destination`]) perform
 //! the actions and report what came of them as events.
 
+use serde::{Deserialize, Serialize};
+
 pub mod destination;
 pub mod source;
 
@@ -28,6 +30,19 @@ pub enum StayReason {
     PeerFailed,
     /// Something on this side failed.
     Failed,
+    /// A person decided so, in doubt.
+    Decided,
+}
+
+/// What a person decides about a guest whose owner is not known. Either rests on their word that
+/// the other side is fenced off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Decision {
+    /// The guest goes on here.
+    ResumeHere,
+    /// The guest is not kept here.
+    DiscardHere,
 }
 
 #[cfg(test)]

@@ -2,11 +2,14 @@
 //!
 //! ```text
 //! Created → Greeting → Opening → Copying → Pausing → Finishing → Saving ⇄ Finishing
-//!         → Preparing → Committed → Verifying → Moved
-//! any state before Committed ──→ Stayed      Committed ── lost ──→ Unknown
+//!         → Preparing → GivingUp → Committed → Verifying → Moved
+//! any state before Committed ──→ Stayed      Committed ── lost ──→ InDoubt ⇄ asking
+//! InDoubt ── the destination ran it ──→ Moved      ── it never will ──→ Stayed
+//!         ── a person's word ──→ Stayed or Discarded
 //! ```
 
-use super::StayReason;
+use super::{Decision, StayReason};
+use crate::records::verdict::Answer;
 
 /// Where the source stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -31,7 +34,9 @@ pub enum State {
     Saving,
     /// PREPARE is out.
     Preparing,
-    /// The give-up is recorded, COMMIT is out: the guest may run on the destination.
+    /// READY is here; the give-up is being recorded.
+    GivingUp,
+    /// The give-up is recorded, COMMIT is on its way: the guest may run on the destination.
     Committed,
     /// RUNNING is here; memory is being compared.
     Verifying,
@@ -39,8 +44,10 @@ pub enum State {
     Moved,
     /// The guest runs here.
     Stayed(StayReason),
-    /// Who owns the guest is not known; it is kept here, paused.
-    Unknown,
+    /// Who owns the guest is not known: it is kept here, paused, and the destination is asked.
+    InDoubt,
+    /// A person decided that the guest is not kept here.
+    Discarded,
 }
 
 /// What happened.
@@ -69,6 +76,8 @@ pub enum Event {
     },
     /// READY came and is good.
     Ready,
+    /// The give-up is recorded.
+    GaveUp,
     /// RUNNING came.
     Running,
     /// Memory was compared, or comparing it came to nothing.
@@ -79,6 +88,10 @@ pub enum Event {
     Lost,
     /// This side wants to, or has to, end the move.
     Stop(StayReason),
+    /// In doubt: the destination answered; `None`: it can't be reached.
+    Answered(Option<Answer>),
+    /// In doubt: a person decided.
+    Decided(Decision),
 }
 
 /// What to do.
@@ -102,10 +115,12 @@ pub enum Action {
     FenceLanes,
     /// Send PREPARE.
     SendPrepare,
-    /// Record that from here on the guest may be the destination's.
+    /// Record that from here on the guest may be the destination's. Plain: it is inside the pause.
     RecordGiveUp,
     /// Send COMMIT.
     SendCommit,
+    /// Make the give-up's record durable.
+    SyncRecord,
     /// Compare memory, where asked for.
     Verify,
     /// Send RELEASED.
@@ -116,8 +131,20 @@ pub enum Action {
     CloseLanes,
     /// Let the guest run on here.
     Resume,
+    /// Record that the guest goes on here.
+    RecordStayed,
+    /// Record that the destination runs the guest.
+    RecordReleased,
+    /// Record a person's decision, durably: before it is acted on.
+    RecordDecision(Decision),
+    /// Give back what the guest holds outside of this host; the guest is not here any more.
+    ReleaseOutside,
     /// Keep the guest paused until its owner is known.
     Hold,
+    /// Ask the destination on a new connection, after a while.
+    Ask,
+    /// Tell the destination, on the connection of the answer, that the session is settled.
+    TellSettled,
 }
 
 impl Action {
@@ -157,19 +184,30 @@ impl SourceSession {
 
     /// Whether nothing can happen any more.
     pub fn is_over(&self) -> bool {
-        matches!(self.state, State::Moved | State::Stayed(_) | State::Unknown)
+        matches!(
+            self.state,
+            State::Moved | State::Stayed(_) | State::Discarded
+        )
     }
 
     /// Whether a cancel is still heeded.
     pub fn is_before_give_up(&self) -> bool {
-        !matches!(self.state, State::Committed | State::Verifying) && !self.is_over()
+        let behind = matches!(
+            self.state,
+            State::Committed | State::Verifying | State::InDoubt
+        );
+        !behind && !self.is_over()
     }
 
     /// Whether the guest's vCPUs may be stopped now.
     fn is_paused(&self) -> bool {
         matches!(
             self.state,
-            State::Pausing | State::Finishing { .. } | State::Saving | State::Preparing
+            State::Pausing
+                | State::Finishing { .. }
+                | State::Saving
+                | State::Preparing
+                | State::GivingUp
         )
     }
 
@@ -199,36 +237,94 @@ impl SourceSession {
             | (State::Finishing { saved: true }, Event::RoundDone) => {
                 (State::Preparing, vec![Action::SendPrepare])
             }
-            (State::Preparing, Event::Ready) => (
-                State::Committed,
-                vec![Action::RecordGiveUp, Action::SendCommit],
+            (State::Preparing, Event::Ready) => (State::GivingUp, vec![Action::RecordGiveUp]),
+            (State::GivingUp, Event::GaveUp) => (State::Committed, vec![Action::SendCommit]),
+            (State::Committed, Event::Running) => (
+                State::Verifying,
+                vec![Action::SyncRecord, Action::CloseLanes, Action::Verify],
             ),
-            (State::Committed, Event::Running) => {
-                (State::Verifying, vec![Action::CloseLanes, Action::Verify])
-            }
-            (State::Verifying, Event::Verified | Event::Lost) => {
-                (State::Moved, vec![Action::SendReleased])
-            }
-
+            (State::Verifying, Event::Verified | Event::Lost) => (
+                State::Moved,
+                vec![
+                    // Recorded first: who hears RELEASED forgets the move, and could not tell a
+                    // source that died in between what became of it.
+                    Action::RecordReleased,
+                    Action::SendReleased,
+                    Action::ReleaseOutside,
+                ],
+            ),
             // Behind the give-up only the destination's word brings the guest back.
             (State::Committed, Event::Aborted) => (
                 State::Stayed(StayReason::PeerFailed),
-                vec![Action::Resume, Action::CloseLanes],
+                vec![Action::Resume, Action::RecordStayed, Action::CloseLanes],
             ),
             (State::Committed, Event::Stop(_)) => return Vec::new(),
-            (State::Committed, _) => (State::Unknown, vec![Action::Hold, Action::CloseLanes]),
-
+            (State::Committed, _) => Self::in_doubt(),
+            (State::InDoubt, Event::Answered(answer)) => Self::answered(answer),
+            (State::InDoubt, Event::Decided(decision)) => Self::decided(decision),
+            (State::InDoubt, _) => return Vec::new(),
             // RUNNING was seen: whatever comes now, the guest is the destination's.
             (State::Verifying, _) => return Vec::new(),
-
+            (State::Moved | State::Stayed(_) | State::Discarded, _) => return Vec::new(),
             // Before the give-up, whatever is unexpected leaves the guest here.
-            (State::Moved | State::Stayed(_) | State::Unknown, _) => return Vec::new(),
             (_, Event::Refused) => self.stay(StayReason::Refused),
             (_, Event::Stop(reason)) => self.stay(reason),
             _ => self.stay(StayReason::PeerFailed),
         };
         self.state = next;
         actions
+    }
+
+    /// COMMIT may have arrived, and nobody says so.
+    fn in_doubt() -> (State, Vec<Action>) {
+        // A build that is made to be found out, so that what looks for such bugs is seen to work.
+        if cfg!(feature = "planted-split-brain") {
+            return (
+                State::Stayed(StayReason::PeerFailed),
+                vec![Action::Resume, Action::RecordStayed, Action::CloseLanes],
+            );
+        }
+        let actions = vec![
+            Action::Hold,
+            Action::SyncRecord,
+            Action::CloseLanes,
+            Action::Ask,
+        ];
+        (State::InDoubt, actions)
+    }
+
+    fn answered(answer: Option<Answer>) -> (State, Vec<Action>) {
+        match answer {
+            Some(Answer::Running | Answer::Ended) => (
+                State::Moved,
+                vec![
+                    Action::RecordReleased,
+                    Action::TellSettled,
+                    Action::ReleaseOutside,
+                ],
+            ),
+            Some(Answer::Aborted) => (
+                State::Stayed(StayReason::PeerFailed),
+                vec![Action::Resume, Action::RecordStayed, Action::TellSettled],
+            ),
+            Some(Answer::Undecided | Answer::MayHaveRun | Answer::NoRecord) | None => {
+                (State::InDoubt, vec![Action::Ask])
+            }
+        }
+    }
+
+    /// A person says that the other side is fenced off.
+    fn decided(decision: Decision) -> (State, Vec<Action>) {
+        match decision {
+            Decision::ResumeHere => (
+                State::Stayed(StayReason::Decided),
+                vec![Action::RecordDecision(decision), Action::Resume],
+            ),
+            Decision::DiscardHere => (
+                State::Discarded,
+                vec![Action::RecordDecision(decision), Action::ReleaseOutside],
+            ),
+        }
     }
 
     /// The guest first, everything else afterwards.
@@ -240,6 +336,7 @@ impl SourceSession {
         if !matches!(self.state, State::Created) {
             actions.push(Action::SendAbort);
         }
+        actions.push(Action::RecordStayed);
         actions.push(Action::CloseLanes);
         (State::Stayed(reason), actions)
     }

@@ -39,6 +39,10 @@ const PARK_ASSUMED: Duration = Duration::from_micros(300);
 /// Saving or loading one vCPU: some twenty ioctls. Assumed; the report shows how it turned out.
 const VCPU_STATE_ASSUMED: Duration = Duration::from_micros(400);
 
+/// The give-up's and the ownership's entries: two handovers to a thread that writes into the page
+/// cache. Assumed; the report shows how it turned out.
+const RECORDS_ASSUMED: Duration = Duration::from_micros(100);
+
 /// Entering the vCPUs again. Assumed; the report shows how it turned out.
 const RESUME_ASSUMED: Duration = Duration::from_micros(200);
 
@@ -190,6 +194,7 @@ impl Convergence {
         term("load-state", VCPU_STATE_ASSUMED * vcpus);
         // PREPARE there, READY back, COMMIT there.
         term("round-trips", round_trip * 3 / 2);
+        term("records", RECORDS_ASSUMED);
         term("resume", RESUME_ASSUMED);
         Prediction { parts }
     }

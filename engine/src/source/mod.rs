@@ -6,24 +6,40 @@
 //! | room | what is in it |
 //! |---|---|
 //! | `mover` | performs the session's actions, turns what happens into its events |
+//! | [`asking`] | one question to the destination's supervisor |
 //! | `lanes` | the lane threads |
 //! | `convergence` | when to pause |
 //! | `blackout` | the pause's timeline |
 
+pub mod asking;
 mod blackout;
 mod convergence;
 mod lanes;
 mod mover;
 
-use dunlin_transports::control::ControlChannel;
+use dunlin_transports::control::{ControlChannel, ControlError};
+use dunlin_transports::deadline::Deadline;
 use dunlin_transports::lane::{SessionId, SourceEndpoint};
 
 use crate::guest::{Guest, GuestOffer};
 use crate::host::this_host;
+use crate::milestone::Milestone;
+use crate::outside::Outside;
+use crate::records::Journal;
 use crate::report::{
     GuestReport, Hosts, Outcome, Progress, REPORT_SCHEMA, Report, VerificationReport,
 };
 use crate::settings::{MoveHandle, MoveSettings};
+
+/// Makes a new control connection to the destination's supervisor, for a session that is in doubt.
+pub trait Reconnect: Send {
+    /// Connects, under the session's id.
+    ///
+    /// # Errors
+    ///
+    /// When nobody is reached by the deadline.
+    fn reconnect(&mut self, deadline: Deadline) -> Result<ControlChannel, ControlError>;
+}
 
 /// A destination that was reached.
 pub struct Peer {
@@ -33,6 +49,12 @@ pub struct Peer {
     pub control: ControlChannel,
     /// Opens the lanes.
     pub endpoint: Box<dyn SourceEndpoint>,
+    /// Keeps this side's record of the session, which has its first entry.
+    pub journal: Box<dyn Journal>,
+    /// Reaches the destination again when the session is in doubt.
+    pub reconnect: Box<dyn Reconnect>,
+    /// What the guest holds outside of this host.
+    pub outside: Box<dyn Outside>,
 }
 
 /// Watches a move.
@@ -42,13 +64,28 @@ pub trait MoveObserver: Sync {
 
     /// Something worth telling an operator, in one sentence.
     fn note(&self, note: &str);
+
+    /// It is not known who owns the guest: it is paused here, and the destination is being asked.
+    /// Called again whenever there is something new to say about it.
+    fn in_doubt(&self, reason: &str) {
+        self.note(reason);
+    }
+
+    /// A point on the way was reached. Some are inside the pause.
+    fn reached(&self, milestone: Milestone) {
+        let _ = milestone;
+    }
 }
 
 /// Moves `guest` to `peer`. Returns when the move is over:
 ///
 /// - [`Outcome::moved`]: the destination runs the guest; the one here may be dropped.
-/// - [`Outcome::Unknown`]: nobody knows; the guest here is paused and must be kept so.
+/// - [`Outcome::DiscardedByHand`]: a person decided that the guest is not kept here.
 /// - otherwise the guest runs on here.
+///
+/// When the connection is lost behind the give-up, it keeps the guest paused and asks the
+/// destination again and again, for as long as it takes: until the answer settles it, or a person
+/// does by [`MoveHandle::decide`].
 pub fn migrate(
     guest: &mut dyn Guest,
     peer: Peer,
@@ -85,6 +122,7 @@ impl Report {
             wire_bytes: 0,
             goodput_bytes_per_s: 0,
             blackout: None,
+            in_doubt: None,
             verification: VerificationReport {
                 method: "none".to_owned(),
                 ..VerificationReport::default()

@@ -11,6 +11,7 @@ use dunlin_engine::protocol::{
     VERSION_MIN, Welcome, WireHost, WireLayout, capability, frame_limit,
 };
 use dunlin_engine::report::Report;
+use dunlin_engine::session::Decision;
 use dunlin_engine::settings::{MoveHandle, MoveSettings};
 use dunlin_engine::state::{DeviceState, Section};
 use dunlin_transports::control::{ControlChannel, ControlError, Frame};
@@ -22,8 +23,9 @@ use dunlin_transports::lane::{
 };
 
 use super::machine::{Hooks, Machine, Ownership, Room, Side};
+use super::records::Records;
 use super::session::{
-    PEER_TIMEOUT, ReceivedGuest, WATCHDOG, session_id, start_destination, start_source,
+    Home, PEER_TIMEOUT, ReceivedGuest, WATCHDOG, session_id, start_destination, start_source,
 };
 
 /// A side that says what the test wants.
@@ -161,7 +163,7 @@ impl SourceByHand {
             endpoint,
             tickets: Vec::new(),
             session: session_id(),
-            received: start_destination(there, network, room, settings),
+            received: start_destination(there, network, room, settings, Records::new()),
             made,
         }
     }
@@ -290,7 +292,18 @@ impl DestinationByHand {
         machine.write_all(0..8, 1);
         Self {
             by_hand: ByHand::new(control),
-            report: start_source(&machine, here, &network, settings, Arc::clone(&handle)),
+            report: start_source(
+                &machine,
+                here,
+                &network,
+                Home {
+                    settings,
+                    own: Records::new(),
+                    handle: Arc::clone(&handle),
+                    supervisor: None,
+                    decision: ("", Some(Decision::DiscardHere)),
+                },
+            ),
             machine,
             handle,
             endpoint,

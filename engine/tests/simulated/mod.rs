@@ -4,6 +4,7 @@
 //! | room | what is in it |
 //! |---|---|
 //! | [`machine`] | the guest: memory, a dirty tracker as KVM's manual protect, hooks, a record of calls |
+//! | [`records`] | both sides' records, a supervisor who answers from them, a person who decides |
 //! | [`session`] | both sides of a move on two threads, with a watchdog |
 //! | [`by_hand`] | one side of a session, played by the test itself |
 //!
@@ -13,6 +14,7 @@
 
 pub(crate) mod by_hand;
 pub(crate) mod machine;
+pub(crate) mod records;
 pub(crate) mod session;
 
 use std::time::{Duration, Instant};

@@ -5,18 +5,24 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use dunlin_engine::destination::{ReceiveError, ReceiveSettings, Received, read_hello, receive};
-use dunlin_engine::guest::GuestError;
+use dunlin_engine::destination::{
+    Arrival, ReceiveError, ReceiveSettings, Received, read_hello, receive,
+};
+use dunlin_engine::guest::{Guest, GuestError};
+use dunlin_engine::outside::Nothing;
 use dunlin_engine::protocol::MessageKind;
-use dunlin_engine::report::{Outcome, Progress, Report};
+use dunlin_engine::records::Role;
+use dunlin_engine::report::{Outcome, Report};
+use dunlin_engine::session::Decision;
 use dunlin_engine::settings::{MoveHandle, MoveSettings};
-use dunlin_engine::source::{MoveObserver, Peer, migrate};
+use dunlin_engine::source::{Peer, migrate};
 use dunlin_transports::control::ControlChannel;
 use dunlin_transports::deadline::Deadline;
 use dunlin_transports::inmemory::{Faults, Network, Passage, control_pair};
 use dunlin_transports::lane::{DestinationEndpoint, SessionId};
 
 use super::machine::{Hooks, Machine, Ownership, Room, Side, SimulatedGuest};
+use super::records::{Asked, Person, Records, Supervisor};
 
 /// How long either side may be silent. Short, so that a test of silence is; long enough for a host
 /// that does several things at once.
@@ -24,14 +30,6 @@ pub(crate) const PEER_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// No scenario takes this long: past it, something waits without bound.
 pub(crate) const WATCHDOG: Duration = Duration::from_secs(25);
-
-/// Hears of a move and says nothing.
-pub(crate) struct Silent;
-
-impl MoveObserver for Silent {
-    fn progress(&self, _progress: &Progress) {}
-    fn note(&self, _note: &str) {}
-}
 
 /// A move that is about to be made.
 pub(crate) struct Session {
@@ -51,6 +49,10 @@ pub(crate) struct Session {
     pub(crate) create: Option<Box<dyn FnOnce() -> Result<(), GuestError> + Send>>,
     /// The destination's machine, once it is made.
     pub(crate) destination: Arc<Mutex<Option<Machine>>>,
+    /// The destination's records.
+    pub(crate) records: Records,
+    /// What a person decides, once these words are told while the owner is not known.
+    pub(crate) decision: (&'static str, Option<Decision>),
 }
 
 /// What came of a move.
@@ -63,6 +65,10 @@ pub(crate) struct Ended {
     pub(crate) source: Machine,
     /// The destination's machine, where one was made.
     pub(crate) destination: Option<Machine>,
+    /// What was asked of the source's journal.
+    pub(crate) source_asked: Vec<Asked>,
+    /// What was asked of the destination's.
+    pub(crate) destination_asked: Vec<Asked>,
 }
 
 /// A session's id; another one each time.
@@ -88,24 +94,58 @@ pub(crate) fn settings() -> MoveSettings {
 /// What a destination says in the end.
 pub(crate) type ReceivedGuest = Result<Received<SimulatedGuest>, ReceiveError>;
 
+/// What the source's side needs beside the guest.
+pub(crate) struct Home {
+    /// Its settings.
+    pub(crate) settings: MoveSettings,
+    /// Steers the move.
+    pub(crate) handle: Arc<MoveHandle>,
+    /// Its records.
+    pub(crate) own: Records,
+    /// Who is asked when the owner is not known.
+    pub(crate) supervisor: Option<Records>,
+    /// What a person decides then, once these words are told.
+    pub(crate) decision: (&'static str, Option<Decision>),
+}
+
 /// Starts the engine's source on a thread of its own.
 pub(crate) fn start_source(
     source: &Machine,
     control: ControlChannel,
     network: &Network,
-    settings: MoveSettings,
-    handle: Arc<MoveHandle>,
+    home: Home,
 ) -> Receiver<Report> {
     let (sender, report) = channel();
     let endpoint = network.source_endpoint(source.memory().lane_map().clone());
     let mut guest = source.guest();
+    let identity = guest.offer().unwrap().identity;
     std::thread::spawn(move || {
+        let session = session_id();
+        let own = home.own;
         let peer = Peer {
-            session: session_id(),
+            session,
             control,
             endpoint: Box::new(endpoint),
+            journal: own.begin(Role::Source, identity.uuid, identity.epoch, session),
+            reconnect: Box::new(Supervisor {
+                session,
+                records: home.supervisor,
+            }),
+            outside: Box::new(Nothing),
         };
-        let _ = sender.send(migrate(&mut guest, peer, &settings, &handle, &Silent));
+        let (words, decision) = home.decision;
+        let person = Person {
+            handle: Arc::clone(&home.handle),
+            words,
+            decision,
+        };
+        let report = migrate(&mut guest, peer, &home.settings, &home.handle, &person);
+        assert!(
+            own.all().is_empty(),
+            "a record without an end: {:?}",
+            own.all()
+        );
+        let _ = sender.send(report);
     });
     report
 }
@@ -116,15 +156,27 @@ pub(crate) fn start_destination(
     network: Network,
     mut room: Room,
     settings: ReceiveSettings,
+    records: Records,
 ) -> Receiver<ReceivedGuest> {
     let (sender, received) = channel();
     let receive_it = move || {
         let deadline = Deadline::after(settings.peer_timeout);
         let (hello, _) = read_hello(&mut control, deadline)?;
+        let identity = hello.offer().identity.clone();
+        let (uuid, epoch) = (identity.uuid, identity.epoch);
+        let journal = records.begin(Role::Destination, uuid, epoch, hello.session());
         let endpoint = Box::new(move |memory| -> Result<Box<dyn DestinationEndpoint>, _> {
             Ok(Box::new(network.destination_endpoint(memory)))
         });
-        receive(control, hello, &mut room, endpoint, &settings)
+        let arrival = Arrival {
+            control,
+            hello,
+            factory: &mut room,
+            endpoint,
+            journal,
+            outside: Box::new(Nothing),
+        };
+        receive(arrival, &settings)
     };
     std::thread::spawn(move || {
         let _ = sender.send(receive_it());
@@ -154,6 +206,8 @@ impl Session {
             hooks: Hooks::default(),
             create: None,
             destination: Arc::default(),
+            records: Records::new(),
+            decision: ("", None),
         }
     }
 
@@ -186,17 +240,33 @@ impl Session {
             hooks,
             create,
             destination,
+            records,
+            decision,
         } = self;
         let (source_control, destination_control) = control_pair(Arc::clone(&faults));
         let network = Network::new(faults);
-        let report = start_source(&source, source_control, &network, settings, handle);
+        let (own, asked) = (Records::new(), Arc::clone(&records.asked));
+        let home = Home {
+            own: own.clone(),
+            settings,
+            handle,
+            supervisor: Some(records.clone()),
+            decision,
+        };
+        let report = start_source(&source, source_control, &network, home);
         let room = Room {
             ownership: Arc::clone(source.ownership()),
             hooks: Some(hooks),
             create,
             made: Arc::clone(&destination),
         };
-        let received = start_destination(destination_control, network, room, receive_settings);
+        let received = start_destination(
+            destination_control,
+            network,
+            room,
+            receive_settings,
+            records,
+        );
         let report = report
             .recv_timeout(WATCHDOG)
             .expect("the source hangs or panicked");
@@ -208,6 +278,8 @@ impl Session {
             received,
             source,
             destination: made,
+            source_asked: own.asked.lock().unwrap().clone(),
+            destination_asked: asked.lock().unwrap().clone(),
         };
         ended.check();
         ended
@@ -226,7 +298,7 @@ impl Ended {
             Outcome::Moved | Outcome::MovedUnverified => {
                 assert!(!here && there, "moved, but it does not run there; {told}");
             }
-            Outcome::Unknown => assert!(!here, "unknown, but it runs here; {told}"),
+            Outcome::DiscardedByHand => assert!(!here, "discarded, but it runs here; {told}"),
             _ => assert!(here && !there, "it should have stayed; {told}"),
         }
         assert_eq!(

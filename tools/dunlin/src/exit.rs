@@ -38,6 +38,10 @@ pub(crate) enum Exit {
     Conflict = 14,
     /// The guest stayed here, and could not be resumed.
     NotResumed = 15,
+    /// A person decided that the guest goes on here.
+    ResumedByHand = 16,
+    /// A person decided that the guest is not kept here.
+    DiscardedByHand = 17,
 }
 
 /// One line of the table.
@@ -128,6 +132,16 @@ pub(crate) const TABLE: &[Entry] = &[
         "not-resumed",
         "the guest stayed on the source, but could not be resumed there; it is paused",
     ),
+    entry(
+        Exit::ResumedByHand,
+        "resumed-by-hand",
+        "the owner was not known; a person decided that the guest goes on on the source",
+    ),
+    entry(
+        Exit::DiscardedByHand,
+        "discarded-by-hand",
+        "the owner was not known; a person decided that the source does not keep the guest",
+    ),
 ];
 
 const fn entry(exit: Exit, name: &'static str, meaning: &'static str) -> Entry {
@@ -164,6 +178,8 @@ impl Exit {
             Outcome::Failed => Self::Local,
             Outcome::Unknown => Self::UnknownOwner,
             Outcome::NotResumed => Self::NotResumed,
+            Outcome::ResumedByHand => Self::ResumedByHand,
+            Outcome::DiscardedByHand => Self::DiscardedByHand,
         }
     }
 }
@@ -187,7 +203,7 @@ mod tests {
         for (index, entry) in TABLE.iter().enumerate() {
             assert_eq!(usize::from(entry.exit.code()), index, "{}", entry.name);
         }
-        assert_eq!(TABLE.len(), usize::from(Exit::NotResumed.code()) + 1);
+        assert_eq!(TABLE.len(), usize::from(Exit::DiscardedByHand.code()) + 1);
     }
 
     #[test]
@@ -204,6 +220,8 @@ mod tests {
             Outcome::Failed,
             Outcome::Unknown,
             Outcome::NotResumed,
+            Outcome::ResumedByHand,
+            Outcome::DiscardedByHand,
         ];
         let mut seen: Vec<u8> = outcomes.map(|outcome| Exit::of(outcome).code()).to_vec();
         assert_eq!(seen.iter().filter(|code| **code == 0).count(), 1);

@@ -24,6 +24,7 @@ fn dunlin(directory: &Path, arguments: &[&str]) -> Command {
     command
         .args(arguments)
         .env("DUNLIN_RUNTIME_DIR", directory)
+        .env("DUNLIN_STATE_DIR", directory.with_extension("state"))
         .env("TMPDIR", "/tmp")
         .stdin(Stdio::null());
     command
@@ -87,6 +88,28 @@ impl Place {
             let status = run(&path, &["status", name, "--json"]);
             code(&status) == 0 && json(&status)["state"] == "running"
         });
+    }
+
+    /// A destination whose files may not grow beyond some blocks of 512 bytes, as on a full disk;
+    /// the signal for it is ignored, as a disk sends none.
+    fn destination_with_files_up_to(&mut self, name: &str, blocks: u32) -> (String, Told) {
+        let directory = self.directory(name);
+        let limited = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" \"$@\"");
+        let mut child = Command::new("sh")
+            .args(["-c", &limited])
+            .arg(env!("CARGO_BIN_EXE_dunlin"))
+            .args(["receive", "--json", "--listen", "tcp://127.0.0.1:0"])
+            .args(["--memory-backing", "anon"])
+            .env("DUNLIN_RUNTIME_DIR", &directory)
+            .env("DUNLIN_STATE_DIR", directory.with_extension("state"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut told = Told(BufReader::new(child.stdout.take().unwrap()));
+        self.running.push(Running(child));
+        let listening = told.next("listening");
+        (listening["endpoint"].as_str().unwrap().to_owned(), told)
     }
 
     /// A destination; says where it listens, and what it tells from then on.
@@ -476,30 +499,42 @@ fn a_guest_outlives_the_reader_of_its_output() {
     place.stop("a", "vm1");
 }
 
+/// A full disk, a read-only one, none: found before the first page.
+#[test]
+fn a_move_that_can_not_be_recorded_does_not_begin() {
+    let mut place = Place::new();
+    place.guest("a", "vm1", "16MiB", "hot=0");
+    let a = place.directory("a");
+    let (there, _told) = place.destination_with_files_up_to("b", 0);
+    let sent = run(&a, &["send", "vm1", "--to", &there, "--json"]);
+    assert_eq!(code(&sent), 4, "{}", said(&sent));
+    let reason = json(&sent)["reason"].as_str().unwrap().to_owned();
+    assert!(reason.contains("can't be recorded here"), "{reason}");
+
+    let (there, _told) = place.destination("c", &[]);
+    std::fs::remove_dir_all(a.with_extension("state")).unwrap();
+    let sent = run(&a, &["send", "vm1", "--to", &there, "--json"]);
+    assert_eq!(code(&sent), 12, "{}", said(&sent));
+    let reason = json(&sent)["reason"].as_str().unwrap().to_owned();
+    assert!(reason.contains("No such file or directory"), "{reason}");
+    let status = json(&run(&a, &["status", "vm1", "--json"]));
+    assert_eq!(status["state"], "running");
+    place.stop("a", "vm1");
+}
+
 #[test]
 fn a_guest_arrives_where_its_log_can_not_be_written() {
     let mut place = Place::new();
     place.guest("a", "vm1", "32MiB", "hot=0");
     let (a, b) = (place.directory("a"), place.directory("b"));
-    // No file may grow, as on a full disk; the signal for it is ignored, as a disk sends none.
-    let mut child = Command::new("sh")
-        .args(["-c", "trap '' XFSZ; ulimit -f 0; exec \"$0\" \"$@\""])
-        .arg(env!("CARGO_BIN_EXE_dunlin"))
-        .args(["receive", "--json", "--listen", "tcp://127.0.0.1:0"])
-        .args(["--memory-backing", "anon"])
-        .env("DUNLIN_RUNTIME_DIR", &b)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut told = Told(BufReader::new(child.stdout.take().unwrap()));
-    place.running.push(Running(child));
-    let listening = told.next("listening");
-    let there = listening["endpoint"].as_str().unwrap();
-    let sent = run(&a, &["send", "vm1", "--to", there, "--json"]);
+    // Room for a record, none for one more line of the log.
+    std::fs::create_dir(&b).unwrap();
+    std::fs::write(b.join("vm1.log"), [b'x'; 4096]).unwrap();
+    let (there, _told) = place.destination_with_files_up_to("b", 8);
+    let sent = run(&a, &["send", "vm1", "--to", &there, "--json"]);
     assert_eq!(code(&sent), 0, "{}", said(&sent));
-    let log = std::fs::metadata(b.join("vm1.log")).map_or(0, |log| log.len());
-    assert_eq!(log, 0, "the log could be written");
+    let log = std::fs::metadata(b.join("vm1.log")).unwrap().len();
+    assert_eq!(log, 4096, "the log could be written");
     let refused = run(&b, &["send", "vm1", "--to", "tcp://127.0.0.1:9", "--quiet"]);
     assert_eq!(code(&refused), 5, "{}", said(&refused));
     let status = json(&run(&b, &["status", "vm1", "--json"]));

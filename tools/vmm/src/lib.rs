@@ -8,12 +8,14 @@
 //! | [`workload`] | what the built-in guest does: its plan, its pages, its self-check |
 //! | [`kvm_guest`] | a KVM virtual machine that runs the workload |
 //! | [`process_guest`] | threads of this process that run the workload |
+//! | `serial_queue` | between a guest that prints and whoever reads it |
 //! | [`machine`] | either of the two, behind the engine's traits |
 
 pub mod kvm_guest;
 pub mod machine;
 pub mod memory;
 pub mod process_guest;
+mod serial_queue;
 pub mod size;
 pub mod spec;
 pub mod workload;

@@ -76,7 +76,7 @@ enum Kind {
 }
 
 impl Machine {
-    /// Makes a guest and lets it run. A process guest has no serial port.
+    /// Makes a guest and lets it run. What it prints goes to `serial`.
     ///
     /// # Errors
     ///
@@ -89,7 +89,7 @@ impl Machine {
         Ok(Self(match kind {
             MachineKind::Kvm => Kind::Kvm(Box::new(KvmGuest::start(spec, serial)?)),
             MachineKind::Process => {
-                let guest = ProcessGuest::start(spec)
+                let guest = ProcessGuest::start(spec, serial)
                     .map_err(|error| GuestError::message(error.to_string()))?;
                 Kind::Process(Box::new(guest))
             }
@@ -113,7 +113,7 @@ impl Machine {
                 Ok(Self(Kind::Kvm(Box::new(guest))))
             }
             Some(MachineKind::Process) => {
-                let guest = ProcessGuest::incoming(offer, backing)
+                let guest = ProcessGuest::incoming(offer, backing, serial)
                     .map_err(|error| GuestError::message(error.to_string()))?;
                 Ok(Self(Kind::Process(Box::new(guest))))
             }

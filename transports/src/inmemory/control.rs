@@ -10,6 +10,7 @@ use crate::control::{
     ControlChannel, ControlError, ControlReceiver, ControlSender, ControlStopper, Frame, FrameLimit,
 };
 use crate::deadline::Deadline;
+use crate::runtime;
 
 struct Stopper {
     faults: Arc<Faults>,
@@ -39,14 +40,14 @@ fn control_error(error: WireError, doing: &'static str, begun: Instant) -> Contr
         WireError::Stopped => ControlError::Stopped,
         WireError::TimedOut => ControlError::TimedOut {
             doing,
-            waited: begun.elapsed(),
+            waited: runtime::elapsed(begun),
         },
     }
 }
 
 impl ControlSender for Sender {
     fn send(&mut self, frame: &Frame, deadline: Deadline) -> Result<(), ControlError> {
-        let begun = Instant::now();
+        let begun = runtime::now();
         let frame = frame.clone();
         self.end
             .send(
@@ -60,7 +61,7 @@ impl ControlSender for Sender {
 
 impl ControlReceiver for Receiver {
     fn receive(&mut self, limit: FrameLimit, deadline: Deadline) -> Result<Frame, ControlError> {
-        let begun = Instant::now();
+        let begun = runtime::now();
         let message = self
             .end
             .receive(deadline, &self.stopper.stopped)

@@ -2,7 +2,6 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
 
 use super::faults::Place;
 use super::network::{Ends, NO_LANE, Network, Verdict, lane_error, memory_error, pieces};
@@ -14,6 +13,7 @@ use crate::lane::{
 };
 use crate::memory::{MemoryMap, Run};
 use crate::prepared::{WriteGate, WriterPlace};
+use crate::runtime;
 
 /// The destination's side of a session's lanes.
 pub struct DestinationEndpoint {
@@ -95,7 +95,7 @@ impl lane::DestinationEndpoint for DestinationEndpoint {
         tickets: &[LaneTicket],
         deadline: Deadline,
     ) -> Result<Box<dyn DestinationLane>, LaneError> {
-        let begun = Instant::now();
+        let begun = runtime::now();
         let faults = &self.network.faults;
         let lane = tickets.first().map_or(NO_LANE, |ticket| ticket.number);
         let mut state = faults.state();
@@ -141,7 +141,7 @@ impl lane::DestinationEndpoint for DestinationEndpoint {
                         }
                         drop(state);
                         drop(left_over);
-                        faults.changed.notify_all();
+                        faults.state.notify_all();
                         let ends = Ends {
                             outgoing: to_source,
                             incoming: from_source,
@@ -158,10 +158,10 @@ impl lane::DestinationEndpoint for DestinationEndpoint {
                         }));
                     }
                 }
-                faults.changed.notify_all();
+                faults.state.notify_all();
                 continue;
             }
-            state = wire::wait(faults, state, deadline.remaining());
+            state = faults.state.wait_timeout(state, deadline.remaining());
         }
     }
 
@@ -194,6 +194,7 @@ impl Destination {
                 .gate
                 .enter(&self.place, std::iter::once(piece))
                 .map_err(|run| LaneError::NotPrepared { lane, run })?;
+            runtime::step();
             match bytes {
                 Some(bytes) => self.memory.copy_in(piece, bytes),
                 None => self.memory.fill_zero(piece),
@@ -210,7 +211,7 @@ impl DestinationLane for Destination {
     }
 
     fn next_fence(&mut self, deadline: Deadline) -> Result<FenceNumber, LaneError> {
-        let begun = Instant::now();
+        let begun = runtime::now();
         let lane = self.number;
         loop {
             let message = self.ends.incoming.receive(deadline, &self.stopped);

@@ -4,11 +4,12 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::wire::Wires;
 use crate::lane::LaneNumber;
+use crate::runtime::Monitor;
 
 /// Where a fault acts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -147,9 +148,8 @@ pub(super) struct State {
 /// The faults of one network, and the network's state.
 #[derive(Default)]
 pub struct Faults {
-    state: Mutex<State>,
+    pub(super) state: Monitor<State>,
     hook: Mutex<Option<Hook>>,
-    pub(super) changed: Condvar,
 }
 
 impl fmt::Debug for Faults {
@@ -165,7 +165,7 @@ impl Faults {
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     pub(super) fn hook(&self) -> Option<Hook> {
@@ -175,7 +175,7 @@ impl Faults {
 
     fn order(&self, change: impl FnOnce(&mut Orders)) {
         change(&mut self.state().orders);
-        self.changed.notify_all();
+        self.state.notify_all();
     }
 
     /// Every message sent from now on takes `delay` longer. Zero ends it.

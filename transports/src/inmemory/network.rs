@@ -10,6 +10,7 @@ use super::source::SourceEndpoint;
 use super::wire::{WireEnd, WireError};
 use crate::lane::{LaneError, LaneNumber, LaneTicket};
 use crate::memory::{MemoryError, MemoryMap, PageNumber, Run};
+use crate::runtime;
 
 /// A run is put in pieces of at most this many pages (4 MiB), so that a piece is held in memory
 /// and not a whole guest.
@@ -85,7 +86,7 @@ pub(super) fn lane_error(
         WireError::TimedOut => LaneError::Stalled {
             lane,
             doing,
-            waited: begun.elapsed(),
+            waited: runtime::elapsed(begun),
         },
     }
 }

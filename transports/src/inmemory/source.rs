@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::network::{
     Ends, NEXT_ID, NO_LANE, Network, Request, Verdict, lane_error, memory_error, pieces,
@@ -14,6 +14,7 @@ use crate::lane::{
 };
 use crate::memory::{MemoryMap, Run};
 use crate::prepared::SourceRanges;
+use crate::runtime;
 
 /// The source's side of a session's lanes.
 pub struct SourceEndpoint {
@@ -75,7 +76,7 @@ impl lane::SourceEndpoint for SourceEndpoint {
         ticket: &LaneTicket,
         deadline: Deadline,
     ) -> Result<Box<dyn SourceLane>, LaneError> {
-        let begun = Instant::now();
+        let begun = runtime::now();
         let faults = &self.network.faults;
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         let mut state = faults.state();
@@ -85,7 +86,7 @@ impl lane::SourceEndpoint for SourceEndpoint {
             ticket: ticket.clone(),
             verdict: None,
         });
-        faults.changed.notify_all();
+        faults.state.notify_all();
         let verdict = loop {
             let requests = &mut state.wires.requests;
             let mine = requests.iter().position(|request| request.id == id);
@@ -106,7 +107,7 @@ impl lane::SourceEndpoint for SourceEndpoint {
                 }
                 break Err(ended);
             }
-            state = wire::wait(faults, state, deadline.remaining());
+            state = faults.state.wait_timeout(state, deadline.remaining());
         };
         drop(state);
         let lane = ticket.number;
@@ -162,7 +163,7 @@ impl Source {
     }
 
     fn send(&mut self, message: Message) -> Result<(), LaneError> {
-        let begun = Instant::now();
+        let begun = runtime::now();
         self.counters.submissions += 1;
         self.ends
             .outgoing

@@ -2,14 +2,15 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::faults::{Faults, Passage, Place, State};
+use super::faults::{Faults, Passage, Place};
 use super::network::Request;
 use crate::control::Frame;
 use crate::deadline::Deadline;
 use crate::memory::Run;
+use crate::runtime;
 
 /// Payload bytes that may wait in one direction before a send blocks: some batches of a real lane.
 const QUEUE_BYTES_MAX: u64 = 64 << 20;
@@ -143,6 +144,7 @@ impl WireEnd {
         deadline: Option<Deadline>,
         stopped: &AtomicBool,
     ) -> Result<(), WireError> {
+        runtime::step();
         let bytes = message.payload().len() as u64;
         let mut state = self.faults.state();
         let stall = Deadline::after(state.wires.stall_limit);
@@ -181,21 +183,21 @@ impl WireEnd {
                 state_now.orders.count(queue.place, bytes);
                 if state_now.orders.is_cut_by(queue.place, bytes) {
                     queue.closed = true;
-                    self.faults.changed.notify_all();
+                    self.faults.state.notify_all();
                     return Err(WireError::Closed);
                 }
                 state_now.orders.corrupt(queue.place, message.payload());
-                let arrives = Instant::now() + state_now.orders.delay(queue.place);
+                let arrives = runtime::now() + state_now.orders.delay(queue.place);
                 queue.bytes += bytes;
                 queue.messages.push_back((arrives, message));
-                self.faults.changed.notify_all();
+                self.faults.state.notify_all();
                 return Ok(());
             }
             let left = deadline.remaining();
             if left.is_zero() {
                 return Err(WireError::TimedOut);
             }
-            state = wait(&self.faults, state, left);
+            state = self.faults.state.wait_timeout(state, left);
         }
     }
 
@@ -205,6 +207,7 @@ impl WireEnd {
         deadline: Deadline,
         stopped: &AtomicBool,
     ) -> Result<Message, WireError> {
+        runtime::step();
         let mut state = self.faults.state();
         loop {
             if stopped.load(Ordering::SeqCst) {
@@ -221,13 +224,13 @@ impl WireEnd {
             if !held {
                 match queue.messages.front() {
                     Some((arrives, _)) => {
-                        let early = arrives.saturating_duration_since(Instant::now());
+                        let early = arrives.saturating_duration_since(runtime::now());
                         if early.is_zero() {
                             let Some((_, mut message)) = queue.messages.pop_front() else {
                                 continue;
                             };
                             queue.bytes -= message.payload().len() as u64;
-                            self.faults.changed.notify_all();
+                            self.faults.state.notify_all();
                             return Ok(message);
                         }
                         left = left.min(early);
@@ -241,7 +244,7 @@ impl WireEnd {
             if deadline.passed() {
                 return Err(WireError::TimedOut);
             }
-            state = wait(&self.faults, state, left);
+            state = self.faults.state.wait_timeout(state, left);
         }
     }
 }
@@ -256,18 +259,8 @@ impl Drop for WireEnd {
             queue.closed = true;
         }
         drop(state);
-        self.faults.changed.notify_all();
+        self.faults.state.notify_all();
     }
-}
-
-/// Waits until something changes on the network, for at most `left`.
-pub(super) fn wait<'a>(
-    faults: &'a Faults,
-    state: MutexGuard<'a, State>,
-    left: Duration,
-) -> MutexGuard<'a, State> {
-    let waited = faults.changed.wait_timeout(state, left);
-    waited.unwrap_or_else(PoisonError::into_inner).0
 }
 
 /// Ends everything that one side uses: sets its stop flag, closes its queues, so that the other
@@ -282,5 +275,5 @@ pub(super) fn stop(faults: &Faults, stopped: &AtomicBool, queues: &Mutex<Vec<u64
         }
     }
     drop(state);
-    faults.changed.notify_all();
+    faults.state.notify_all();
 }

@@ -41,14 +41,37 @@ pub fn dial_control(
     options: &Options,
     deadline: Deadline,
 ) -> Result<(ControlChannel, SocketAddr), ControlError> {
+    dial(peer, &Preamble::control(session), options, deadline)
+}
+
+/// Connects to a destination in order to ask what became of a session's guest. As [`dial_control`].
+///
+/// # Errors
+///
+/// As [`dial_control`].
+pub fn dial_settling(
+    peer: &str,
+    session: SessionId,
+    options: &Options,
+    deadline: Deadline,
+) -> Result<ControlChannel, ControlError> {
+    let dialled = dial(peer, &Preamble::settling(session), options, deadline);
+    Ok(dialled?.0)
+}
+
+fn dial(
+    peer: &str,
+    preamble: &Preamble,
+    options: &Options,
+    deadline: Deadline,
+) -> Result<(ControlChannel, SocketAddr), ControlError> {
     let connect_error = |source| ControlError::Connect {
         peer: peer.to_owned(),
         source,
     };
     let (stream, address) =
         socket::connect_by_name(peer, options, deadline).map_err(connect_error)?;
-    socket::write_all(&stream, &Preamble::control(session).encode(), deadline)
-        .map_err(connect_error)?;
+    socket::write_all(&stream, &preamble.encode(), deadline).map_err(connect_error)?;
     Ok((control_channel(stream, options)?, address))
 }
 

@@ -36,7 +36,7 @@ mod stream;
 mod uring;
 mod wire;
 
-pub use control::{control_channel, dial_control};
+pub use control::{control_channel, dial_control, dial_settling};
 pub use destination::{DestinationEndpoint, IncomingLane};
 pub use preamble::{ConnectionKind, Preamble, PreambleError, Refusal, read_preamble, refuse};
 pub use socket::listen;

@@ -4,7 +4,7 @@
 //! offset  bytes
 //!      0      8  magic: "DUNLIN\r\n"  (a text protocol's mangling of line ends breaks it)
 //!      8      2  protocol version
-//!     10      2  kind: 1 control, 2 lane, 3 settle (reserved), 4 byte stream (reserved)
+//!     10      2  kind: 1 control, 2 lane, 3 settling, 4 byte stream (reserved)
 //!     12      2  lane number; zero unless a lane
 //!     14      2  zero
 //!     16     16  session id
@@ -49,6 +49,8 @@ pub enum ConnectionKind {
     Control,
     /// A lane.
     Lane,
+    /// A control channel on which a source in doubt asks what became of its guest.
+    Settling,
 }
 
 impl ConnectionKind {
@@ -56,6 +58,7 @@ impl ConnectionKind {
         match self {
             Self::Control => 1,
             Self::Lane => 2,
+            Self::Settling => 3,
         }
     }
 }
@@ -215,6 +218,14 @@ impl Preamble {
         }
     }
 
+    /// For asking what became of a session's guest.
+    pub fn settling(session: SessionId) -> Self {
+        Self {
+            kind: ConnectionKind::Settling,
+            ..Self::control(session)
+        }
+    }
+
     /// For a lane.
     pub fn lane(ticket: &LaneTicket) -> Self {
         Self {
@@ -260,7 +271,7 @@ impl Preamble {
         let kind = match u16::from_le_bytes(take(&mut rest)) {
             1 => ConnectionKind::Control,
             2 => ConnectionKind::Lane,
-            3 => return Err(PreambleError::Reserved("settling a handover")),
+            3 => ConnectionKind::Settling,
             4 => return Err(PreambleError::Reserved("a byte stream")),
             unknown => return Err(PreambleError::UnknownKind(unknown)),
         };
@@ -273,7 +284,9 @@ impl Preamble {
             return invalid("reserved field", reserved.into());
         }
         match kind {
-            ConnectionKind::Control if lane != 0 => invalid("lane number", lane.into()),
+            ConnectionKind::Control | ConnectionKind::Settling if lane != 0 => {
+                invalid("lane number", lane.into())
+            }
             ConnectionKind::Lane if lane >= crate::lane::LANES_MAX => {
                 invalid("lane number", lane.into())
             }
@@ -351,7 +364,11 @@ mod tests {
 
     #[test]
     fn bytes_and_preambles_map_to_each_other() {
-        for preamble in [lane(), Preamble::control(SessionId([1; 16]))] {
+        for preamble in [
+            lane(),
+            Preamble::control(SessionId([1; 16])),
+            Preamble::settling(SessionId([1; 16])),
+        ] {
             assert_eq!(Preamble::decode(&preamble.encode()).unwrap(), preamble);
         }
         let mut golden = [0_u8; PREAMBLE_BYTES];
@@ -370,10 +387,6 @@ mod tests {
         };
         assert!(matches!(with(0, b'd'), PreambleError::NotDunlin));
         assert!(matches!(with(8, 2), PreambleError::Version(2)));
-        assert!(matches!(
-            with(10, 3),
-            PreambleError::Reserved("settling a handover")
-        ));
         assert!(matches!(
             with(10, 4),
             PreambleError::Reserved("a byte stream")
@@ -394,13 +407,15 @@ mod tests {
             }
         ));
         // A control connection has no lane.
-        assert!(matches!(
-            with(10, 1),
-            PreambleError::Field {
-                field: "lane number",
-                value: 5
-            }
-        ));
+        for kind in [1, 3] {
+            assert!(matches!(
+                with(10, kind),
+                PreambleError::Field {
+                    field: "lane number",
+                    value: 5
+                }
+            ));
+        }
     }
 
     #[test]

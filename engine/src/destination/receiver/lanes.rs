@@ -35,7 +35,7 @@ pub(super) fn issue_tickets(
 
 /// Starts the thread that lets lanes in; it starts one for each.
 pub(super) fn start_lanes<'scope>(
-    scope: &'scope Scope<'scope, '_>,
+    scope: Scope<'scope, '_>,
     endpoint: &'scope dyn DestinationEndpoint,
     tickets: Vec<LaneTicket>,
     hello: &Hello,
@@ -46,6 +46,7 @@ pub(super) fn start_lanes<'scope>(
     let cpus = lane_cpus(&settings.cpus, lanes, hello.offer().vcpus);
     let peer_timeout = settings.peer_timeout;
     let limit = Deadline::after(settings.session_limit);
+    let inside = scope.clone();
     let accept = move || {
         for _ in 0..lanes {
             let accepted = endpoint.accept_lane(&tickets, Deadline::after(peer_timeout));
@@ -54,9 +55,8 @@ pub(super) fn start_lanes<'scope>(
                 let cpu = cpus.get(usize::from(number.0)).copied().flatten();
                 let inputs = inputs.clone();
                 let name = format!("dunlin-{}", number.0);
-                std::thread::Builder::new()
-                    .name(name)
-                    .spawn_scoped(scope, move || serve(lane, cpu, limit, &inputs))
+                inside
+                    .spawn(name, move || serve(lane, cpu, limit, &inputs))
                     .map_err(|source| LaneError::System {
                         lane: number,
                         doing: "starting its thread",
@@ -69,9 +69,7 @@ pub(super) fn start_lanes<'scope>(
             }
         }
     };
-    std::thread::Builder::new()
-        .name("dunlin-accept".to_owned())
-        .spawn_scoped(scope, accept)?;
+    scope.spawn("dunlin-accept", accept)?;
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 
 use super::*;
 
-impl<G: IncomingGuest> Destination<'_, G> {
+impl<F: GuestFactory> Destination<'_, F> {
     /// Checks what PREPARE says and loads the state, once every fence was seen.
     pub(super) fn load(&mut self) -> Option<Event> {
         let prepare = self.prepare.as_ref()?;
@@ -60,9 +60,7 @@ impl<G: IncomingGuest> Destination<'_, G> {
             .load_state(&state)
             .map_err(|error| error.to_string())?;
         self.ready.state_loaded_ns = Timestamp::now().0;
-        // Law 9: from here on nothing of the source's reaches this memory.
-        self.endpoint.revoke_all();
-        self.ready.revoked_ns = Timestamp::now().0;
+        self.factory.reached(Milestone::Loaded);
         Ok(())
     }
 

@@ -5,35 +5,39 @@
 //! | here | making room, the destination's events and actions |
 //! | `lanes` | tokens, grants, letting lanes in, a thread for each |
 //! | `loading` | checking PREPARE, loading state, comparing pages |
+//! | `owning` | this side's record, and what the guest holds outside |
 
 mod lanes;
 mod loading;
+mod owning;
 
 use std::collections::VecDeque;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::thread::Scope;
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
-use dunlin_transports::control::ControlChannel;
 use dunlin_transports::deadline::Deadline;
 use dunlin_transports::lane::{
-    DestinationEndpoint, DestinationEndpointFactory, DestinationLane, FenceNumber, Grant,
-    LaneCounters, LaneError, LaneNumber, LaneTicket, LaneToken,
+    DestinationEndpoint, DestinationLane, FenceNumber, Grant, LaneCounters, LaneError, LaneNumber,
+    LaneTicket, LaneToken,
 };
 use dunlin_transports::memory::PageNumber;
+use dunlin_transports::runtime::{self, Receiver, Scope, SyncSender, sync_channel};
 
 use self::lanes::{issue_tickets, prepare_all, start_lanes};
-use super::{Hello, ReceiveError, ReceiveSettings, Received};
+use super::{Arrival, Hello, ReceiveError, ReceiveSettings, Received};
 use crate::affinity::{lane_cpus, pin_current_thread};
 use crate::clock::{Timestamp, boot_id};
 use crate::digest::{digest_count, digests};
 use crate::guest::{GuestError, GuestFactory, IncomingGuest, RunError};
 use crate::host::this_host;
 use crate::link::{Link, LinkEvent, Opening};
+use crate::milestone::Milestone;
+use crate::outside::{Outside, ReleaseReason};
 use crate::protocol::{
     Abort, Grants, Message, Prepare, Ready, Refused, Running, VERIFY_PAGES_MAX, Verified,
     VerifyPages, Welcome, WireHost, capability,
 };
+use crate::records::{Durability, Entry, Journal};
 use crate::session::DestinationSession;
 use crate::session::destination::{Action, Event, State};
 use crate::state::DeviceState;
@@ -79,12 +83,18 @@ impl From<LinkEvent> for Input {
 }
 
 pub(super) fn receive<F: GuestFactory>(
-    control: ControlChannel,
-    hello: &Hello,
-    factory: &mut F,
-    endpoint: DestinationEndpointFactory,
+    arrival: Arrival<'_, F>,
     settings: &ReceiveSettings,
 ) -> Result<Received<F::Guest>, ReceiveError> {
+    let Arrival {
+        control,
+        hello,
+        factory,
+        endpoint,
+        mut journal,
+        outside,
+    } = arrival;
+    let hello = &hello;
     let (inputs_sender, waiting) = sync_channel(INPUTS_WAITING);
     // From here on PINGs are answered, however long making room takes.
     let link = Link::start(
@@ -95,7 +105,10 @@ pub(super) fn receive<F: GuestFactory>(
     )?;
     // Declared behind the link, so that it goes first: the link's thread may be waiting for room.
     let inputs = waiting;
-    let refused = |error: ReceiveError| {
+    let mut refused = |error: ReceiveError| {
+        // There was no WELCOME, so nobody will ask; where it can't be recorded, that costs nothing.
+        let (words, deadline) = (error.to_string(), Deadline::after(LAST_WORD_TIME));
+        let _ = journal.add(Entry::Aborted, &words, Durability::Plain, deadline);
         if link
             .send(&Message::Refused(Refused::new(&error.to_string())))
             .is_ok()
@@ -138,6 +151,7 @@ pub(super) fn receive<F: GuestFactory>(
         0
     };
     let own = capability::ALL & !capability::SELF_CHECK | self_check;
+    factory.reached(Milestone::Welcomed);
     link.send(&Message::Welcome(Welcome {
         version: hello.version,
         capabilities: own & hello.message.capabilities,
@@ -147,8 +161,7 @@ pub(super) fn receive<F: GuestFactory>(
         mechanism: endpoint.mechanism(),
     }))?;
 
-    let mut entered = |epoch| factory.entered(epoch);
-    std::thread::scope(|scope| {
+    runtime::scope(|scope| {
         let began = Timestamp::now();
         let receiver = Destination {
             hello,
@@ -159,7 +172,9 @@ pub(super) fn receive<F: GuestFactory>(
             inputs,
             link,
             lost: false,
-            entered: &mut entered,
+            factory,
+            journal,
+            outside,
             guest: Some(guest),
             session: DestinationSession::new(),
             reason: None,
@@ -173,6 +188,7 @@ pub(super) fn receive<F: GuestFactory>(
             claims: None,
             verified: Verified::default(),
             running_since: None,
+            source_knows: false,
         };
         let started = start_lanes(
             scope,
@@ -199,7 +215,7 @@ fn same_shape<G: IncomingGuest>(hello: &Hello, guest: &G) -> Result<(), GuestErr
     ))
 }
 
-struct Destination<'a, G> {
+struct Destination<'a, F: GuestFactory> {
     hello: &'a Hello,
     endpoint: &'a dyn DestinationEndpoint,
     settings: &'a ReceiveSettings,
@@ -208,9 +224,10 @@ struct Destination<'a, G> {
     link: Link,
     /// Whether the link is of no use any more.
     lost: bool,
-    /// Told once the guest runs here.
-    entered: &'a mut dyn FnMut(u64),
-    guest: Option<G>,
+    factory: &'a mut F,
+    journal: Box<dyn Journal>,
+    outside: Box<dyn Outside>,
+    guest: Option<F::Guest>,
     session: DestinationSession,
     /// Why the move is ending, where it is not going well: the first reason counts.
     reason: Option<String>,
@@ -229,10 +246,15 @@ struct Destination<'a, G> {
     claims: Option<VerifyPages>,
     verified: Verified,
     running_since: Option<Timestamp>,
+    /// Whether RELEASED came.
+    source_knows: bool,
 }
 
-impl<G: IncomingGuest> Destination<'_, G> {
-    fn run(mut self, lanes_started: std::io::Result<()>) -> Result<Received<G>, ReceiveError> {
+impl<F: GuestFactory> Destination<'_, F> {
+    fn run(
+        mut self,
+        lanes_started: std::io::Result<()>,
+    ) -> Result<Received<F::Guest>, ReceiveError> {
         let mut events = VecDeque::new();
         if let Err(error) = lanes_started {
             events.push_back(self.failed(&format!("starting a thread: {error}")));
@@ -243,7 +265,7 @@ impl<G: IncomingGuest> Destination<'_, G> {
                 None => self.next_event(),
             };
             let actions = self.session.on(event);
-            if self.session.state() == State::Aborted {
+            if self.session.state() == State::Aborting {
                 // Whatever has no reason by now is a message that is in order, out of turn.
                 self.because(&format!("the source may not say {event:?} now"));
             }
@@ -298,7 +320,7 @@ impl<G: IncomingGuest> Destination<'_, G> {
                 (now.since(self.began) >= limit)
                     .then(|| self.failed(&format!("not done within {} s", limit.as_secs())))
             }
-            State::Loading | State::Ready => {
+            State::Loading | State::Acquiring | State::Ready => {
                 let limit = self.handover_limit;
                 let waited = now.since(self.prepare_received);
                 (waited >= limit).then(|| {
@@ -326,10 +348,12 @@ impl<G: IncomingGuest> Destination<'_, G> {
                 let cap = Duration::from_nanos(prepare.blackout_cap_ns).min(BLACKOUT_CAP_MAX);
                 self.handover_limit = cap + self.settings.peer_timeout;
                 self.prepare = Some(prepare);
+                self.factory.reached(Milestone::Prepare);
                 Event::Prepare
             }
             Message::Commit => {
                 self.running.commit_received_ns = Timestamp::now().0;
+                self.factory.reached(Milestone::Commit);
                 Event::Commit
             }
             Message::VerifyPages(pages) => {
@@ -386,21 +410,44 @@ impl<G: IncomingGuest> Destination<'_, G> {
     fn perform(&mut self, action: Action) -> Option<Event> {
         match action {
             Action::Load => self.load(),
-            Action::SendReady => self.send(&Message::Ready(self.ready.clone())),
-            // Records that survive a crash go here; until there are such, the session's state is
-            // the record.
-            Action::RecordOwnership | Action::RecordAborted => None,
-            Action::Run => Some(self.enter()),
-            Action::SendRunning => {
-                let lost = self.send(&Message::Running(self.running.clone()));
+            Action::Acquire => Some(self.acquire()),
+            Action::RevokeAccess => {
+                // Law 9: from here on nothing of the source's reaches this memory.
+                self.endpoint.revoke_all();
+                self.ready.revoked_ns = Timestamp::now().0;
+                None
+            }
+            Action::SendReady => {
+                let lost = self.send(&Message::Ready(self.ready.clone()));
+                self.factory.reached(Milestone::ReadySent);
+                lost
+            }
+            Action::RecordOwnership => Some(self.record_ownership()),
+            Action::RecordAborted => Some(self.record_aborted()),
+            Action::RecordRunning => {
                 let epoch = self.epoch();
-                (self.entered)(epoch);
+                self.factory.entered(epoch);
+                self.record_running();
                 // Now, before comparing memory competes with the guest for the processors.
                 self.verified.guest_visible_ns = self
                     .guest
                     .as_mut()
                     .and_then(|guest| guest.guest_visible_pause(Deadline::after(GUEST_PAUSE_TIME)))
                     .map(|pause| u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX));
+                None
+            }
+            Action::RecordBroken => {
+                self.record_broken();
+                None
+            }
+            Action::RecordReleased => {
+                self.record_released();
+                None
+            }
+            Action::Run => Some(self.enter()),
+            Action::SendRunning => {
+                let lost = self.send(&Message::Running(self.running.clone()));
+                self.factory.reached(Milestone::RunningSent);
                 lost
             }
             Action::CheckPages => self.check_pages(),
@@ -425,6 +472,10 @@ impl<G: IncomingGuest> Destination<'_, G> {
                 self.guest = None;
                 None
             }
+            Action::ReleaseOutside => {
+                self.release_outside();
+                None
+            }
         }
     }
 
@@ -442,6 +493,7 @@ impl<G: IncomingGuest> Destination<'_, G> {
             Ok(record) => {
                 self.running.running_ns = record.running.iter().map(|time| time.0).collect();
                 self.running_since = Some(Timestamp::now());
+                self.factory.reached(Milestone::Entered);
                 Event::Entered
             }
             Err(RunError::NeverEntered(error)) => {
@@ -460,16 +512,22 @@ impl<G: IncomingGuest> Destination<'_, G> {
         self.hello.offer().identity.epoch.saturating_add(1)
     }
 
-    fn finish(mut self) -> Result<Received<G>, ReceiveError> {
+    fn finish(mut self) -> Result<Received<F::Guest>, ReceiveError> {
         self.endpoint.stop();
         let epoch = self.epoch();
         match (self.session.state(), self.guest.take(), self.broken.take()) {
-            (State::Released, Some(guest), _) => Ok(Received {
-                guest,
-                epoch,
-                checked_pages: self.verified.checked,
-                different_pages: self.verified.different,
-            }),
+            (State::Released, Some(guest), _) => {
+                self.factory.reached(Milestone::Ended);
+                Ok(Received {
+                    guest,
+                    epoch,
+                    journal: self.journal,
+                    source_knows: self.source_knows,
+                    outside: self.outside,
+                    checked_pages: self.verified.checked,
+                    different_pages: self.verified.different,
+                })
+            }
             (State::Broken, _, Some(error)) => Err(ReceiveError::Broken(error)),
             _ => Err(ReceiveError::Aborted(self.reason.unwrap_or_default())),
         }

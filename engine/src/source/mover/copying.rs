@@ -26,6 +26,7 @@ impl Mover<'_, '_> {
             peer_timeout_ms: u64::try_from(self.settings.peer_timeout.as_millis())
                 .unwrap_or(u64::MAX),
         };
+        self.observer.reached(Milestone::Hello);
         self.send(&Message::Hello(Box::new(hello)))
     }
 
@@ -68,6 +69,7 @@ impl Mover<'_, '_> {
                 self.pending.set_range(first, shape.bytes / PAGE_BYTES);
             }
         }
+        self.observer.reached(Milestone::Opened);
         Event::Opened
     }
 
@@ -116,19 +118,19 @@ impl Mover<'_, '_> {
         let (orders_sender, orders) = channel();
         let context = self.context;
         let done = self.inputs_sender.clone();
-        std::thread::Builder::new()
-            .name(format!("dunlin-{}", lane.number().0))
-            .spawn_scoped(self.scope, move || {
-                if let Some(cpu) = cpu {
-                    pin_current_thread(cpu);
-                }
-                lanes::serve(lane, context, &orders, &done);
-            })?;
+        let name = format!("dunlin-{}", lane.number().0);
+        self.scope.spawn(name, move || {
+            if let Some(cpu) = cpu {
+                pin_current_thread(cpu);
+            }
+            lanes::serve(lane, context, &orders, &done);
+        })?;
         self.orders.push(orders_sender);
         Ok(())
     }
 
     pub(super) fn start_round(&mut self) {
+        self.observer.reached(Milestone::Round);
         let plan = ChunkPlan::new(&self.offer.layout, CHUNK_PAGES);
         let is_first = self.report.rounds.is_empty();
         self.begin_round(

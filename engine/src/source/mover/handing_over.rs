@@ -5,6 +5,7 @@ use super::*;
 impl Mover<'_, '_> {
     /// Law 7: every writer stops, then what they wrote last is collected.
     pub(super) fn pause(&mut self) -> Event {
+        self.observer.reached(Milestone::Pausing);
         let begin = Timestamp::now();
         let deadline = Deadline::after(self.blackout_cap());
         self.pause_deadline = Some(deadline);
@@ -22,6 +23,7 @@ impl Mover<'_, '_> {
         let collected = self.collect();
         timeline.mark_now("collect");
         self.timeline = Some(timeline);
+        self.observer.reached(Milestone::Paused);
         match collected {
             Ok(()) => Event::Paused,
             Err(reason) => self.stop(StayReason::Failed, &reason),
@@ -45,6 +47,7 @@ impl Mover<'_, '_> {
             self.collect()
         });
         self.mark("collect-again");
+        self.observer.reached(Milestone::Saved);
         match collected {
             Ok(()) => Event::Saved {
                 dirtied: self.pending.count() > 0,
@@ -97,6 +100,7 @@ impl Mover<'_, '_> {
         if let Some(timeline) = &mut self.timeline {
             timeline.mark_sent("send-prepare");
         }
+        self.observer.reached(Milestone::Prepared);
         event
     }
 
@@ -106,6 +110,7 @@ impl Mover<'_, '_> {
         if let Some(timeline) = &mut self.timeline {
             timeline.mark_sent("commit");
         }
+        self.observer.reached(Milestone::Committed);
         event
     }
 

@@ -85,6 +85,7 @@ impl Mover<'_, '_> {
                 let here = boot_id();
                 self.same_clock = !here.is_empty() && welcome.host.boot_id == here;
                 self.welcome = Some(welcome);
+                self.observer.reached(Milestone::Welcome);
                 Event::Welcome
             }
             Message::Refused(refused) => {
@@ -99,21 +100,24 @@ impl Mover<'_, '_> {
                 let offset = self.clock_offset_ns();
                 if let Some(timeline) = &mut self.timeline {
                     let received = Timestamp::now();
-                    let [prepare, fences, digests, loaded, revoked] = ready
+                    let [prepare, fences, digests, loaded, acquired, revoked] = ready
                         .moments()
                         .map(|moment| moment.shifted(offset.saturating_neg()));
                     timeline.mark("prepare-on-link", Side::Link, prepare.min(received));
                     timeline.mark("fences", Side::Destination, fences.min(received));
                     timeline.mark("digests", Side::Destination, digests.min(received));
                     timeline.mark("load-state", Side::Destination, loaded.min(received));
+                    timeline.mark("acquire", Side::Destination, acquired.min(received));
                     timeline.mark("revoke-access", Side::Destination, revoked.min(received));
                     timeline.mark("ready-on-link", Side::Link, received);
                 }
                 self.ready = Some(ready);
+                self.observer.reached(Milestone::Ready);
                 Event::Ready
             }
             Message::Running(running) => {
                 self.running = Some(running);
+                self.observer.reached(Milestone::Running);
                 Event::Running
             }
             Message::Verified(verified) => {

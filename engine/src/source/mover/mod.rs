@@ -6,28 +6,35 @@
 //! | `happenings` | messages, lanes, time and the operator become events |
 //! | `copying` | the guest runs: greeting, lanes, rounds |
 //! | `handing_over` | the guest is paused, and what follows |
+//! | `in_doubt` | the connection was lost behind the give-up: holding the guest, asking |
+//! | `recording` | this side's record, and what the guest holds outside |
 //! | `telling` | progress and the report |
 
 mod copying;
 mod handing_over;
 mod happenings;
+mod in_doubt;
+mod recording;
 mod telling;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
-use std::thread::Scope;
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
 use dunlin_transports::deadline::Deadline;
 use dunlin_transports::lane::{LANES_MAX, LaneCounters, SourceEndpoint, SourceLane};
 use dunlin_transports::memory::PAGE_BYTES;
+use dunlin_transports::runtime::{
+    self, Receiver, Scope, Sender, SyncSender, channel, sync_channel,
+};
 
+use self::in_doubt::Doubt;
 use super::blackout::Timeline;
 use super::convergence::{Circumstances, Convergence, Limits, Prediction, RoundSample, Verdict};
 use super::lanes::{self, LaneContext, LaneDone, LaneTally, Order, Round, Sharing};
-use super::{MoveObserver, Peer};
+use super::{MoveObserver, Peer, Reconnect};
 use crate::affinity::{lane_cpus, pin_current_thread};
 use crate::chunk::{CHUNK_PAGES, ChunkCursor, ChunkPlan, share_by_bytes};
 use crate::clock::{Timestamp, boot_id};
@@ -36,15 +43,20 @@ use crate::dirty::{DirtyBitmap, DirtySource};
 use crate::guest::{Guest, GuestOffer};
 use crate::host::this_host;
 use crate::link::{Link, LinkEvent, Opening};
+use crate::milestone::Milestone;
+use crate::outside::{Outside, ReleaseReason};
 use crate::protocol::{
     Abort, Counts, Hello, Message, Prepare, Ready, Running, VERIFY_PAGES_MAX, VERSION_MAX,
     VERSION_MIN, Verified, VerifyPages, Welcome, WireHost, WireLayout, capability,
 };
+use crate::records::verdict::Answer;
+use crate::records::{Durability, Entry, Journal};
 use crate::report::{
-    BlackoutReport, Hosts, Outcome, Phase, Progress, Report, RoundReport, Side, VerificationReport,
+    BlackoutReport, Hosts, InDoubtReport, Outcome, Phase, Progress, Report, RoundReport, Side,
+    VerificationReport,
 };
 use crate::session::source::{Action, Event, State};
-use crate::session::{SourceSession, StayReason};
+use crate::session::{Decision, SourceSession, StayReason};
 use crate::settings::{MoveHandle, MoveSettings, Verify};
 use crate::untouched::Untouched;
 
@@ -92,6 +104,20 @@ pub(super) fn migrate(
     handle: &MoveHandle,
     observer: &dyn MoveObserver,
 ) -> Report {
+    let Peer {
+        session,
+        control,
+        endpoint,
+        mut journal,
+        mut reconnect,
+        mut outside,
+    } = peer;
+    let mut not_begun = |offer: &GuestOffer, error: String| {
+        // The record has its first entry already, and nobody will ask for it.
+        let deadline = Deadline::after(settings.peer_timeout);
+        let _ = journal.add(Entry::Stayed, &error, Durability::Plain, deadline);
+        Report::not_started(offer, Outcome::Failed, error)
+    };
     let offer = match guest.offer() {
         Ok(offer) => offer,
         Err(error) => {
@@ -108,15 +134,10 @@ pub(super) fn migrate(
                 layout: guest.memory().layout().clone(),
                 configuration: crate::state::DeviceState::new(),
             };
-            return Report::not_started(&offer, Outcome::Failed, error.to_string());
+            return not_begun(&offer, error.to_string());
         }
     };
     let (inputs_sender, inputs) = sync_channel(64 + usize::from(LANES_MAX));
-    let Peer {
-        session,
-        control,
-        endpoint,
-    } = peer;
     let link = Link::start(
         control,
         Opening::Ours,
@@ -125,7 +146,7 @@ pub(super) fn migrate(
     );
     let link = match link {
         Ok(link) => link,
-        Err(error) => return Report::not_started(&offer, Outcome::Failed, error.to_string()),
+        Err(error) => return not_begun(&offer, error.to_string()),
     };
     let sources = guest.dirty_sources();
     let context = LaneContext::new(
@@ -135,7 +156,7 @@ pub(super) fn migrate(
         handle,
         settings.peer_timeout,
     );
-    std::thread::scope(|scope| {
+    runtime::scope(|scope| {
         let mover = Mover {
             scope,
             report: Report::not_started(&offer, Outcome::Failed, ""),
@@ -143,6 +164,9 @@ pub(super) fn migrate(
             offer,
             session_id: session,
             endpoint: endpoint.as_ref(),
+            journal: journal.as_mut(),
+            reconnect: reconnect.as_mut(),
+            outside: outside.as_mut(),
             settings,
             handle,
             observer,
@@ -180,17 +204,21 @@ pub(super) fn migrate(
             not_resumed: false,
             commit_sent: None,
             verify_begin: None,
+            doubt: None,
         };
         mover.run()
     })
 }
 
 struct Mover<'scope, 'env> {
-    scope: &'scope Scope<'scope, 'env>,
+    scope: Scope<'scope, 'env>,
     guest: &'env mut dyn Guest,
     offer: GuestOffer,
     session_id: dunlin_transports::lane::SessionId,
     endpoint: &'env dyn SourceEndpoint,
+    journal: &'env mut dyn Journal,
+    reconnect: &'env mut dyn Reconnect,
+    outside: &'env mut dyn Outside,
     settings: &'env MoveSettings,
     handle: &'env MoveHandle,
     observer: &'env dyn MoveObserver,
@@ -242,6 +270,8 @@ struct Mover<'scope, 'env> {
     not_resumed: bool,
     commit_sent: Option<Timestamp>,
     verify_begin: Option<Timestamp>,
+    /// Once it is not known who owns the guest.
+    doubt: Option<Doubt>,
     report: Report,
 }
 
@@ -254,7 +284,7 @@ impl Mover<'_, '_> {
                 None => self.next_event(),
             };
             let actions = self.session.on(event);
-            if matches!(self.session.state(), State::Stayed(_) | State::Unknown) {
+            if matches!(self.session.state(), State::Stayed(_) | State::InDoubt) {
                 // Whatever has no reason by now is a message that is in order, out of turn.
                 self.because(&format!("the destination may not say {event:?} now"));
             }
@@ -293,14 +323,14 @@ impl Mover<'_, '_> {
             Action::Save => Some(self.save()),
             Action::FenceLanes => self.fence_lanes(),
             Action::SendPrepare => self.send_prepare(),
-            // The record that survives a crash goes here; until there is one, the session's state
-            // is the record.
-            Action::RecordGiveUp => None,
+            Action::RecordGiveUp => Some(self.record_give_up()),
             Action::SendCommit => self.send_commit(),
             Action::Verify => self.verify(),
             Action::SendReleased => {
+                self.observer.reached(Milestone::Verified);
                 // The guest is the destination's whether or not this word arrives.
                 let _ = self.link.send(&Message::Released);
+                self.observer.reached(Milestone::Released);
                 None
             }
             Action::SendAbort => {
@@ -317,12 +347,30 @@ impl Mover<'_, '_> {
                 self.resume();
                 None
             }
+            Action::RecordStayed => {
+                self.record_end(Entry::Stayed);
+                None
+            }
+            Action::RecordReleased => {
+                self.record_end(Entry::Released);
+                None
+            }
+            Action::SyncRecord => {
+                self.sync_record();
+                None
+            }
+            Action::RecordDecision(decision) => self.record_decision(decision),
+            Action::ReleaseOutside => {
+                self.release_outside();
+                None
+            }
             Action::Hold => {
-                self.mark("held");
-                self.observer.note(
-                    "the connection was lost behind the give-up: the guest is kept paused here, \
-                     since it may run on the destination",
-                );
+                self.hold();
+                None
+            }
+            Action::Ask => Some(self.ask()),
+            Action::TellSettled => {
+                self.tell_settled();
                 None
             }
         }

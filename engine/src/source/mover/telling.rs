@@ -16,6 +16,7 @@ impl Mover<'_, '_> {
             State::Opening => Phase::Preparing,
             State::Copying => Phase::Copying,
             State::Committed | State::Verifying => Phase::Verifying,
+            State::InDoubt => Phase::InDoubt,
             // Nothing is told while the guest waits.
             _ => return,
         };
@@ -69,6 +70,9 @@ impl Mover<'_, '_> {
             Side::Link,
             here(running.commit_received_ns).min(now),
         );
+        let received = here(running.commit_received_ns);
+        let owned = running.owned_ns.map_or(received, here);
+        timeline.mark("record-ownership", Side::Destination, owned.min(now));
         let last = running.running_ns.iter().max().copied();
         let last = last.map_or(now, here).min(now);
         timeline.mark("resume", Side::Destination, last);
@@ -140,7 +144,7 @@ impl Mover<'_, '_> {
             u64::try_from(sent / u128::from(rounds_ns.max(1))).unwrap_or(u64::MAX);
         report.outcome = match self.session.state() {
             State::Moved => Outcome::Moved,
-            State::Unknown => Outcome::Unknown,
+            State::Discarded => Outcome::DiscardedByHand,
             State::Stayed(_) if self.not_resumed => Outcome::NotResumed,
             State::Stayed(StayReason::Cancelled) => Outcome::Cancelled,
             State::Stayed(StayReason::NotConverging) => Outcome::NotConverging,
@@ -148,6 +152,8 @@ impl Mover<'_, '_> {
             State::Stayed(StayReason::TimedOut) => Outcome::TimedOut,
             State::Stayed(StayReason::Refused) => Outcome::Refused,
             State::Stayed(StayReason::PeerFailed) => Outcome::PeerFailed,
+            State::Stayed(StayReason::Decided) => Outcome::ResumedByHand,
+            State::InDoubt => Outcome::Unknown,
             _ => Outcome::Failed,
         };
         report.reason = self.reason.take();

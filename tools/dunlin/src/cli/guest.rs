@@ -9,17 +9,18 @@ use dunlin_vmm::spec::VCPUS_MAX;
 use dunlin_vmm::workload::Workload;
 use uuid::Uuid;
 
-use super::Runtime;
 use super::endpoint::Endpoint;
 use super::values::{
     BackingChoice, GuestKind, GuestName, Lanes, ReceiveBacking, TrackingChoice, some_duration,
 };
+use super::{HookChoices, Runtime, State};
 use crate::exit::{Exit, help};
 
 const WORKLOAD_HELP: &str = "\
-What the guest does: pattern=sequential|random,hot=SIZE,rate=SIZE/s|max,zero=PERCENT. 'hot' is how \
-much memory it rewrites over and over, 'rate' how fast, 'zero' how many in a hundred of its other \
-pages are zero. What is left out keeps its default.";
+What the guest does: pattern=sequential|random,hot=SIZE,rate=SIZE/s|max,zero=PERCENT,beat=TIME. \
+'hot' is how much memory it rewrites over and over, 'rate' how fast, 'zero' how many in a hundred \
+of its other pages are zero, 'beat' how often it prints a line on its serial port. What is left \
+out keeps its default.";
 
 /// Run a guest in the foreground, ready to be moved
 #[derive(Clone, Debug, Args)]
@@ -62,6 +63,10 @@ pub(crate) struct Run {
     pub(crate) uuid: Option<Uuid>,
     #[command(flatten)]
     pub(crate) runtime: Runtime,
+    #[command(flatten)]
+    pub(crate) state: State,
+    #[command(flatten)]
+    pub(crate) hooks: HookChoices,
     /// End with the process that started this one (for 'dunlin demo')
     #[arg(long, hide = true)]
     pub(crate) with_parent: bool,
@@ -92,6 +97,10 @@ before the move begins. A move that fails, or a peer that misbehaves, ends that 
 
 Ctrl-C or SIGTERM ends the waiting and the moves in flight. Guests that have arrived go on.
 
+It also answers sources whose connection was lost in the handover, from the records in the state \
+directory, for guests of earlier runs too: after a restart of this host, start it again with the \
+same --state-dir.
+
 There is no authentication yet: listen only where you trust the network.",
     after_long_help = receive_help()
 )]
@@ -116,6 +125,10 @@ pub(crate) struct Receive {
     pub(crate) serial_dir: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) runtime: Runtime,
+    #[command(flatten)]
+    pub(crate) state: State,
+    #[command(flatten)]
+    pub(crate) hooks: HookChoices,
     /// Tell what happens as JSON, one object a line
     #[arg(long)]
     pub(crate) json: bool,
@@ -163,8 +176,15 @@ pub(crate) struct Incoming {
     /// The descriptor of a pipe; the guest ends when nobody can write to it any more
     #[arg(long, value_name = "FD")]
     pub(crate) leash: Option<u32>,
+    /// Where the guest comes from
+    #[arg(long)]
+    pub(crate) peer: String,
     #[command(flatten)]
     pub(crate) runtime: Runtime,
+    #[command(flatten)]
+    pub(crate) state: State,
+    #[command(flatten)]
+    pub(crate) hooks: HookChoices,
 }
 
 /// Move a guest between two processes of this machine, and tell about it

@@ -3,8 +3,8 @@
 use clap::Args;
 use clap_complete::Shell;
 
-use super::Runtime;
 use super::values::GuestName;
+use super::{Runtime, State};
 use crate::exit::{Exit, help};
 
 /// Show the guests that are here
@@ -12,7 +12,8 @@ use crate::exit::{Exit, help};
 #[command(
     long_about = "\
 Shows the guests of the runtime directory, or one of them in full: its state, memory, vCPUs, UUID \
-and epoch, what its workload has counted, and the move under way.",
+and epoch, what its workload has counted, and the move under way. Below them, the handovers in the \
+state directory whose process is gone and whose outcome nobody here knows.",
     after_long_help = status_help()
 )]
 pub(crate) struct Status {
@@ -21,6 +22,8 @@ pub(crate) struct Status {
     pub(crate) name: Option<GuestName>,
     #[command(flatten)]
     pub(crate) runtime: Runtime,
+    #[command(flatten)]
+    pub(crate) state: State,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,

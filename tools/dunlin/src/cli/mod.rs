@@ -5,6 +5,7 @@
 //! | here | the program and its commands |
 //! | [`guest`] | commands that make guests: `run`, `receive`, `demo` |
 //! | [`moves`] | commands that move and steer: `send`, `cancel`, `set` |
+//! | [`settle`] | `settle` |
 //! | [`looks`] | commands that look and end: `status`, `stop`, `doctor`, `completions` |
 //! | [`endpoint`] | `tcp://host:port` |
 //! | [`values`] | names, durations, lists |
@@ -13,13 +14,18 @@ pub(crate) mod endpoint;
 pub(crate) mod guest;
 pub(crate) mod looks;
 pub(crate) mod moves;
+pub(crate) mod settle;
 pub(crate) mod values;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use dunlin_engine::records::directory::StateDirectory;
+
 use crate::local::runtime_dir::RuntimeDir;
+use crate::local::state_dir;
 
 const ABOUT: &str = "Moves running KVM virtual machines between hosts, with the shortest pause";
 
@@ -70,6 +76,7 @@ pub(crate) enum Command {
     Cancel(moves::Cancel),
     Set(moves::Set),
     Stop(looks::Stop),
+    Settle(settle::Settle),
     Demo(guest::Demo),
     Doctor(looks::Doctor),
     Completions(looks::Completions),
@@ -88,6 +95,7 @@ impl Command {
             Self::Cancel(cancel) => cancel.json,
             Self::Set(set) => set.json,
             Self::Stop(stop) => stop.json,
+            Self::Settle(settle) => settle.json,
             Self::Run(_) | Self::Demo(_) | Self::Completions(_) | Self::Incoming(_) => false,
         }
     }
@@ -106,6 +114,55 @@ impl Runtime {
     /// The directory.
     pub(crate) fn directory(&self) -> RuntimeDir {
         RuntimeDir::chosen(self.runtime_dir.as_deref())
+    }
+}
+
+/// Where the records of handovers are.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct State {
+    /// The directory of handovers' records; must outlive a restart of the host [default:
+    /// $DUNLIN_STATE_DIR, else $XDG_STATE_HOME/dunlin, else /var/lib/dunlin for root, else
+    /// ~/.local/state/dunlin]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
+}
+
+impl State {
+    /// The directory.
+    pub(crate) fn directory(&self) -> StateDirectory {
+        state_dir::chosen(self.state_dir.as_deref())
+    }
+}
+
+/// Commands for what a guest holds outside of this host: disk locks, its place in the network.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub(crate) struct HookChoices {
+    /// Run by a shell on the destination once a guest is complete and before it runs; unless it
+    /// exits with 0, the guest stays on the source. It is inside the pause
+    #[arg(long, value_name = "COMMAND")]
+    pub(crate) hook_acquire: Option<String>,
+    /// Run by a shell once a guest is not here any more: moved away, ended, or never come
+    #[arg(long, value_name = "COMMAND")]
+    pub(crate) hook_release: Option<String>,
+    /// A hook that takes longer is killed, and has failed
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = values::some_duration)]
+    pub(crate) hook_timeout: Duration,
+}
+
+impl HookChoices {
+    /// The same choices on another command line.
+    pub(crate) fn as_arguments(&self) -> Vec<String> {
+        let acquire = self.hook_acquire.iter().map(|command| ("acquire", command));
+        let release = self.hook_release.iter().map(|command| ("release", command));
+        let hooks = acquire.chain(release);
+        let mut arguments: Vec<String> = hooks
+            .map(|(hook, command)| format!("--hook-{hook}={command}"))
+            .collect();
+        arguments.push(format!(
+            "--hook-timeout={}ms",
+            self.hook_timeout.as_millis()
+        ));
+        arguments
     }
 }
 

@@ -77,6 +77,9 @@ pub(crate) struct Send {
     /// How long the destination may be silent
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = some_duration)]
     pub(crate) peer_timeout: Duration,
+    /// How long to watch a guest whose owner is not known; its process goes on asking
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = some_duration)]
+    pub(crate) doubt_wait: Duration,
     /// Print the report as JSON instead of the receipt
     #[arg(long)]
     pub(crate) json: bool,

@@ -13,7 +13,7 @@ use dunlin_vmm::workload::{Pattern, Workload};
 use self::stage::{GUEST, Stage};
 use super::report_file::ReportFile;
 use super::run::kind;
-use super::send::{Interrupts, watch_move};
+use super::send::{Interrupts, Watched, watch_move};
 use crate::cli::guest::{Demo, TransportChoice};
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -24,6 +24,9 @@ use crate::render::amounts::{bytes, counted};
 use crate::render::palette::Palette;
 use crate::render::progress::LiveLine;
 use crate::render::receipt::receipt;
+
+/// How long a doubt about the guest's owner may last: both ends are on this machine.
+const DOUBT_WAIT: Duration = Duration::from_secs(10);
 
 /// How long the guest runs before it is moved, so that there is something to tell of it.
 const OVERTURE: Duration = Duration::from_millis(300);
@@ -69,11 +72,19 @@ pub(crate) fn run(arguments: &Demo) -> Result<Exit, Failure> {
     order.lanes = arguments.lanes.0;
     teller.step("move", "begins; the guest keeps running")?;
     let mut live = LiveLine::new(arguments.quiet);
-    let report = watch_move(&stage.source, GUEST, order, &mut live, &interrupts)?;
+    let watched = watch_move(
+        &stage.source,
+        GUEST,
+        order,
+        DOUBT_WAIT,
+        &mut live,
+        &interrupts,
+    )?;
     live.clear();
     drop(live);
-    let Some(report) = report else {
-        return Err(interrupted());
+    let report = match watched {
+        Watched::Detached => return Err(interrupted()),
+        watched => watched.into_report(GUEST)?,
     };
     let mut outcome = Exit::of(report.outcome);
     if report.outcome.moved() {

@@ -11,10 +11,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
+use std::time::Duration;
 
-use dunlin_engine::destination::{Hello, ReceiveSettings, receive, refuse};
+use dunlin_engine::destination::{Arrival, Hello, ReceiveSettings, receive, refuse};
 use dunlin_engine::guest::{GuestError, GuestFactory, GuestOffer};
+use dunlin_engine::milestone::Milestone;
+use dunlin_engine::outside::Outside;
+use dunlin_engine::records::{Durability, Entry, Journal, Role, Subject};
 use dunlin_transports::control::ControlStopper;
+use dunlin_transports::deadline::Deadline;
 use dunlin_transports::lane::{DestinationEndpoint, DestinationEndpointFactory};
 use dunlin_transports::tcp::{
     DestinationEndpoint as TcpEndpoint, IncomingLane, Options, Preamble, control_channel,
@@ -28,10 +33,15 @@ use crate::console;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::guest::board::Facts;
-use crate::guest::{Desk, Stay};
+use crate::guest::hooks::Hooks;
+use crate::guest::milestones::Stopper;
+use crate::guest::{Desk, Provisions, Stay};
 use crate::local::protocol::GuestState;
 use crate::local::runtime_dir::NameClaim;
 use crate::supervisor::handoff::{Parcel, Word, say, take};
+
+/// How long a record's last entry may take: the guest is gone already.
+const RECORD_MAX: Duration = Duration::from_secs(5);
 
 /// Takes a guest in, and runs it until it ends or was moved on.
 pub(crate) fn run(arguments: &Incoming) -> Result<Exit, Failure> {
@@ -50,15 +60,29 @@ pub(crate) fn run(arguments: &Incoming) -> Result<Exit, Failure> {
         Ok(arrived) => {
             let word = Word::Arrived {
                 epoch: arrived.epoch,
+                source_knows: arrived.source_knows,
             };
             // A supervisor that is gone by now is no reason to give the guest up.
             let _ = say(&socket, &word);
             console::tell(format_args!("{} runs here", arguments.name.0));
-            match arrived.desk.keep(arrived.machine)? {
-                Stay::Ended => console::tell(format_args!("{} ended", arguments.name.0)),
-                Stay::Moved => {}
+            let Arrived {
+                desk,
+                machine,
+                mut journal,
+                mut outside,
+                ..
+            } = arrived;
+            let stay = desk.keep(machine);
+            if let (Ok(stay), false) = (&stay, arrived.source_knows) {
+                let words = match stay {
+                    Stay::Moved => "it was moved on",
+                    Stay::Ended | Stay::Discarded => "it was ended here",
+                };
+                // Where this fails, a source in doubt is told that the guest is gone, and no more.
+                let deadline = Deadline::after(RECORD_MAX);
+                let _ = journal.add(Entry::Ended, words, Durability::Durable, deadline);
             }
-            Ok(Exit::Done)
+            super::see_off(stay, &arguments.name.0, outside.as_mut())
         }
         Err(failure) => {
             let word = Word::Failed {
@@ -92,6 +116,9 @@ struct Arrived {
     desk: Desk,
     machine: Machine,
     epoch: u64,
+    journal: Box<dyn Journal>,
+    source_knows: bool,
+    outside: Box<dyn Outside>,
     _claim: NameClaim,
 }
 
@@ -108,8 +135,14 @@ fn arrive(arguments: &Incoming, socket: &UnixStream) -> Result<Arrived, Failure>
     let hello = Hello::from_frame(&hello)
         .map_err(|error| Failure::new(Exit::PeerFailed, error.to_string()))?;
 
-    let prepared = prepare(arguments, hello.offer());
-    let (claim, desk, serial) = match prepared {
+    let prepared = prepare(arguments, &hello);
+    let Prepared {
+        claim,
+        desk,
+        serial,
+        journal,
+        outside,
+    } = match prepared {
         Ok(prepared) => prepared,
         Err(failure) => {
             refuse(&mut control, &failure.message);
@@ -136,22 +169,41 @@ fn arrive(arguments: &Incoming, socket: &UnixStream) -> Result<Arrived, Failure>
         socket,
         desk: &desk,
         gauge: None,
+        stopper: Stopper::from_environment(),
     };
     let settings = ReceiveSettings::default();
-    let received = receive(control, hello, &mut factory, endpoint, &settings)
+    let arrival = Arrival {
+        control,
+        hello,
+        factory: &mut factory,
+        endpoint,
+        journal,
+        outside,
+    };
+    let received = receive(arrival, &settings)
         .map_err(|error| Failure::new(Exit::PeerFailed, error.to_string()))?;
     arrived.store(true, Ordering::Release);
     Ok(Arrived {
         desk,
         machine: received.guest,
         epoch: received.epoch,
+        journal: received.journal,
+        source_knows: received.source_knows,
+        outside: received.outside,
         _claim: claim,
     })
 }
 
-type Prepared = (NameClaim, Desk, Box<dyn Write + Send>);
+struct Prepared {
+    claim: NameClaim,
+    desk: Desk,
+    serial: Box<dyn Write + Send>,
+    journal: Box<dyn Journal>,
+    outside: Box<dyn Outside>,
+}
 
-fn prepare(arguments: &Incoming, offer: &GuestOffer) -> Result<Prepared, Failure> {
+fn prepare(arguments: &Incoming, hello: &Hello) -> Result<Prepared, Failure> {
+    let offer = hello.offer();
     let name = &arguments.name.0;
     if offer.identity.name != *name {
         return Err(Failure::local(format!(
@@ -169,10 +221,37 @@ fn prepare(arguments: &Incoming, offer: &GuestOffer) -> Result<Prepared, Failure
         .backing()
         .or_else(|| offer.layout.regions().first().map(|region| region.backing))
         .map_or("", |backing| backing.name());
-    let desk = Desk::new(Facts::of(offer, backing), GuestState::Incoming);
+    let provisions = Provisions {
+        records: arguments.state.directory(),
+        hooks: arguments.hooks.clone(),
+    };
+    let subject = Subject {
+        uuid: offer.identity.uuid,
+        name: name.clone(),
+        epoch: offer.identity.epoch,
+        session: hello.session(),
+        role: Role::Destination,
+        peer: arguments.peer.clone(),
+    };
+    let journal = provisions
+        .records
+        .begin(&subject)
+        .map_err(|error| Failure::local(format!("the move can't be recorded here: {error}")))?;
+    let outside = Hooks {
+        choices: arguments.hooks.clone(),
+        epoch: subject.epoch.saturating_add(1),
+        subject,
+    };
+    let desk = Desk::new(Facts::of(offer, backing), GuestState::Incoming, provisions);
     desk.open(listener)?;
     desk.heed_signals()?;
-    Ok((claim, desk, Box::new(serial)))
+    Ok(Prepared {
+        claim,
+        desk,
+        serial: Box::new(serial),
+        journal: Box::new(journal),
+        outside: Box::new(outside),
+    })
 }
 
 /// Takes lanes from the supervisor on a thread of its own, for as long as there is one. When the
@@ -219,6 +298,7 @@ struct Announcing<'a> {
     socket: &'a UnixStream,
     desk: &'a Desk,
     gauge: Option<Gauge>,
+    stopper: Stopper,
 }
 
 impl GuestFactory for Announcing<'_> {
@@ -230,6 +310,10 @@ impl GuestFactory for Announcing<'_> {
             .map_err(|error| GuestError::new("the supervisor is gone", error))?;
         self.gauge = Some(machine.gauge());
         Ok(machine)
+    }
+
+    fn reached(&mut self, milestone: Milestone) {
+        self.stopper.reached(milestone);
     }
 
     fn entered(&mut self, epoch: u64) {

@@ -7,6 +7,7 @@
 //! | [`receive`] | waiting for guests |
 //! | [`send`] | asking a guest to move, and watching |
 //! | [`report_file`] | the file that a move's report goes to |
+//! | [`settle`] | settling who owns a guest |
 //! | [`steer`] | `cancel`, `set`, `stop` |
 //! | [`status`] | showing guests |
 //! | [`demo`] | a move on this machine, told as a story |
@@ -19,6 +20,7 @@ mod receive;
 mod report_file;
 mod run;
 mod send;
+mod settle;
 mod status;
 mod steer;
 
@@ -27,10 +29,14 @@ use std::io::{self, Write};
 use clap::CommandFactory;
 use serde::Serialize;
 
+use dunlin_engine::outside::{Outside, ReleaseReason};
+
 use crate::cli::looks::Completions;
 use crate::cli::{Cli, Command};
+use crate::console;
 use crate::exit::Exit;
 use crate::failure::Failure;
+use crate::guest::Stay;
 
 /// Does what the command line says.
 pub(crate) fn perform(command: &Command) -> Result<Exit, Failure> {
@@ -42,6 +48,7 @@ pub(crate) fn perform(command: &Command) -> Result<Exit, Failure> {
         Command::Cancel(arguments) => steer::cancel(arguments),
         Command::Set(arguments) => steer::set(arguments),
         Command::Stop(arguments) => steer::stop(arguments),
+        Command::Settle(arguments) => settle::run(arguments),
         Command::Demo(arguments) => demo::run(arguments),
         Command::Doctor(arguments) => doctor::run(arguments),
         Command::Completions(arguments) => completions(arguments),
@@ -82,6 +89,24 @@ fn json(value: &impl Serialize) -> Result<String, Failure> {
         .map_err(|error| Failure::system("the result as JSON", error))?;
     text.push('\n');
     Ok(text)
+}
+
+/// Says how a guest's stay ended, and has what it held outside released where it ended here.
+fn see_off(
+    stay: Result<Stay, Failure>,
+    name: &str,
+    outside: &mut dyn Outside,
+) -> Result<Exit, Failure> {
+    match &stay {
+        Ok(Stay::Ended) => console::tell(format_args!("{name} ended")),
+        // The engine has had it released.
+        Ok(Stay::Moved | Stay::Discarded) => return Ok(Exit::Done),
+        Err(_) => {}
+    }
+    if let Err(error) = outside.release(ReleaseReason::Ended) {
+        console::warn(format_args!("guest '{name}': {error}"));
+    }
+    stay.map(|_| Exit::Done)
 }
 
 /// Lets the system end this process when the one that started it ends.

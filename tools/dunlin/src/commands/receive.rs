@@ -9,6 +9,7 @@ use crate::cli::endpoint::Endpoint;
 use crate::cli::guest::Receive;
 use crate::exit::Exit;
 use crate::failure::Failure;
+use crate::local::state_dir;
 use crate::supervisor::admission::Admission;
 use crate::supervisor::ledger::Ledger;
 use crate::supervisor::registry::Registry;
@@ -22,6 +23,8 @@ pub(crate) fn run(arguments: &Receive) -> Result<Exit, Failure> {
     }
     let runtime = arguments.runtime.directory();
     runtime.prepare()?;
+    let records = arguments.state.directory();
+    state_dir::prepare(&records)?;
     let options = Options::default();
     let listener = listen(&arguments.listen.authority(), &options).map_err(|error| {
         Failure::system(
@@ -44,6 +47,7 @@ pub(crate) fn run(arguments: &Receive) -> Result<Exit, Failure> {
         runtime,
         ledger: Ledger::new(arguments.memory_limit),
         registry: Registry::default(),
+        records,
         teller,
         endings: Mutex::new(endings_sender),
         arguments: arguments.clone(),

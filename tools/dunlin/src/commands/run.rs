@@ -4,6 +4,9 @@ use std::fs::File;
 use std::io::{self, Write};
 
 use dunlin_engine::layout::Backing;
+use dunlin_engine::records::directory::{Found, StateDirectory};
+use dunlin_engine::records::{Entry, Role, Subject};
+use dunlin_transports::lane::SessionId;
 use dunlin_vmm::machine::{Machine, MachineKind};
 use dunlin_vmm::size::format_size;
 use dunlin_vmm::spec::GuestSpec;
@@ -16,11 +19,16 @@ use crate::console;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::guest::board::Facts;
-use crate::guest::{Desk, Stay};
+use crate::guest::hooks::Hooks;
+use crate::guest::{Desk, Provisions};
 use crate::local::client::Connection;
 use crate::local::protocol::GuestState;
 use crate::local::runtime_dir::RuntimeDir;
+use crate::local::state_dir;
 use crate::supervisor::ledger;
+
+/// A guest's first epoch.
+const FIRST_EPOCH: u64 = 1;
 
 /// Runs a guest until it ends or was moved away.
 pub(crate) fn run(arguments: &Run) -> Result<Exit, Failure> {
@@ -30,6 +38,11 @@ pub(crate) fn run(arguments: &Run) -> Result<Exit, Failure> {
     let runtime = arguments.runtime.directory();
     runtime.prepare()?;
     let name = &arguments.name.0;
+    let provisions = Provisions {
+        records: arguments.state.directory(),
+        hooks: arguments.hooks.clone(),
+    };
+    state_dir::prepare(&provisions.records)?;
     let (_claim, listener) = runtime.claim(name)?;
     let serial = serial(&arguments.serial)?;
     let kind = kind(arguments.guest);
@@ -55,11 +68,12 @@ pub(crate) fn run(arguments: &Run) -> Result<Exit, Failure> {
         vcpus: spec.vcpus,
     };
     // To fill the memory takes its time, and a guest that does not answer looks dead.
-    let desk = Desk::new(facts, GuestState::Starting);
+    let desk = Desk::new(facts, GuestState::Starting, provisions.clone());
     desk.open(listener)?;
     // Behind that, so that of two twins that start at once each sees the other.
     if let Some(uuid) = arguments.uuid {
         refuse_twin(&runtime, name, uuid)?;
+        refuse_given_up(&provisions.records, uuid)?;
     }
     let machine = Machine::start(kind, &spec, serial)
         .map_err(|error| Failure::system(format!("guest '{name}' can't start"), error))?;
@@ -72,11 +86,39 @@ pub(crate) fn run(arguments: &Run) -> Result<Exit, Failure> {
         kind.name(),
         runtime.socket(name).display()
     ));
-    match desk.keep(machine)? {
-        Stay::Ended => console::tell(format_args!("{name} ended")),
-        Stay::Moved => {}
+    let identity = Subject {
+        uuid: spec.uuid,
+        name: name.clone(),
+        epoch: FIRST_EPOCH,
+        session: SessionId([0; 16]),
+        role: Role::Source,
+        peer: String::new(),
+    };
+    let mut hooks = Hooks {
+        choices: provisions.hooks,
+        epoch: identity.epoch,
+        subject: identity,
+    };
+    super::see_off(desk.keep(machine), name, &mut hooks)
+}
+
+/// Refuses a UUID whose guest was handed over from here, while it is not known whether it runs
+/// elsewhere.
+fn refuse_given_up(records: &StateDirectory, uuid: Uuid) -> Result<(), Failure> {
+    let found = records
+        .of_guest(uuid)
+        .map_err(|error| Failure::local(error.to_string()))?;
+    let given_up = |found: &&Found| found.entry == Entry::GivenUp;
+    match found.iter().find(given_up) {
+        None => Ok(()),
+        Some(found) => Err(Failure::new(
+            Exit::Conflict,
+            format!(
+                "guest {uuid} was handed over to {} and may run there: 'dunlin settle {uuid}' asks",
+                found.subject.peer
+            ),
+        )),
     }
-    Ok(Exit::Done)
 }
 
 /// Refuses a UUID that another guest here has. Guests that are about to be gone don't count, and

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dunlin_engine::report::{Outcome, Report};
 
@@ -34,14 +34,16 @@ pub(crate) fn run(arguments: &Send) -> Result<Exit, Failure> {
     let interrupts = Interrupts::watch()?;
     let mut live = LiveLine::new(arguments.quiet);
     let name = &arguments.name.0;
-    let ended = watch_move(&runtime, name, arguments.order(), &mut live, &interrupts)?;
+    let watched = watch_move(
+        &runtime,
+        name,
+        arguments.order(),
+        arguments.doubt_wait,
+        &mut live,
+        &interrupts,
+    )?;
     live.clear();
-    let Some(report) = ended else {
-        return Err(Failure::new(
-            Exit::Detached,
-            format!("detached: the move of '{name}' goes on; 'dunlin status {name}' shows it"),
-        ));
-    };
+    let report = watched.into_report(name)?;
     // What became of the guest is the exit code, whether or not it can be told of.
     let written = file.map_or(Ok(()), |file| file.write(&report));
     let printed = if arguments.json {
@@ -65,14 +67,48 @@ pub(crate) fn run(arguments: &Send) -> Result<Exit, Failure> {
     Ok(Exit::of(report.outcome))
 }
 
-/// Orders a move and watches it until it is over; `None` when a second interrupt detached.
+/// What came of watching a move.
+pub(super) enum Watched {
+    /// It is over.
+    Over(Box<Report>),
+    /// A second interrupt detached.
+    Detached,
+    /// It is not known who owns the guest, and that lasts.
+    InDoubt(String),
+}
+
+impl Watched {
+    /// The report.
+    ///
+    /// # Errors
+    ///
+    /// When the move is not over.
+    pub(super) fn into_report(self, name: &str) -> Result<Report, Failure> {
+        match self {
+            Self::Over(report) => Ok(*report),
+            Self::Detached => Err(Failure::new(
+                Exit::Detached,
+                format!("detached: the move of '{name}' goes on; 'dunlin status {name}' shows it"),
+            )),
+            Self::InDoubt(reason) => Err(Failure::new(
+                Exit::UnknownOwner,
+                format!(
+                    "{reason}; the guest's process goes on asking: 'dunlin status {name}' shows it, 'dunlin settle {name}' says what a person can do"
+                ),
+            )),
+        }
+    }
+}
+
+/// Orders a move and watches it until it is over, or is in doubt for as long as `doubt_wait`.
 pub(super) fn watch_move(
     runtime: &RuntimeDir,
     name: &str,
     order: MoveOrder,
+    doubt_wait: Duration,
     live: &mut LiveLine,
     interrupts: &Interrupts,
-) -> Result<Option<Report>, Failure> {
+) -> Result<Watched, Failure> {
     let mut connection = Connection::open(runtime, name)?;
     match connection.ask(&Request::Send {
         order: Box::new(order),
@@ -82,13 +118,22 @@ pub(super) fn watch_move(
     }
     connection.answer_within(Some(LOOK_INTERVAL))?;
     let mut cancel_asked = false;
+    let mut doubt: Option<(Instant, String)> = None;
     loop {
         match connection.receive()? {
             Some(Response::Progress { progress }) => live.show(name, &progress),
             Some(Response::Note { text }) => live.note(&format!("{name}: {text}")),
-            Some(Response::Report { report }) => return Ok(Some(*report)),
+            Some(Response::InDoubt { reason }) => {
+                live.note(&format!("{name}: {reason}"));
+                let since = doubt.map_or_else(Instant::now, |(since, _)| since);
+                doubt = Some((since, reason));
+            }
+            Some(Response::Report { report }) => return Ok(Watched::Over(report)),
             Some(_) => return Err(connection.unexpected()),
             None => {}
+        }
+        if let Some((_, reason)) = doubt.take_if(|(since, _)| since.elapsed() >= doubt_wait) {
+            return Ok(Watched::InDoubt(reason));
         }
         match interrupts.count() {
             0 => {}
@@ -101,7 +146,7 @@ pub(super) fn watch_move(
                 let _ = Connection::open(runtime, name)
                     .and_then(|mut other| other.ask(&Request::Cancel {}));
             }
-            _ => return Ok(None),
+            _ => return Ok(Watched::Detached),
         }
     }
 }

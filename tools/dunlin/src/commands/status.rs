@@ -2,6 +2,7 @@
 
 use std::io;
 
+use dunlin_engine::records::directory::StateDirectory;
 use serde::Serialize;
 
 use crate::cli::looks::Status;
@@ -9,13 +10,14 @@ use crate::console;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::local::client::Connection;
-use crate::local::protocol::GuestStatus;
+use crate::local::protocol::{GuestStatus, RecordStatus};
 use crate::render::{guests, palette::Palette};
 
-/// All guests, as JSON.
+/// All guests, and what is in doubt without a process, as JSON.
 #[derive(Serialize)]
 struct Guests {
     guests: Vec<GuestStatus>,
+    in_doubt: Vec<RecordStatus>,
 }
 
 /// Shows one guest, or all.
@@ -44,12 +46,37 @@ pub(crate) fn run(arguments: &Status) -> Result<Exit, Failure> {
             Err(failure) => console::warn(failure),
         }
     }
+    let in_doubt = in_doubt(&arguments.state.directory());
     if arguments.json {
-        super::print_json(&Guests { guests: found })?;
-    } else if found.is_empty() {
+        let guests = Guests {
+            guests: found,
+            in_doubt,
+        };
+        super::print_json(&guests)?;
+        return Ok(Exit::Done);
+    }
+    if found.is_empty() {
         super::print(&format!("no guests in {}\n", runtime.path().display()))?;
     } else {
         super::print(&guests::table(&found, palette))?;
     }
+    super::print(&guests::records(&in_doubt, palette))?;
     Ok(Exit::Done)
+}
+
+/// The handovers whose process is gone and whose outcome nobody here knows. What can't be read is
+/// told, and does not hide the rest.
+fn in_doubt(records: &StateDirectory) -> Vec<RecordStatus> {
+    let (found, damaged) = match records.records() {
+        Ok(records) => records,
+        Err(error) => (Vec::new(), vec![error]),
+    };
+    for error in damaged {
+        console::warn(error);
+    }
+    found
+        .iter()
+        .filter(|found| found.is_in_doubt())
+        .map(super::settle::status_of)
+        .collect()
 }

@@ -65,6 +65,7 @@ impl Handler for Answers {
                     handle.set_max_bandwidth((rate != 0).then_some(rate));
                 }
             }),
+            Request::Settle { decision, fenced } => self.board.decide(decision, &fenced),
             Request::Stop { force } => self.end(force),
         };
         client.send(&match done {
@@ -129,6 +130,7 @@ fn tell(mut watch: Watch, client: &mut Client<'_>) -> io::Result<()> {
         match watch.next(WATCH_INTERVAL) {
             News::Note(text) => client.send(&Response::Note { text })?,
             News::Progress(progress) => client.send(&Response::Progress { progress })?,
+            News::InDoubt(reason) => client.send(&Response::InDoubt { reason })?,
             News::Over(report) => {
                 return client.send(&Response::Report {
                     report: Box::new(report.as_ref().clone()),

@@ -7,12 +7,16 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use dunlin_engine::guest::GuestOffer;
+use dunlin_engine::milestone::Milestone;
 use dunlin_engine::report::{Outcome, Progress, Report};
+use dunlin_engine::session::Decision;
 use dunlin_engine::settings::MoveHandle;
 use dunlin_engine::source::MoveObserver;
 use dunlin_vmm::machine::Gauge;
 
+use super::milestones::Stopper;
 use super::watch::{Attendance, Watch};
+use crate::console;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::local::protocol::{
@@ -74,6 +78,8 @@ pub(super) struct Inner {
     pub(super) state: GuestState,
     pub(super) gauge: Option<Gauge>,
     pub(super) under_way: Option<UnderWay>,
+    /// Why it is not known who owns the guest, while that is so; and how often that changed.
+    pub(super) in_doubt: Option<(u64, String)>,
     pub(super) finished: Option<(u64, Arc<Report>, String)>,
     pub(super) moves: u64,
     pub(super) attended: usize,
@@ -81,6 +87,7 @@ pub(super) struct Inner {
 
 /// The board. Shared by reference count.
 pub(crate) struct Board {
+    stopper: Stopper,
     inner: Mutex<Inner>,
     pub(super) changed: Condvar,
 }
@@ -98,12 +105,14 @@ impl Board {
     /// The board of a guest that does not run yet: it is starting, or it is on its way here.
     pub(crate) fn new(facts: Facts, state: GuestState) -> Self {
         Self {
+            stopper: Stopper::from_environment(),
             inner: Mutex::new(Inner {
                 facts,
                 epoch: 0,
                 state,
                 gauge: None,
                 under_way: None,
+                in_doubt: None,
                 finished: None,
                 moves: 0,
                 attended: 0,
@@ -177,6 +186,7 @@ impl Board {
                 to: under_way.to.clone(),
                 progress: under_way.progress.clone(),
             }),
+            in_doubt: inner.in_doubt.as_ref().map(|(_, reason)| reason.clone()),
             last_move: inner.finished.as_ref().map(|(_, report, to)| LastMove {
                 to: to.clone(),
                 outcome: report.outcome,
@@ -205,13 +215,13 @@ impl Board {
                 ))
             }
             GuestState::Moved => Some("was moved away just now".to_owned()),
-            GuestState::UnknownOwner => {
-                Some("is paused: it is not known which side owns it".to_owned())
-            }
+            GuestState::UnknownOwner => Some(format!(
+                "is paused: it is not known which side owns it; 'dunlin settle {name}' shows what to do"
+            )),
             GuestState::Paused => {
                 Some("is paused: it could not be resumed after a move".to_owned())
             }
-            GuestState::Ending => Some("is about to end".to_owned()),
+            GuestState::Ending | GuestState::Discarded => Some("is about to end".to_owned()),
         };
         if let Some(reason) = reason {
             return Err(Failure::new(
@@ -244,17 +254,42 @@ impl Board {
             outcome if outcome.moved() => GuestState::Moved,
             Outcome::Unknown => GuestState::UnknownOwner,
             Outcome::NotResumed => GuestState::Paused,
+            Outcome::DiscardedByHand => GuestState::Discarded,
             _ => GuestState::Running,
         };
-        if inner.state == GuestState::Moving || state != GuestState::Running {
+        let is_settled = matches!(inner.state, GuestState::Moving | GuestState::UnknownOwner);
+        if is_settled || state != GuestState::Running {
             inner.state = state;
         }
+        inner.in_doubt = None;
         if state == GuestState::Moved {
             // It holds the guest's memory.
             inner.gauge = None;
         }
         inner.finished = Some((under_way.number, Arc::new(report), under_way.to));
         self.changed.notify_all();
+    }
+
+    /// Decides about a guest whose owner is not known.
+    ///
+    /// # Errors
+    ///
+    /// When it is known.
+    pub(crate) fn decide(&self, decision: Decision, fenced: &str) -> Result<(), Failure> {
+        let inner = self.lock();
+        match &inner.under_way {
+            Some(under_way) if inner.in_doubt.is_some() => {
+                under_way.handle.decide(decision, fenced);
+                Ok(())
+            }
+            _ => Err(Failure::new(
+                Exit::Conflict,
+                format!(
+                    "it is known who owns guest '{}': there is nothing to settle",
+                    inner.facts.name
+                ),
+            )),
+        }
     }
 
     /// The handle of the move under way.
@@ -286,10 +321,18 @@ impl Board {
                 return Err(Failure::new(
                     Exit::UnknownOwner,
                     format!(
-                        "it is not known which side owns guest '{name}': once you have seen that the destination runs it, 'dunlin stop {name} --force' ends it here"
+                        "it is not known which side owns guest '{name}': 'dunlin settle {name}' shows what to do; once you have seen that the destination runs it, 'dunlin stop {name} --force' ends it here"
                     ),
                 ));
             }
+            GuestState::UnknownOwner => {
+                if let Some(under_way) = &inner.under_way {
+                    let how = "'dunlin stop --force' was used";
+                    under_way.handle.decide(Decision::DiscardHere, how);
+                    return Ok(EndAnswer::AfterMove);
+                }
+            }
+            GuestState::Discarded => return Ok(EndAnswer::AfterMove),
             // Ending it here could end it after it was handed over; only the source can say.
             GuestState::Incoming => {
                 return Err(Failure::new(
@@ -382,6 +425,22 @@ impl MoveObserver for Board {
             under_way.progress_count += 1;
             self.changed.notify_all();
         }
+    }
+
+    fn in_doubt(&self, reason: &str) {
+        let mut inner = self.lock();
+        if inner.state == GuestState::Moving || inner.state == GuestState::Ending {
+            inner.state = GuestState::UnknownOwner;
+        }
+        let number = inner.in_doubt.as_ref().map_or(0, |(number, _)| number + 1);
+        inner.in_doubt = Some((number, reason.to_owned()));
+        self.changed.notify_all();
+        drop(inner);
+        console::warn(reason);
+    }
+
+    fn reached(&self, milestone: Milestone) {
+        self.stopper.reached(milestone);
     }
 
     fn note(&self, note: &str) {

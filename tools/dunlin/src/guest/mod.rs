@@ -7,10 +7,14 @@
 //! | [`answer`] | answers to requests |
 //! | [`watch`] | those who look at the board |
 //! | [`departure`] | the guest leaves |
+//! | [`hooks`] | commands for what the guest holds outside of this host |
+//! | [`milestones`] | stopping at a point of a move, for tests |
 
 pub(crate) mod answer;
 pub(crate) mod board;
 pub(crate) mod departure;
+pub(crate) mod hooks;
+pub(crate) mod milestones;
 pub(crate) mod watch;
 
 use std::os::unix::net::UnixListener;
@@ -19,11 +23,13 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use dunlin_engine::guest::{Guest, GuestOffer};
+use dunlin_engine::records::directory::StateDirectory;
 use dunlin_engine::report::Report;
 use dunlin_vmm::machine::{Gauge, Machine};
 
 use self::answer::{Answers, Event};
 use self::board::{Board, Facts};
+use crate::cli::HookChoices;
 use crate::console;
 use crate::failure::Failure;
 use crate::local::protocol::{GuestState, MoveOrder};
@@ -38,11 +44,21 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// How long a process stays after its guest, so that everyone gets their answer and the report.
 const FAREWELL_MAX: Duration = Duration::from_secs(5);
 
+/// What a guest's process needs for handovers.
+#[derive(Clone, Debug)]
+pub(crate) struct Provisions {
+    /// Where its records are.
+    pub(crate) records: StateDirectory,
+    /// What acquires and releases what it holds outside.
+    pub(crate) hooks: HookChoices,
+}
+
 /// The desk of a guest's process: the board, and the queue of what its owner has to do.
 pub(crate) struct Desk {
     board: Arc<Board>,
     answers: Arc<Answers>,
     events: Receiver<Event>,
+    provisions: Provisions,
 }
 
 /// How a guest's stay ended.
@@ -52,11 +68,13 @@ pub(crate) enum Stay {
     Ended,
     /// It runs elsewhere.
     Moved,
+    /// It was in doubt, and a person decided that it is not kept here.
+    Discarded,
 }
 
 impl Desk {
     /// A desk for a guest that does not run yet: it is starting, or it is on its way here.
-    pub(crate) fn new(facts: Facts, state: GuestState) -> Self {
+    pub(crate) fn new(facts: Facts, state: GuestState, provisions: Provisions) -> Self {
         let board = Arc::new(Board::new(facts, state));
         let (owner, events) = mpsc::channel();
         let answers = Arc::new(Answers {
@@ -67,6 +85,7 @@ impl Desk {
             board,
             answers,
             events,
+            provisions,
         }
     }
 
@@ -138,6 +157,7 @@ impl Desk {
             }
             match self.board.state() {
                 GuestState::Moved => return Ok(Stay::Moved),
+                GuestState::Discarded => return Ok(Stay::Discarded),
                 GuestState::Ending => return Ok(Stay::Ended),
                 GuestState::Running if !machine.running() => {
                     let reason = machine.crashed();
@@ -157,7 +177,14 @@ impl Desk {
         let Ok(handle) = self.board.handle() else {
             return;
         };
-        let report = departure::depart(machine, offer, order, &handle, self.board.as_ref());
+        let report = departure::depart(
+            machine,
+            offer,
+            order,
+            &self.provisions,
+            &handle,
+            self.board.as_ref(),
+        );
         let announcement = announcement(&report, &order.to);
         // First the guest's affairs, then the talk of them: the stream may be slow.
         self.board.end_move(report);

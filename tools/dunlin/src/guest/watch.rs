@@ -12,6 +12,8 @@ use super::board::{Board, Inner};
 pub(crate) struct Place {
     progress: u64,
     notes: u64,
+    /// The next state of doubt that was not read.
+    doubts: u64,
 }
 
 /// What a watcher is told next.
@@ -21,6 +23,8 @@ pub(crate) enum News {
     Note(String),
     /// Where the move stands.
     Progress(Progress),
+    /// It is not known who owns the guest, and why.
+    InDoubt(String),
     /// The move is over.
     Over(Arc<Report>),
     /// Nothing new in the time that was asked for.
@@ -80,6 +84,12 @@ impl Watch {
         if let Some(note) = under_way.notes.get((next - first) as usize) {
             self.place.notes = next + 1;
             return Some(News::Note(note.clone()));
+        }
+        if let Some((number, reason)) = &inner.in_doubt
+            && *number >= self.place.doubts
+        {
+            self.place.doubts = number + 1;
+            return Some(News::InDoubt(reason.clone()));
         }
         let progress = under_way.progress.as_ref()?;
         (self.place.progress < under_way.progress_count).then(|| {

@@ -3,6 +3,7 @@
 //! | room | what is in it |
 //! |---|---|
 //! | [`runtime_dir`] | the directory, and whose a name is |
+//! | [`state_dir`] | where the records of handovers are |
 //! | `line` | bounded lines of JSON |
 //! | [`protocol`] | what is said |
 //! | [`server`] | the guest's end |
@@ -13,3 +14,4 @@ pub(crate) mod line;
 pub(crate) mod protocol;
 pub(crate) mod runtime_dir;
 pub(crate) mod server;
+pub(crate) mod state_dir;

@@ -7,12 +7,14 @@
 //! → {"v":1,"request":"cancel"}            ← {"response":"done"}
 //! → {"v":1,"request":"set",…}             ← {"response":"done"}
 //! → {"v":1,"request":"stop","force":false} ← {"response":"done"}
+//! → {"v":1,"request":"settle",…}          ← {"response":"done"}
 //! anything else                           ← {"response":"error","kind":…,"message":…}
 //! ```
 
 use std::time::Duration;
 
 use dunlin_engine::report::{Outcome, Progress, Report};
+use dunlin_engine::session::Decision;
 use dunlin_engine::settings::{MoveSettings, OnStall, Verify};
 use serde::{Deserialize, Serialize};
 
@@ -46,6 +48,13 @@ pub(crate) enum Request {
         #[serde(default)]
         max_bandwidth_bytes_per_s: Option<u64>,
     },
+    /// Decide about a guest whose owner is not known.
+    Settle {
+        /// What.
+        decision: Decision,
+        /// How the other side is fenced off.
+        fenced: String,
+    },
     /// End the guest.
     Stop {
         /// Even when it is not known who owns it.
@@ -74,6 +83,11 @@ pub(crate) enum Response {
     Note {
         /// One sentence.
         text: String,
+    },
+    /// It is not known who owns the guest, and why; said again whenever there is something new.
+    InDoubt {
+        /// What is known of it, and what the destination says.
+        reason: String,
     },
     /// The move is over.
     Report {
@@ -220,6 +234,8 @@ pub(crate) enum GuestState {
     UnknownOwner,
     /// It is paused: it stayed here, and could not be resumed.
     Paused,
+    /// A person decided that it is not kept here; its process is about to end.
+    Discarded,
     /// Its process is about to end.
     Ending,
 }
@@ -249,8 +265,33 @@ pub(crate) struct GuestStatus {
     pub(crate) workload: Option<WorkloadStatus>,
     /// The move under way.
     pub(crate) move_under_way: Option<MoveStatus>,
+    /// Why it is not known who owns the guest, where that is so.
+    pub(crate) in_doubt: Option<String>,
     /// How the last move ended, if one did since the process began.
     pub(crate) last_move: Option<LastMove>,
+}
+
+/// A record of a handover that nobody can settle by it alone, and whose process is gone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RecordStatus {
+    /// The guest's name.
+    pub(crate) name: String,
+    /// Its UUID.
+    pub(crate) uuid: String,
+    /// Its epoch before the move.
+    pub(crate) epoch: u64,
+    /// The session, in hexadecimal.
+    pub(crate) session: String,
+    /// `source` or `destination`.
+    pub(crate) role: String,
+    /// The record's last entry.
+    pub(crate) entry: String,
+    /// Where the other side is.
+    pub(crate) peer: String,
+    /// Where the record is.
+    pub(crate) path: String,
+    /// What it means, and what to do.
+    pub(crate) what: String,
 }
 
 /// What a guest's workload counted.
@@ -327,6 +368,10 @@ mod tests {
             Request::Status {},
             Request::Cancel {},
             Request::Stop { force: true },
+            Request::Settle {
+                decision: Decision::ResumeHere,
+                fenced: "power cut".to_owned(),
+            },
             Request::Set {
                 max_blackout_ns: Some(5),
                 max_bandwidth_bytes_per_s: None,

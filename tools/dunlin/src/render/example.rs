@@ -6,7 +6,7 @@ use dunlin_engine::report::{
 };
 
 /// Every outcome.
-pub(crate) const OUTCOMES: [Outcome; 11] = [
+pub(crate) const OUTCOMES: [Outcome; 13] = [
     Outcome::Moved,
     Outcome::MovedUnverified,
     Outcome::Cancelled,
@@ -18,6 +18,8 @@ pub(crate) const OUTCOMES: [Outcome; 11] = [
     Outcome::Failed,
     Outcome::NotResumed,
     Outcome::Unknown,
+    Outcome::ResumedByHand,
+    Outcome::DiscardedByHand,
 ];
 
 /// The report of a move that went well.
@@ -93,6 +95,7 @@ pub(crate) fn moved() -> Report {
             cap_ns: 500_000_000,
             clock_error_ns: 0,
         }),
+        in_doubt: None,
         verification: VerificationReport {
             method: "pages".to_owned(),
             pages_checked: 262_144,

@@ -5,7 +5,8 @@ use dunlin_engine::report::Outcome;
 use super::amounts::{bytes, count, counted, nanoseconds};
 use super::palette::Palette;
 use super::progress;
-use crate::local::protocol::{GuestState, GuestStatus};
+use super::text::wrapped;
+use crate::local::protocol::{GuestState, GuestStatus, RecordStatus};
 
 /// All guests, a line each.
 pub(crate) fn table(guests: &[GuestStatus], palette: Palette) -> String {
@@ -36,6 +37,14 @@ pub(crate) fn table(guests: &[GuestStatus], palette: Palette) -> String {
                 None => format!("{}: begins", guest.name),
             };
             text.push_str(&format!("  to {}, {stands}\n", under_way.to));
+        }
+        if let Some(reason) = &guest.in_doubt {
+            for line in [reason.clone(), what_to_do(&guest.name)] {
+                wrapped(&line, 2).iter().for_each(|line| {
+                    text.push_str(line);
+                    text.push('\n');
+                });
+            }
         }
     }
     text
@@ -81,12 +90,51 @@ pub(crate) fn full(guest: &GuestStatus, palette: Palette) -> String {
             fact("", progress::line(&guest.name, progress));
         }
     }
+    if let Some(reason) = &guest.in_doubt {
+        let lines = [reason.clone(), what_to_do(&guest.name)];
+        let lines = lines.iter().flat_map(|line| wrapped(line, 0));
+        for (index, line) in lines.enumerate() {
+            fact(if index == 0 { "in doubt" } else { "" }, line);
+        }
+    }
     if let Some(last) = &guest.last_move {
         let reason = last.reason.as_deref().unwrap_or("well");
         fact(
             "last move",
             format!("to {}: {}: {reason}", last.to, outcome(last.outcome)),
         );
+    }
+    text
+}
+
+/// What came of settling.
+pub(crate) fn settlement(guest: &str, what: &str) -> String {
+    let lines = wrapped(&format!("{guest}: {what}"), 0);
+    lines.iter().map(|line| format!("{line}\n")).collect()
+}
+
+/// What a person can do about a guest whose owner is not known.
+fn what_to_do(name: &str) -> String {
+    format!(
+        "it settles by itself once the records of the destination's 'dunlin receive' can tell; a person who has fenced that host off decides by: dunlin settle {name} --resume-here --fenced HOW"
+    )
+}
+
+/// Records of handovers that no process here can settle, a few lines each.
+pub(crate) fn records(records: &[RecordStatus], palette: Palette) -> String {
+    let mut text = String::new();
+    for record in records {
+        text.push_str(&format!(
+            "{}  {}  epoch {}, {}\n",
+            palette.strong(&record.name),
+            palette.bad("UNKNOWN OWNER"),
+            record.epoch,
+            record.uuid,
+        ));
+        for line in wrapped(&record.what, 2) {
+            text.push_str(&line);
+            text.push('\n');
+        }
     }
     text
 }
@@ -99,6 +147,7 @@ fn state(state: GuestState) -> &'static str {
         GuestState::Moving => "moving",
         GuestState::Moved => "moved",
         GuestState::UnknownOwner => "UNKNOWN OWNER",
+        GuestState::Discarded => "discarded",
         GuestState::Paused => "PAUSED",
         GuestState::Ending => "ending",
     }
@@ -118,6 +167,8 @@ fn outcome(outcome: Outcome) -> &'static str {
         Outcome::Failed => "failed",
         Outcome::NotResumed => "not-resumed",
         Outcome::Unknown => "unknown",
+        Outcome::ResumedByHand => "resumed-by-hand",
+        Outcome::DiscardedByHand => "discarded-by-hand",
     }
 }
 
@@ -161,6 +212,7 @@ mod tests {
                 longest_gap_ns: 5,
             }),
             move_under_way: None,
+            in_doubt: None,
             last_move: None,
         };
         let text = table(&[guest], Palette::PLAIN);

@@ -107,6 +107,7 @@ pub(crate) fn line(name: &str, progress: &Progress) -> String {
         Phase::Preparing => format!("{name}: preparing · {elapsed}"),
         Phase::Switchover => format!("{name}: paused, handing over · {elapsed}"),
         Phase::Verifying => format!("{name}: runs there, comparing memory · {elapsed}"),
+        Phase::InDoubt => format!("{name}: PAUSED, its owner is not known, asking · {elapsed}"),
         Phase::Done => format!("{name}: over · {elapsed}"),
         Phase::Copying => {
             let mut line = format!(

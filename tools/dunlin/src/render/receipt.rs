@@ -62,6 +62,10 @@ pub(crate) fn headline(report: &Report, palette: Palette) -> String {
                     nanoseconds(*total_ns),
                     nanoseconds(*seen)
                 ),
+                // It ran there at some point before its source learned so.
+                Some(blackout) if report.in_doubt.is_some() => {
+                    format!(", paused at most {}", nanoseconds(blackout.total_ns))
+                }
                 Some(blackout) => format!(", paused {}", nanoseconds(blackout.total_ns)),
             };
             let verdict = match report.verification.equal {
@@ -94,6 +98,10 @@ pub(crate) fn headline(report: &Report, palette: Palette) -> String {
             format!("{name} was not moved, and could NOT BE RESUMED on this side")
         }
         Outcome::Unknown => format!("{name}: it is NOT KNOWN which side owns the guest"),
+        Outcome::ResumedByHand => {
+            format!("{name} was not moved: it goes on here by a person's word")
+        }
+        Outcome::DiscardedByHand => format!("{name} is not kept here, by a person's word"),
     };
     palette.bad(&sentence)
 }
@@ -116,6 +124,18 @@ fn explanation(report: &Report, palette: Palette) -> Vec<String> {
     let mut lines = Vec::new();
     if let Some(reason) = &report.reason {
         lines.extend(wrapped(&format!("why: {reason}"), 2));
+    }
+    if let Some(doubt) = &report.in_doubt {
+        let words = format!(
+            "its owner was not known for {}; the destination was asked {} times; settled by {}",
+            nanoseconds(doubt.held_ns),
+            doubt.asked,
+            match doubt.settled_by.as_str() {
+                "person" => "a person",
+                _ => "its answer",
+            }
+        );
+        lines.extend(wrapped(&words, 2));
     }
     let next = match report.outcome {
         Outcome::Moved => return lines,
@@ -154,8 +174,10 @@ fn explanation(report: &Report, palette: Palette) -> Vec<String> {
         Outcome::NotResumed => {
             "The guest is PAUSED on the source, and its memory is intact. The reason above says what failed; 'dunlin stop' ends it. Please report this with the JSON report."
         }
+        Outcome::ResumedByHand => "The guest runs on the source, by a person's word.",
+        Outcome::DiscardedByHand => "The guest is not on the source any more, by a person's word.",
         Outcome::Unknown => {
-            "The link was lost behind the give-up. The source keeps the guest PAUSED. Look at the destination ('dunlin status' there): if the guest runs there, end it here with 'dunlin stop --force'. Never run both."
+            "The link was lost behind the give-up. The source keeps the guest PAUSED and goes on asking the destination; once it is reached, its records settle it. 'dunlin settle' shows where that stands, and lets a person decide who has fenced the destination off. Never run both."
         }
     };
     lines.extend(wrapped(next, 2).into_iter().map(|line| {
@@ -368,6 +390,8 @@ mod tests {
                 "The guest is PAUSED on the source"
             } else if outcome.moved() {
                 "moved"
+            } else if outcome == Outcome::DiscardedByHand {
+                "The guest is not on the source any more"
             } else {
                 "The guest runs on the source"
             };

@@ -17,6 +17,9 @@ use clap::ValueEnum;
 use dunlin_engine::destination::{Hello, read_hello, refuse};
 use dunlin_engine::guest::{GuestIdentity, GuestOffer};
 use dunlin_engine::layout::Backing;
+use dunlin_engine::outside::{Outside, ReleaseReason};
+use dunlin_engine::records::directory::{Found, StateDirectory};
+use dunlin_engine::records::{Archive, Entry, Role, Subject};
 use dunlin_transports::control::Frame;
 use dunlin_transports::deadline::Deadline;
 use dunlin_transports::lane::SessionId;
@@ -31,6 +34,7 @@ use super::registry::{self, Registry, Route};
 use super::teller::{Happening, Teller};
 use crate::cli::guest::Receive;
 use crate::failure::Failure;
+use crate::guest::hooks::Hooks;
 use crate::local::client::Connection;
 use crate::local::protocol::{GuestState, GuestStatus};
 use crate::local::runtime_dir::RuntimeDir;
@@ -55,6 +59,8 @@ pub(crate) struct Admission {
     pub(crate) ledger: Ledger,
     /// The guests that are here or on their way.
     pub(crate) registry: Registry,
+    /// The records of handovers to here.
+    pub(crate) records: StateDirectory,
     /// Tells the operator.
     pub(crate) teller: Teller,
     /// Ends the supervisor. Under a lock, so that a guest's thread may use it.
@@ -64,6 +70,9 @@ pub(crate) struct Admission {
 /// A guest that was let in: its places, given back when dropped.
 struct Admitted {
     name: String,
+    identity: GuestIdentity,
+    session: SessionId,
+    peer: SocketAddr,
     promise: ledger::Entry,
     entry: registry::Entry,
 }
@@ -100,7 +109,7 @@ impl Admission {
             Ok(heard) => heard,
             Err(error) => return turned_away(error.to_string()),
         };
-        let let_in = self.admit(&hello, session).and_then(|admitted| {
+        let let_in = self.admit(&hello, session, peer).and_then(|admitted| {
             let guest = self.spawn(&admitted, hello.offer(), peer)?;
             Ok((admitted, guest))
         });
@@ -120,7 +129,12 @@ impl Admission {
         }
     }
 
-    fn admit(&self, hello: &Hello, session: SessionId) -> Result<Admitted, String> {
+    fn admit(
+        &self,
+        hello: &Hello,
+        session: SessionId,
+        peer: SocketAddr,
+    ) -> Result<Admitted, String> {
         if hello.session() != session {
             return Err("the session is another than the connection began with".to_owned());
         }
@@ -139,6 +153,9 @@ impl Admission {
             .map_err(|shortage| shortage.to_string())?;
         Ok(Admitted {
             name: name.clone(),
+            identity: offer.identity.clone(),
+            session,
+            peer,
             promise,
             entry,
         })
@@ -256,6 +273,10 @@ impl Admission {
             .arg(serial_path)
             .arg("--runtime-dir")
             .arg(self.runtime.path())
+            .arg("--state-dir")
+            .arg(self.records.path())
+            .args(["--peer", &peer.to_string()])
+            .args(self.arguments.hooks.as_arguments())
             .stdin(Stdio::from(OwnedFd::from(far)))
             .stdout(log)
             .stderr(errors);
@@ -331,6 +352,50 @@ impl Admission {
         }
     }
 
+    /// A source knows that its guest runs here.
+    pub(crate) fn source_knows(&self) {
+        if self.arguments.once {
+            let endings = self.endings.lock().unwrap_or_else(PoisonError::into_inner);
+            let _ = endings.send(Ending::Arrived);
+        }
+    }
+
+    /// The process is gone without a guest. Where it could not say so any more, that it never ran
+    /// one is recorded, and what it may have acquired is released.
+    fn close_record(&self, admitted: &Admitted) {
+        let GuestIdentity { uuid, epoch, .. } = admitted.identity;
+        let is_its = |found: &&Found| {
+            found.subject.session == admitted.session && found.subject.role == Role::Destination
+        };
+        let records = self.records.of_guest(uuid).unwrap_or_default();
+        let open = records
+            .iter()
+            .find(is_its)
+            .is_some_and(|found| found.entry == Entry::Expected);
+        if !open {
+            return;
+        }
+        self.records.answer(uuid, admitted.session, epoch);
+        let mut hooks = Hooks {
+            choices: self.arguments.hooks.clone(),
+            epoch: epoch.saturating_add(1),
+            subject: Subject {
+                uuid,
+                name: admitted.name.clone(),
+                epoch,
+                session: admitted.session,
+                role: Role::Destination,
+                peer: admitted.peer.to_string(),
+            },
+        };
+        if let Err(error) = hooks.release(ReleaseReason::NotCome) {
+            self.teller.tell(&Happening::Failed {
+                name: admitted.name.clone(),
+                reason: error.to_string(),
+            });
+        }
+    }
+
     /// Hears what a guest's process says until it is gone, and buries it.
     fn look_after(&self, admitted: Admitted, mut guest: GuestProcess) {
         let pid = guest.child.id();
@@ -340,7 +405,10 @@ impl Admission {
         while let Ok(Some(word)) = hear(&guest.socket) {
             match word {
                 Word::MemoryAllocated => admitted.promise.is_allocated(),
-                Word::Arrived { epoch } => {
+                Word::Arrived {
+                    epoch,
+                    source_knows,
+                } => {
                     arrived = true;
                     admitted.entry.has_arrived();
                     self.teller.tell(&Happening::Arrived {
@@ -348,9 +416,9 @@ impl Admission {
                         epoch,
                         pid,
                     });
-                    if self.arguments.once {
-                        let endings = self.endings.lock().unwrap_or_else(PoisonError::into_inner);
-                        let _ = endings.send(Ending::Arrived);
+                    // Until the source knows, somebody has to be here to answer it.
+                    if source_knows {
+                        self.source_knows();
                     }
                 }
                 Word::Failed { reason } => {
@@ -377,6 +445,7 @@ impl Admission {
         }
         if !arrived {
             guest.leftovers.remove();
+            self.close_record(&admitted);
         }
         // The places are given back only now that the process is gone.
         drop(admitted);

@@ -56,6 +56,8 @@ pub(crate) enum Word {
     Arrived {
         /// Its epoch from now on.
         epoch: u64,
+        /// Whether its source knows; otherwise it will ask.
+        source_knows: bool,
     },
     /// The guest did not come.
     Failed {

@@ -30,8 +30,12 @@ use std::sync::mpsc::Sender;
 use std::thread;
 use std::time::Duration;
 
+use dunlin_engine::destination::{ReceiveError, answer_doubt};
+use dunlin_engine::records::verdict::Answer;
 use dunlin_transports::deadline::Deadline;
-use dunlin_transports::tcp::{ConnectionKind, Options, Preamble, Refusal, read_preamble, refuse};
+use dunlin_transports::tcp::{
+    ConnectionKind, Options, Preamble, Refusal, control_channel, read_preamble, refuse,
+};
 
 use self::admission::Admission;
 use self::handoff::Parcel;
@@ -114,6 +118,7 @@ fn greet(stream: TcpStream, peer: SocketAddr, options: &Options, admission: &Arc
             admission.control(stream, preamble.session, peer, options, deadline);
         }
         ConnectionKind::Lane => lane(stream, &preamble, admission),
+        ConnectionKind::Settling => settle(stream, &preamble, peer, options, admission),
     }
 }
 
@@ -129,6 +134,40 @@ fn lane(stream: TcpStream, preamble: &Preamble, admission: &Admission) {
     // The lane's token is the guest's process's to check. A process that is gone takes its
     // connections with it.
     let _ = socket.give(&parcel);
+}
+
+/// Answers a source that is in doubt.
+fn settle(
+    stream: TcpStream,
+    preamble: &Preamble,
+    peer: SocketAddr,
+    options: &Options,
+    admission: &Admission,
+) {
+    let asked = control_channel(stream, options)
+        .map_err(ReceiveError::from)
+        .and_then(|control| {
+            let archive = &admission.records;
+            answer_doubt(control, preamble.session, archive, GREETING_MAX)
+        });
+    let happening = match asked {
+        Ok(asked) => {
+            if asked.is_settled && asked.answer == Answer::Running {
+                admission.source_knows();
+            }
+            Happening::Asked {
+                session: asked.session.to_string(),
+                peer,
+                answer: asked.answer.words().to_owned(),
+                is_settled: asked.is_settled,
+            }
+        }
+        Err(error) => Happening::TurnedAway {
+            peer,
+            reason: error.to_string(),
+        },
+    };
+    admission.teller.tell(&happening);
 }
 
 /// Passes every signal on as an ending.

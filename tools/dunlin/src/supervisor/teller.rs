@@ -62,6 +62,17 @@ pub(crate) enum Happening {
         /// Why.
         reason: String,
     },
+    /// A source that lost its connection in the handover asked what became of its guest.
+    Asked {
+        /// The session.
+        session: String,
+        /// Who asked.
+        peer: SocketAddr,
+        /// What it was told.
+        answer: String,
+        /// Whether that settles it for the source.
+        is_settled: bool,
+    },
     /// The process of a guest that had arrived is gone.
     Gone {
         /// The guest.
@@ -93,6 +104,15 @@ impl Happening {
                 format!("{name} runs here: epoch {epoch}, process {pid}")
             }
             Self::Failed { name, reason } => format!("{name} did not come: {reason}"),
+            Self::Asked {
+                session,
+                peer,
+                answer,
+                is_settled,
+            } => {
+                let settled = if *is_settled { "; that settles it" } else { "" };
+                format!("{peer} asked about session {session}: {answer}{settled}")
+            }
             Self::Gone { name, status } => format!("{name} is gone: its process ended, {status}"),
         }
     }

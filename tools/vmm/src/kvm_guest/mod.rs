@@ -50,9 +50,6 @@ pub const KIND: &str = "kvm";
 /// The epoch of a guest that was never moved.
 const FIRST_EPOCH: u64 = 1;
 
-/// How often the guest prints a line: often enough to see it live, seldom enough to read.
-const HEARTBEATS_PER_SECOND: u64 = 1;
-
 /// How long the vCPUs and the serial output may take to end when a guest is dropped; what has not
 /// ended by then is left behind. A vCPU leaves the guest within microseconds of its kick.
 const SHUTDOWN_MAX: Duration = Duration::from_secs(2);
@@ -82,7 +79,6 @@ struct Options {
     program: &'static [u8],
     /// Whether fixed pages get their contents; without, only control pages and hot pages do.
     fill_fixed_pages: bool,
-    heartbeats_per_second: u64,
     /// What is at the ports besides the serial port.
     other_ports: Option<Arc<dyn Ports>>,
 }
@@ -93,7 +89,6 @@ impl Default for Options {
             ring_bytes: hardware::RING_BYTES,
             program: program::workload(),
             fill_fixed_pages: true,
-            heartbeats_per_second: HEARTBEATS_PER_SECOND,
             other_ports: None,
         }
     }
@@ -139,7 +134,7 @@ impl KvmGuest {
         let ticks_per_second = u64::from(hardware.platform.tsc_khz) * 1000;
         let clock = GuestClock {
             ticks_per_second,
-            heartbeat_ticks: ticks_per_second / options.heartbeats_per_second.max(1),
+            heartbeat_ticks: spec.workload.beat.ticks(ticks_per_second),
         };
         if options.fill_fixed_pages {
             let seed = spec.uuid.as_u64_pair().0;

@@ -64,10 +64,12 @@ impl KvmGuest {
         Ok(PauseRecord { parked })
     }
 
-    /// From here on the longest gap that the guest measures is its pause.
+    /// From here on the longest gap that the guest measures is its pause, behind which it prints a
+    /// beat first thing.
     fn forget_gaps(&self) {
         for (control, page) in self.control_pages().zip(&self.control_pages) {
             control.store(Word::GapMaxTicks, 0);
+            control.store(Word::NextBeatTick, 0);
             self.marked.mark(*page);
         }
     }

@@ -11,6 +11,7 @@ use dunlin_engine::layout::{GuestAddress, GuestMemory};
 use dunlin_transports::memory::{MemoryError, PAGE_BYTES, PageNumber, Run};
 
 use crate::workload::Workload;
+use crate::workload::beat;
 use crate::workload::control_page::{ControlPage, ControlSettings, GuestClock, Word};
 use crate::workload::page;
 use crate::workload::plan::{CODE_ADDRESS, Plan};
@@ -19,13 +20,21 @@ use crate::workload::words::PageWords;
 /// The serial port's first I/O port: COM1 of a PC.
 pub(super) const SERIAL_PORT: u16 = 0x3f8;
 
+/// The port of its line status register.
+pub(super) const LINE_STATUS: u16 = SERIAL_PORT + 5;
+
+/// In the line status: all that was printed is out.
+pub(super) const TRANSMITTER_EMPTY: u8 = 0x40;
+
 /// A register that holds no more than a word's byte offset in the control page.
 const fn offset(word: Word) -> usize {
     word as usize * 8
 }
 
 // Registers: rdi the control page; r15 now, in ticks; r14 how late a write may be, in ticks.
-// `putc` prints bl and returns to r13: there is no stack, whose page would have to be writable.
+// `field` puts a text and a number into the line and returns to r8: there is no stack, whose page
+// would have to be writable. The line leaves by one instruction: where leaving the guest is slow,
+// an exit for each byte would take milliseconds.
 std::arch::global_asm!(
     ".pushsection .rodata.dunlin_guest_program, \"a\", @progbits",
     ".hidden dunlin_guest_program_start",
@@ -122,56 +131,80 @@ std::arch::global_asm!(
     "    jmp .Ldunlin_guest_beat",
     ".Ldunlin_guest_idle:",
     "    pause",
-    // The heartbeat. All vCPUs count; one of them prints, so that lines stay whole.
+    // The heartbeat. All vCPUs count; one of them prints, so that lines stay whole, and only once
+    // the line before is out.
     ".Ldunlin_guest_beat:",
-    "    mov rax, [rdi + {heartbeat_ticks}]",
-    "    test rax, rax",
-    "    jz .Ldunlin_guest_loop",
+    "    cmp qword ptr [rdi + {heartbeat_ticks}], 0",
+    "    je .Ldunlin_guest_loop",
     "    cmp r15, [rdi + {next_beat_tick}]",
     "    jb .Ldunlin_guest_loop",
+    "    cmp qword ptr [rdi + {vcpu}], 0",
+    "    jne .Ldunlin_guest_count_beat",
+    "    mov edx, {line_status}",
+    "    in al, dx",
+    "    test al, {transmitter_empty}",
+    "    jz .Ldunlin_guest_loop",
+    ".Ldunlin_guest_count_beat:",
+    "    mov rax, [rdi + {heartbeat_ticks}]",
     "    add rax, r15",
     "    mov [rdi + {next_beat_tick}], rax",
     "    inc qword ptr [rdi + {beats}]",
     "    cmp qword ptr [rdi + {vcpu}], 0",
     "    jne .Ldunlin_guest_loop",
-    "    lea rsi, [rip + .Ldunlin_guest_text]",
-    ".Ldunlin_guest_print:",
-    "    movzx ebx, byte ptr [rsi]",
-    "    test ebx, ebx",
-    "    jz .Ldunlin_guest_number",
-    "    inc rsi",
-    "    lea r13, [rip + .Ldunlin_guest_print]",
-    "    jmp .Ldunlin_guest_putc",
-    ".Ldunlin_guest_number:",
+    "    lea rbx, [rdi + {line}]",
+    "    lea rsi, [rip + .Ldunlin_guest_text_beat]",
     "    mov r12, [rdi + {beats}]",
+    "    shl r12, 32",
     "    mov ebp, 8",
+    "    lea r8, [rip + .Ldunlin_guest_line_loops]",
+    "    jmp .Ldunlin_guest_field",
+    ".Ldunlin_guest_line_loops:",
+    "    lea rsi, [rip + .Ldunlin_guest_text_loops]",
+    "    mov r12, [rdi + {loops}]",
+    "    mov ebp, 16",
+    "    lea r8, [rip + .Ldunlin_guest_line_tick]",
+    "    jmp .Ldunlin_guest_field",
+    ".Ldunlin_guest_line_tick:",
+    "    lea rsi, [rip + .Ldunlin_guest_text_tick]",
+    "    mov r12, r15",
+    "    mov ebp, 16",
+    "    lea r8, [rip + .Ldunlin_guest_line_end]",
+    // The text at rsi, then the upper ebp digits of r12, to rbx.
+    ".Ldunlin_guest_field:",
+    "    mov al, [rsi]",
+    "    test al, al",
+    "    jz .Ldunlin_guest_digit",
+    "    mov [rbx], al",
+    "    inc rsi",
+    "    inc rbx",
+    "    jmp .Ldunlin_guest_field",
     ".Ldunlin_guest_digit:",
-    "    rol r12d, 4",
-    "    mov ebx, r12d",
-    "    and ebx, 15",
-    "    add ebx, 48", // '0'
-    "    cmp ebx, 58",
+    "    rol r12, 4",
+    "    mov eax, r12d",
+    "    and eax, 15",
+    "    add eax, 48", // '0'
+    "    cmp eax, 58",
     "    jb .Ldunlin_guest_decimal",
-    "    add ebx, 39", // from behind '9' to 'a'
+    "    add eax, 39", // from behind '9' to 'a'
     ".Ldunlin_guest_decimal:",
-    "    lea r13, [rip + .Ldunlin_guest_next_digit]",
-    "    jmp .Ldunlin_guest_putc",
-    ".Ldunlin_guest_next_digit:",
+    "    mov [rbx], al",
+    "    inc rbx",
     "    dec ebp",
     "    jnz .Ldunlin_guest_digit",
-    "    mov ebx, 10",
-    "    lea r13, [rip + .Ldunlin_guest_loop]",
-    ".Ldunlin_guest_putc:",
-    "    mov edx, {line_status}",
-    "    in al, dx",
-    "    test al, 0x20",
-    "    jz .Ldunlin_guest_putc",
+    "    jmp r8",
+    ".Ldunlin_guest_line_end:",
+    "    mov byte ptr [rbx], 10",
+    "    lea rsi, [rdi + {line}]",
+    "    mov ecx, {line_bytes}",
     "    mov edx, {transmit}",
-    "    mov eax, ebx",
-    "    out dx, al",
-    "    jmp r13",
-    ".Ldunlin_guest_text:",
+    "    rep outsb",
+    "    jmp .Ldunlin_guest_loop",
+    ".Ldunlin_guest_text_beat:",
     "    .asciz \"vcpu 0 beat \"",
+    ".Ldunlin_guest_text_loops:",
+    "    .asciz \" loops \"",
+    ".Ldunlin_guest_text_tick:",
+    "    .asciz \" tick \"",
     ".hidden dunlin_guest_program_end",
     ".globl dunlin_guest_program_end",
     "dunlin_guest_program_end:",
@@ -192,6 +225,8 @@ std::arch::global_asm!(
     next_beat_tick = const offset(Word::NextBeatTick),
     beats = const offset(Word::Beats),
     loops = const offset(Word::Loops),
+    line = const offset(Word::Line),
+    line_bytes = const beat::LINE_BYTES,
     sequence = const page::SEQUENCE * 8,
     generation = const page::GENERATION * 8,
     address = const page::ADDRESS * 8,
@@ -199,7 +234,8 @@ std::arch::global_asm!(
     page_bytes = const PAGE_BYTES,
     k1 = const page::K1,
     k2 = const page::K2,
-    line_status = const SERIAL_PORT + 5,
+    line_status = const LINE_STATUS,
+    transmitter_empty = const TRANSMITTER_EMPTY,
     transmit = const SERIAL_PORT,
 );
 

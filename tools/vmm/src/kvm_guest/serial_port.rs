@@ -14,28 +14,23 @@
 //! | 9 | scratch |
 //! | 10 | bytes received and not yet read, at most 64 |
 //!
-//! A vCPU never waits for whoever reads the output: bytes go into a bounded queue, which a thread
-//! of its own empties. When the queue is full, bytes are dropped, and a line says how many.
+//! Output goes into a queue (`serial_queue`), so the transmitter always has room. Whether it is
+//! empty, which the line status tells too, is the truth: what was printed has been written out.
 
-use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io::{self, Write};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dunlin_engine::state::{Section, StateError};
 use dunlin_transports::deadline::Deadline;
 use vm_superio::serial::{NoEvents, SerialState};
 use vm_superio::{Serial, Trigger};
 
-use super::program::SERIAL_PORT;
+use super::program::{LINE_STATUS, SERIAL_PORT, TRANSMITTER_EMPTY};
+use crate::serial_queue::{SerialInput, SerialQueue};
 
 /// How many I/O ports a serial port has.
 const PORTS: u16 = 8;
-
-/// How many bytes may wait to be written: minutes of heartbeats, and little enough to be nothing.
-const QUEUE_BYTES_MAX: usize = 64 << 10;
 
 const SECTION: &str = "serial";
 const VERSION: u16 = 1;
@@ -62,9 +57,9 @@ impl Trigger for NoInterrupt {
 
 /// The serial port; at all other ports is what a test puts there, or nothing.
 pub(super) struct SerialPort {
-    device: Mutex<Serial<NoInterrupt, NoEvents, Output>>,
-    output: Output,
-    writer: Mutex<Option<JoinHandle<()>>>,
+    device: Mutex<Serial<NoInterrupt, NoEvents, SerialInput>>,
+    output: SerialInput,
+    queue: SerialQueue,
     others: Option<Arc<dyn Ports>>,
 }
 
@@ -73,22 +68,20 @@ impl SerialPort {
         sink: Box<dyn Write + Send>,
         others: Option<Arc<dyn Ports>>,
     ) -> io::Result<Self> {
-        let output = Output(Arc::new(Queue::default()));
-        let queue = Arc::clone(&output.0);
-        let writer = std::thread::Builder::new()
-            .name("serial".to_owned())
-            .spawn(move || queue.write_out(sink))?;
+        let queue = SerialQueue::start(sink)?;
+        let output = queue.input();
         Ok(Self {
             device: Mutex::new(Serial::new(NoInterrupt, output.clone())),
             output,
-            writer: Mutex::new(Some(writer)),
+            queue,
             others,
         })
     }
 
     /// The port's state. Output that waits to be written is not part of it: it belongs to the place
-    /// where the guest printed it.
+    /// where the guest printed it, and goes out there without waiting for the rest of its line.
     pub(super) fn save(&self) -> Section {
+        self.queue.flush_soon();
         let state = self.device().state();
         let mut section = Section::new(SECTION, VERSION);
         for (field, register) in (1..).zip(registers(&state)) {
@@ -136,24 +129,10 @@ impl SerialPort {
 
     /// Writes out what waits and ends the thread, if that is done by the deadline.
     pub(super) fn close(&self, deadline: Deadline) {
-        self.output.0.end();
-        let writer = self
-            .writer
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        let Some(writer) = writer else {
-            return;
-        };
-        while !writer.is_finished() && !deadline.passed() {
-            std::thread::sleep(Duration::from_micros(100));
-        }
-        if writer.is_finished() {
-            let _ = writer.join();
-        }
+        self.queue.close(deadline);
     }
 
-    fn device(&self) -> MutexGuard<'_, Serial<NoInterrupt, NoEvents, Output>> {
+    fn device(&self) -> MutexGuard<'_, Serial<NoInterrupt, NoEvents, SerialInput>> {
         self.device.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -179,6 +158,9 @@ impl Ports for SerialPort {
                 let mut device = self.device();
                 data.iter_mut()
                     .for_each(|byte| *byte = device.read(register as u8));
+                if port == LINE_STATUS && !self.output.is_written_out() {
+                    data.iter_mut().for_each(|byte| *byte &= !TRANSMITTER_EMPTY);
+                }
             }
             (_, Some(others)) => others.read(port, data),
             // An empty bus.
@@ -201,86 +183,8 @@ impl Ports for SerialPort {
     }
 }
 
-/// The guest's end of the queue.
-#[derive(Clone)]
-struct Output(Arc<Queue>);
-
-impl Write for Output {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut waiting = self.0.lock();
-        let room = QUEUE_BYTES_MAX.saturating_sub(waiting.bytes.len());
-        let taken = bytes.len().min(room);
-        waiting.bytes.extend(bytes.iter().take(taken));
-        waiting.dropped += (bytes.len() - taken) as u64;
-        self.0.changed.notify_one();
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-#[derive(Default)]
-struct Queue {
-    waiting: Mutex<Waiting>,
-    changed: Condvar,
-}
-
-#[derive(Default)]
-struct Waiting {
-    bytes: VecDeque<u8>,
-    dropped: u64,
-    ended: bool,
-}
-
-impl Queue {
-    /// Writes to `sink` what comes, until the end. A sink that fails is written to no more.
-    fn write_out(&self, mut sink: Box<dyn Write + Send>) {
-        let mut broken = false;
-        loop {
-            let (bytes, dropped) = {
-                let mut waiting = self.lock();
-                while waiting.bytes.is_empty() && !waiting.ended {
-                    waiting = self
-                        .changed
-                        .wait(waiting)
-                        .unwrap_or_else(PoisonError::into_inner);
-                }
-                if waiting.bytes.is_empty() {
-                    return;
-                }
-                let bytes: Vec<u8> = waiting.bytes.drain(..).collect();
-                (bytes, std::mem::take(&mut waiting.dropped))
-            };
-            if broken {
-                continue;
-            }
-            let mut write = || -> io::Result<()> {
-                sink.write_all(&bytes)?;
-                if dropped > 0 {
-                    writeln!(sink, "\n[{dropped} bytes of output were dropped]")?;
-                }
-                sink.flush()
-            };
-            broken = write().is_err();
-        }
-    }
-
-    fn end(&self) {
-        self.lock().ended = true;
-        self.changed.notify_one();
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
-
     use dunlin_engine::state::DeviceState;
 
     use super::*;
@@ -317,27 +221,5 @@ mod tests {
             b"\x81\x83\x66serial\x01\xaa\x01\x41\x0c\x02\x41\0\x03\x41\0\x04\x41\x01\x05\x41\x03\
               \x06\x41\x60\x07\x41\x08\x08\x41\xb0\x09\x41\0\x0a\x40"
         );
-    }
-
-    #[test]
-    fn a_reader_that_is_stuck_keeps_no_vcpu_waiting() {
-        struct Stuck(mpsc::Receiver<()>);
-        impl Write for Stuck {
-            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-                let _ = self.0.recv();
-                Ok(bytes.len())
-            }
-            fn flush(&mut self) -> io::Result<()> {
-                Ok(())
-            }
-        }
-        let (release, stuck) = mpsc::channel();
-        let port = SerialPort::new(Box::new(Stuck(stuck)), None).unwrap();
-        for _ in 0..3 * QUEUE_BYTES_MAX {
-            port.write(SERIAL_PORT, b"x");
-        }
-        assert!(port.output.0.lock().dropped > 0);
-        drop(release);
-        port.close(Deadline::after(Duration::from_secs(10)));
     }
 }

@@ -16,6 +16,7 @@ mod writers;
 
 pub use self::writers::WriterError;
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,6 +37,7 @@ use self::program::Program;
 use self::state::ClockState;
 use self::writers::Writers;
 use crate::memory::{AllocateError, allocate, pc_layout, rebacked};
+use crate::serial_queue::SerialQueue;
 use crate::spec::GuestSpec;
 use crate::workload::Workload;
 use crate::workload::check::WorkloadCheck;
@@ -46,14 +48,14 @@ use crate::workload::plan::{Plan, PlanError};
 /// The kind in a guest's offer.
 pub const KIND: &str = "process";
 
-/// A tick is a nanosecond of `CLOCK_MONOTONIC`; a heartbeat a second.
-const CLOCK: GuestClock = GuestClock {
-    ticks_per_second: 1_000_000_000,
-    heartbeat_ticks: 1_000_000_000,
-};
+/// A tick is a nanosecond of `CLOCK_MONOTONIC`.
+const TICKS_PER_SECOND: u64 = 1_000_000_000;
 
 /// How long threads may take to begin to run. They need no more than to be scheduled.
 const START_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// How long output may take to be written when a guest is dropped.
+const SHUTDOWN_MAX: Duration = Duration::from_secs(2);
 
 /// How often the guest's own measure is looked at while it is waited for.
 const LOOK_INTERVAL: Duration = Duration::from_micros(200);
@@ -88,6 +90,9 @@ pub enum ProcessGuestError {
     /// A control page says something else than the configuration.
     #[error("the control page of vCPU {0} does not fit the guest's configuration")]
     ControlPage(u32),
+    /// The thread that writes out what it prints can't be made.
+    #[error("the thread of the guest's serial port can't be made: {0}")]
+    Serial(#[source] io::Error),
     /// Something was asked for that a running guest can't do.
     #[error("the guest runs; it has to be paused first")]
     NotPaused,
@@ -102,6 +107,7 @@ pub struct ProcessGuest {
     plan: Plan,
     workload: Workload,
     writers: Writers,
+    serial: SerialQueue,
     tracker: Arc<ProcessMemoryTracker>,
     /// The control pages that `pause` wrote, which it does through the lanes' mapping.
     marked: Arc<MarkedPages>,
@@ -110,12 +116,15 @@ pub struct ProcessGuest {
 }
 
 impl ProcessGuest {
-    /// Makes a guest and lets it run.
+    /// Makes a guest and lets it run. What it prints goes to `serial`.
     ///
     /// # Errors
     ///
     /// When the specification is not possible or the host lacks what it needs.
-    pub fn start(spec: &GuestSpec) -> Result<Self, ProcessGuestError> {
+    pub fn start(
+        spec: &GuestSpec,
+        serial: Box<dyn io::Write + Send>,
+    ) -> Result<Self, ProcessGuestError> {
         if !valid_guest_name(&spec.name) {
             return Err(ProcessGuestError::Name(spec.name.clone()));
         }
@@ -125,12 +134,12 @@ impl ProcessGuest {
             epoch: FIRST_EPOCH,
         };
         let layout = pc_layout(spec.memory_bytes, spec.backing)?;
-        let mut guest = Self::new(identity, layout, spec.vcpus, spec.workload.clone())?;
+        let mut guest = Self::new(identity, layout, spec.vcpus, spec.workload.clone(), serial)?;
         fill(
             &guest.memory,
             &guest.plan,
             &guest.workload,
-            CLOCK,
+            clock(&guest.workload),
             seed(spec.uuid),
         )?;
         guest.let_run()?;
@@ -143,7 +152,11 @@ impl ProcessGuest {
     /// # Errors
     ///
     /// When the offer is not one of such a guest, or the host lacks what it needs.
-    pub fn incoming(offer: &GuestOffer, backing: Backing) -> Result<Self, ProcessGuestError> {
+    pub fn incoming(
+        offer: &GuestOffer,
+        backing: Backing,
+        serial: Box<dyn io::Write + Send>,
+    ) -> Result<Self, ProcessGuestError> {
         if offer.kind != KIND {
             return Err(ProcessGuestError::Kind(offer.kind.clone()));
         }
@@ -155,7 +168,13 @@ impl ProcessGuest {
         let workload = Workload::from_section(section)?;
         configuration.finish()?;
         let layout = rebacked(&offer.layout, backing)?;
-        Self::new(offer.identity.clone(), layout, offer.vcpus, workload)
+        Self::new(
+            offer.identity.clone(),
+            layout,
+            offer.vcpus,
+            workload,
+            serial,
+        )
     }
 
     /// A guest with fresh memory, whose threads wait.
@@ -164,9 +183,11 @@ impl ProcessGuest {
         layout: Layout,
         vcpus: u32,
         workload: Workload,
+        serial: Box<dyn io::Write + Send>,
     ) -> Result<Self, ProcessGuestError> {
         let plan = Plan::new(&layout, vcpus, &workload)?;
         let memory = allocate(layout)?;
+        let serial = SerialQueue::start(serial).map_err(ProcessGuestError::Serial)?;
         let mut programs = Vec::new();
         for (settings, control_page) in settings(&plan, &workload).zip(plan.control_page_numbers())
         {
@@ -175,6 +196,7 @@ impl ProcessGuest {
                 control_page,
                 &plan,
                 settings,
+                &serial.input(),
             )?);
         }
         Ok(Self {
@@ -182,6 +204,7 @@ impl ProcessGuest {
             tracker: Arc::new(ProcessMemoryTracker::new(memory.clone())),
             marked: Arc::new(MarkedPages::new(plan.layout().page_span())),
             writers: Writers::spawn(programs)?,
+            serial,
             memory,
             plan,
             workload,
@@ -234,9 +257,10 @@ impl ProcessGuest {
 
     fn park(&mut self, deadline: Deadline) -> Result<PauseRecord, ProcessGuestError> {
         let parked = self.writers.park(deadline)?;
-        // From here on, the longest gap will be the pause.
+        // From here on, the longest gap will be the pause, and behind it a beat is due.
         for control in self.control_pages() {
             control.store(Word::GapMaxTicks, 0);
+            control.store(Word::NextBeatTick, 0);
         }
         for page in self.plan.control_page_numbers() {
             self.marked.mark(page);
@@ -273,9 +297,24 @@ impl ProcessGuest {
     }
 }
 
+impl Drop for ProcessGuest {
+    fn drop(&mut self) {
+        self.serial.close(Deadline::after(SHUTDOWN_MAX));
+    }
+}
+
 /// What each vCPU is told, in vCPU order.
 fn settings(plan: &Plan, workload: &Workload) -> impl Iterator<Item = ControlSettings> {
-    (0..plan.vcpus()).filter_map(|vcpu| ControlSettings::new(plan, vcpu, workload, CLOCK))
+    (0..plan.vcpus())
+        .filter_map(move |vcpu| ControlSettings::new(plan, vcpu, workload, clock(workload)))
+}
+
+/// What the guest's ticks are, and how many of them lie between two beats.
+fn clock(workload: &Workload) -> GuestClock {
+    GuestClock {
+        ticks_per_second: TICKS_PER_SECOND,
+        heartbeat_ticks: workload.beat.ticks(TICKS_PER_SECOND),
+    }
 }
 
 /// The seed of a guest's fixed pages: guests differ, and one guest is always the same.

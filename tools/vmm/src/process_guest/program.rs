@@ -6,7 +6,9 @@ use dunlin_engine::clock::Timestamp;
 use dunlin_engine::layout::GuestAddress;
 use dunlin_transports::memory::{MemoryError, MemoryMap, PAGE_BYTES, PageNumber, Run};
 
+use crate::serial_queue::SerialInput;
 use crate::workload::Pattern;
+use crate::workload::beat;
 use crate::workload::control_page::{ControlPage, ControlSettings, Word};
 use crate::workload::page;
 use crate::workload::plan::Plan;
@@ -20,10 +22,12 @@ pub(super) struct Program {
     control_page: PageNumber,
     hot_first: PageNumber,
     settings: ControlSettings,
+    /// Where the one vCPU that prints does so.
+    serial: Option<SerialInput>,
 }
 
 impl Program {
-    /// The program of the vCPU with these settings.
+    /// The program of the vCPU with these settings. The first vCPU prints its beats to `serial`.
     ///
     /// # Errors
     ///
@@ -33,6 +37,7 @@ impl Program {
         control_page: PageNumber,
         plan: &Plan,
         settings: ControlSettings,
+        serial: &SerialInput,
     ) -> Result<Self, MemoryError> {
         ControlPage::new(map, control_page)?;
         let mut hot_first = PageNumber(0);
@@ -53,6 +58,7 @@ impl Program {
             control_page,
             hot_first,
             settings,
+            serial: (settings.vcpu == 0).then(|| serial.clone()),
         })
     }
 
@@ -109,9 +115,14 @@ impl Program {
             control.store(Word::NextWriteTick, next);
         }
         let heartbeat_ticks = self.settings.clock.heartbeat_ticks;
-        if heartbeat_ticks != 0 && now >= control.load(Word::NextBeatTick) {
+        let due = heartbeat_ticks != 0 && now >= control.load(Word::NextBeatTick);
+        if due && self.serial.as_ref().is_none_or(SerialInput::is_written_out) {
             increment(control, Word::Beats);
             control.store(Word::NextBeatTick, now.saturating_add(heartbeat_ticks));
+            if let Some(serial) = &self.serial {
+                let line = beat::line(control.load(Word::Beats), control.load(Word::Loops), now);
+                serial.print(line.as_bytes());
+            }
         }
         Ok(writes)
     }
@@ -153,6 +164,7 @@ mod tests {
 
     use super::*;
     use crate::memory::{allocate, pc_layout};
+    use crate::serial_queue::SerialQueue;
     use crate::workload::control_page::GuestClock;
     use crate::workload::fill::fill;
 
@@ -166,7 +178,11 @@ mod tests {
         let plan = Plan::new(memory.layout(), 1, &workload).unwrap();
         fill(&memory, &plan, &workload, CLOCK, 0).unwrap();
         let settings = ControlSettings::new(&plan, 0, &workload, CLOCK).unwrap();
-        let program = Program::new(memory.guest_map(), PageNumber(16), &plan, settings).unwrap();
+        let queue = SerialQueue::start(Box::new(std::io::sink())).unwrap();
+        let (map, page) = (memory.guest_map(), PageNumber(16));
+        let mut program = Program::new(map, page, &plan, settings, &queue.input()).unwrap();
+        // Nobody reads, so nothing is printed.
+        program.serial = None;
         (memory, program)
     }
 

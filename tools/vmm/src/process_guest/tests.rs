@@ -1,5 +1,7 @@
 //! Guests of threads, moved by hand: copied page by page as an engine would.
 
+use std::sync::Mutex;
+
 use dunlin_engine::dirty::DirtyBitmap;
 use dunlin_engine::guest::PageClaim;
 use dunlin_transports::memory::{PAGE_BYTES, PageNumber, Run};
@@ -7,6 +9,31 @@ use dunlin_transports::memory::{PAGE_BYTES, PageNumber, Run};
 use super::*;
 use crate::spec::DirtyTracking;
 use crate::workload::words::PageWords;
+
+/// Where output goes that nobody reads.
+fn nowhere() -> Box<dyn io::Write + Send> {
+    Box::new(io::sink())
+}
+
+/// What a guest prints.
+#[derive(Clone, Default)]
+struct Printed(Arc<Mutex<Vec<u8>>>);
+
+impl Printed {
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
+impl io::Write for Printed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
 
 fn spec(backing: Backing, vcpus: u32, workload: &str) -> GuestSpec {
     GuestSpec {
@@ -72,7 +99,17 @@ fn collect(guest: &ProcessGuest) -> DirtyBitmap {
 
 /// Moves a running guest: all pages, then rounds of what was written, then a pause and the rest.
 fn migrate(source: &mut ProcessGuest, backing: Backing) -> (ProcessGuest, Vec<PageClaim>) {
-    let mut destination = ProcessGuest::incoming(&source.offer().unwrap(), backing).unwrap();
+    migrate_printing(source, backing, nowhere())
+}
+
+/// The same, with a place where the guest prints afterwards.
+fn migrate_printing(
+    source: &mut ProcessGuest,
+    backing: Backing,
+    serial: Box<dyn io::Write + Send>,
+) -> (ProcessGuest, Vec<PageClaim>) {
+    let mut destination =
+        ProcessGuest::incoming(&source.offer().unwrap(), backing, serial).unwrap();
     assert!(!destination.running());
     for dirty in source.dirty_sources() {
         dirty.start().unwrap();
@@ -105,7 +142,7 @@ fn a_guest_writes_and_its_memory_stays_right() {
             "hot=2MiB,rate=20MiB/s,pattern=random",
         ),
     ] {
-        let mut guest = ProcessGuest::start(&spec(backing, vcpus, workload)).unwrap();
+        let mut guest = ProcessGuest::start(&spec(backing, vcpus, workload), nowhere()).unwrap();
         assert!(guest.running());
         wait_for_writes(&guest, 100);
         guest.pause(soon()).unwrap();
@@ -119,7 +156,8 @@ fn a_guest_writes_and_its_memory_stays_right() {
 
 #[test]
 fn a_paused_guest_stands_still_and_goes_on() {
-    let mut guest = ProcessGuest::start(&spec(Backing::Memfd, 2, "rate=max,hot=1MiB")).unwrap();
+    let mut guest =
+        ProcessGuest::start(&spec(Backing::Memfd, 2, "rate=max,hot=1MiB"), nowhere()).unwrap();
     // Resuming a guest that runs is allowed.
     guest.resume().unwrap();
     assert!(guest.save_state().is_err());
@@ -142,7 +180,7 @@ fn a_paused_guest_stands_still_and_goes_on() {
 #[test]
 fn pausing_reports_the_control_pages_it_wrote() {
     for backing in [Backing::Memfd, Backing::Anonymous] {
-        let mut guest = ProcessGuest::start(&spec(backing, 2, "hot=0")).unwrap();
+        let mut guest = ProcessGuest::start(&spec(backing, 2, "hot=0"), nowhere()).unwrap();
         for source in guest.dirty_sources() {
             source.start().unwrap();
         }
@@ -178,7 +216,7 @@ fn a_moved_guest_goes_on_counting() {
             "hot=64KiB,rate=1MiB/s",
         ),
     ] {
-        let mut source = ProcessGuest::start(&spec(from, vcpus, workload)).unwrap();
+        let mut source = ProcessGuest::start(&spec(from, vcpus, workload), nowhere()).unwrap();
         let (mut destination, claims) = migrate(&mut source, to);
         assert_eq!(check_clean(&destination, &claims), claims.len() as u64);
         let before = source.statistics();
@@ -204,7 +242,7 @@ fn a_moved_guest_goes_on_counting() {
 
 #[test]
 fn a_guest_on_huge_pages_moves() {
-    match ProcessGuest::start(&spec(Backing::Hugetlb, 2, "hot=4MiB,rate=max")) {
+    match ProcessGuest::start(&spec(Backing::Hugetlb, 2, "hot=4MiB,rate=max"), nowhere()) {
         Err(ProcessGuestError::Allocate(error)) => println!("skipped: {error}"),
         Err(error) => panic!("{error}"),
         Ok(mut source) => {
@@ -219,7 +257,7 @@ fn a_guest_on_huge_pages_moves() {
 
 #[test]
 fn ticks_of_another_hosts_clock_are_shifted() {
-    let mut source = ProcessGuest::start(&spec(Backing::Memfd, 1, "hot=1MiB")).unwrap();
+    let mut source = ProcessGuest::start(&spec(Backing::Memfd, 1, "hot=1MiB"), nowhere()).unwrap();
     let (mut destination, _) = migrate(&mut source, Backing::Memfd);
     // The same state from a host that is up for ten hours more.
     let ten_hours = 36_000_000_000_000_u64;
@@ -251,7 +289,11 @@ fn ticks_of_another_hosts_clock_are_shifted() {
 #[test]
 fn what_does_not_fit_is_refused() {
     let good = spec(Backing::Memfd, 1, "hot=1MiB");
-    let refused = |spec: &GuestSpec| ProcessGuest::start(spec).err().map(|e| e.to_string());
+    let refused = |spec: &GuestSpec| {
+        ProcessGuest::start(spec, nowhere())
+            .err()
+            .map(|e| e.to_string())
+    };
     for (bad, message) in [
         (
             GuestSpec {
@@ -283,9 +325,9 @@ fn what_does_not_fit_is_refused() {
         assert!(error.contains(message), "{error}");
     }
 
-    let mut source = ProcessGuest::start(&good).unwrap();
+    let mut source = ProcessGuest::start(&good, nowhere()).unwrap();
     let offer = source.offer().unwrap();
-    let incoming = |offer: &GuestOffer| ProcessGuest::incoming(offer, Backing::Memfd);
+    let incoming = |offer: &GuestOffer| ProcessGuest::incoming(offer, Backing::Memfd, nowhere());
     let mut bad = offer.clone();
     bad.kind = "kvm".to_owned();
     assert!(incoming(&bad).is_err());
@@ -314,15 +356,16 @@ fn what_does_not_fit_is_refused() {
 
 #[test]
 fn a_guest_that_can_t_be_run_says_whether_a_thread_ran() {
-    let source = ProcessGuest::start(&spec(Backing::Memfd, 2, "rate=max,hot=1MiB")).unwrap();
+    let source =
+        ProcessGuest::start(&spec(Backing::Memfd, 2, "rate=max,hot=1MiB"), nowhere()).unwrap();
     let offer = source.offer().unwrap();
-    let mut guest = ProcessGuest::incoming(&offer, Backing::Memfd).unwrap();
+    let mut guest = ProcessGuest::incoming(&offer, Backing::Memfd, nowhere()).unwrap();
     guest.writers.end_for_test();
     let error = guest.run(2).unwrap_err();
     assert!(matches!(error, RunError::NeverEntered(_)), "{error}");
     assert_eq!(guest.identity().epoch, 1);
 
-    let mut guest = ProcessGuest::incoming(&offer, Backing::Memfd).unwrap();
+    let mut guest = ProcessGuest::incoming(&offer, Backing::Memfd, nowhere()).unwrap();
     guest.let_run().unwrap();
     guest.writers.end_for_test();
     let error = guest.run(2).unwrap_err();
@@ -331,7 +374,8 @@ fn a_guest_that_can_t_be_run_says_whether_a_thread_ran() {
 
 #[test]
 fn a_pause_that_can_not_wait_is_an_error_and_the_guest_goes_on() {
-    let mut guest = ProcessGuest::start(&spec(Backing::Memfd, 2, "rate=max,hot=1MiB")).unwrap();
+    let mut guest =
+        ProcessGuest::start(&spec(Backing::Memfd, 2, "rate=max,hot=1MiB"), nowhere()).unwrap();
     // With no time at all it nearly always fails; where it does not, the threads were that quick.
     if let Err(error) = guest.pause(Deadline::after(Duration::ZERO)) {
         assert!(
@@ -341,4 +385,31 @@ fn a_pause_that_can_not_wait_is_an_error_and_the_guest_goes_on() {
     }
     guest.resume().unwrap();
     wait_for_writes(&guest, 10);
+}
+
+#[test]
+fn a_guest_that_moves_prints_each_beat_once() {
+    let outputs = [Printed::default(), Printed::default()];
+    let printed = |output: &Printed, lines: usize| {
+        let end = soon();
+        while output.text().lines().count() < lines {
+            assert!(!end.passed(), "the guest does not print");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    };
+    let [here, there] = outputs.clone().map(Box::new);
+    let workload = "hot=1MiB,rate=max,beat=2ms";
+    let mut source = ProcessGuest::start(&spec(Backing::Memfd, 2, workload), here).unwrap();
+    printed(&outputs[0], 10);
+    let (mut destination, _) = migrate_printing(&mut source, Backing::Memfd, there);
+    destination.run(2).unwrap();
+    printed(&outputs[1], 10);
+    destination.pause(soon()).unwrap();
+    drop(source);
+    drop(destination);
+    let all = outputs[0].text() + &outputs[1].text();
+    for (number, line) in (1_u64..).zip(all.lines()) {
+        let beat = format!("vcpu 0 beat {number:08x} loops ");
+        assert!(line.starts_with(&beat), "{line} instead of {beat}");
+    }
 }

@@ -18,9 +18,10 @@
 //!     pages_written += 1
 //!     next_write_tick += ticks_per_page
 //!     if t - next_write_tick > ticks_per_second / 100: next_write_tick = t
-//! if heartbeat_ticks != 0 and t >= next_beat_tick:
+//! if heartbeat_ticks != 0 and t >= next_beat_tick and (vcpu != 0 or the last line is out):
 //!     beats += 1
 //!     next_beat_tick = t + heartbeat_ticks
+//!     if vcpu == 0: print a line (see `beat`)
 //! ```
 //!
 //! `xorshift64`: `x ^= x << 13; x ^= x >> 7; x ^= x << 17`.
@@ -33,7 +34,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::plan::{HotRange, Plan};
 use super::words::{PAGE_WORDS, PageWords};
-use super::{Pattern, Workload};
+use super::{Pattern, Workload, beat};
 
 /// The first word of a control page.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"DUNLINCP");
@@ -70,17 +71,26 @@ pub enum Word {
     NextIndex = 20,
     /// When the next page is due.
     NextWriteTick = 21,
-    /// When the next heartbeat is due.
+    /// When the next heartbeat is due; the VMM sets it to 0 in a pause.
     NextBeatTick = 22,
     /// How many heartbeats there were.
     Beats = 23,
     /// How many times the program went round.
     Loops = 24,
+    /// The first word of the line that a KVM guest prints (see `beat`).
+    Line = 25,
+    /// The last word of that line, and the last that the guest writes.
+    LineEnd = 33,
 }
 
 /// The words that the guest writes; all others stay as the VMM wrote them.
 const GUEST_WORDS: std::ops::RangeInclusive<usize> =
-    Word::PagesWritten as usize..=Word::Loops as usize;
+    Word::PagesWritten as usize..=Word::LineEnd as usize;
+
+// The line has its place.
+const _: () = assert!((GUEST_WORDS_END - Word::Line as usize) * 8 >= beat::LINE_BYTES);
+
+const GUEST_WORDS_END: usize = Word::LineEnd as usize + 1;
 
 /// The clock that a guest's ticks count, and how often it gives a sign of life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

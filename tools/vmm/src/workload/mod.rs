@@ -9,7 +9,9 @@
 //! | [`page`] | the format of a page that is rewritten |
 //! | [`fill`] | the first contents of memory |
 //! | [`check`] | whether a moved guest's memory is as it should be |
+//! | [`beat`] | the lines that a guest prints while it runs, and how often |
 
+pub mod beat;
 pub mod check;
 pub mod control_page;
 pub mod fill;
@@ -24,12 +26,13 @@ use dunlin_engine::state::{Section, StateError};
 use dunlin_transports::memory::PAGE_BYTES;
 use thiserror::Error;
 
+pub use self::beat::BeatInterval;
 use crate::size::{SizeError, format_rate, format_size, parse_rate, parse_size};
 
 /// What the built-in guest does, for the whole guest: vCPUs share it out evenly.
 ///
-/// As text: `pattern=sequential|random,hot=SIZE,rate=SIZE/s|max,zero=PERCENT`, each at most once,
-/// in any order; what is left out has its [`Default`].
+/// As text: `pattern=sequential|random,hot=SIZE,rate=SIZE/s|max,zero=PERCENT,beat=TIME`, each at
+/// most once, in any order; what is left out has its [`Default`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Workload {
     /// In which order the hot set's pages are rewritten.
@@ -40,6 +43,8 @@ pub struct Workload {
     pub rate: Option<u64>,
     /// How many in a hundred of the other pages are zero.
     pub zero_percent: u8,
+    /// How often the guest prints a line on its serial port.
+    pub beat: BeatInterval,
 }
 
 /// In which order a hot set's pages are rewritten.
@@ -55,10 +60,10 @@ pub enum Pattern {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum WorkloadError {
     /// A part is not `key=value`.
-    #[error("workload: '{0}' is not KEY=VALUE; the keys are pattern, hot, rate and zero")]
+    #[error("workload: '{0}' is not KEY=VALUE; the keys are pattern, hot, rate, zero and beat")]
     NotAPair(String),
     /// A key is not known.
-    #[error("workload: '{0}' is not a key; the keys are pattern, hot, rate and zero")]
+    #[error("workload: '{0}' is not a key; the keys are pattern, hot, rate, zero and beat")]
     UnknownKey(String),
     /// A key is there twice.
     #[error("workload: '{0}' is there twice")]
@@ -85,6 +90,9 @@ pub enum WorkloadError {
     /// The percentage is none.
     #[error("workload: zero={0}: allowed are 0 to 100, with or without a percent sign")]
     Percent(String),
+    /// The time between beats is none, or not allowed.
+    #[error("workload: beat={0}: allowed are 1ms to 3600s, in whole ms or s")]
+    Beat(String),
 }
 
 impl Default for Workload {
@@ -94,6 +102,7 @@ impl Default for Workload {
             hot_bytes: 64 << 20,
             rate: Some(100 << 20),
             zero_percent: 25,
+            beat: BeatInterval::default(),
         }
     }
 }
@@ -111,6 +120,8 @@ impl Workload {
     /// Missing: as fast as they can.
     const FIELD_RATE: u16 = 3;
     const FIELD_ZERO_PERCENT: u16 = 4;
+    /// Missing: a second.
+    const FIELD_BEAT_MS: u16 = 5;
 
     /// Checks the values against each other and their limits.
     ///
@@ -131,7 +142,8 @@ impl Workload {
     }
 
     /// The section that tells a destination of it. Fields: 1 pattern (0 sequential, 1 random),
-    /// 2 hot bytes, 3 rate in bytes a second (missing: no limit), 4 percentage of zero pages.
+    /// 2 hot bytes, 3 rate in bytes a second (missing: no limit), 4 percentage of zero pages,
+    /// 5 milliseconds from one beat to the next (missing: the default).
     pub fn to_section(&self) -> Section {
         let mut section = Section::new(Self::SECTION, Self::SECTION_VERSION);
         section
@@ -140,6 +152,10 @@ impl Workload {
             .put_u64(Self::FIELD_ZERO_PERCENT, u64::from(self.zero_percent));
         if let Some(rate) = self.rate {
             section.put_u64(Self::FIELD_RATE, rate);
+        }
+        // Only where it says something: builds that don't know the field read all other guests.
+        if self.beat != BeatInterval::default() {
+            section.put_u64(Self::FIELD_BEAT_MS, self.beat.milliseconds());
         }
         section
     }
@@ -154,13 +170,11 @@ impl Workload {
         let pattern = Pattern::from_number(number)
             .ok_or_else(|| section.bad(Self::FIELD_PATTERN, format!("no pattern {number}")))?;
         let hot_bytes = section.require_u64(Self::FIELD_HOT_BYTES)?;
-        let rate = match section.take(Self::FIELD_RATE) {
-            None => None,
-            Some(bytes) => Some(
-                section
-                    .put(Self::FIELD_RATE, bytes)
-                    .require_u64(Self::FIELD_RATE)?,
-            ),
+        let rate = optional_u64(&mut section, Self::FIELD_RATE)?;
+        let beat = match optional_u64(&mut section, Self::FIELD_BEAT_MS)? {
+            None => BeatInterval::default(),
+            Some(ms) => BeatInterval::from_milliseconds(ms)
+                .map_err(|error| section.bad(Self::FIELD_BEAT_MS, error.to_string()))?,
         };
         let percent = section.require_u64(Self::FIELD_ZERO_PERCENT)?;
         let workload = Self {
@@ -168,6 +182,7 @@ impl Workload {
             hot_bytes,
             rate,
             zero_percent: u8::try_from(percent).unwrap_or(u8::MAX),
+            beat,
         };
         workload.validate().map_err(|error| {
             let field = match error {
@@ -180,6 +195,13 @@ impl Workload {
         section.finish()?;
         Ok(workload)
     }
+}
+
+fn optional_u64(section: &mut Section, field: u16) -> Result<Option<u64>, StateError> {
+    let Some(bytes) = section.take(field) else {
+        return Ok(None);
+    };
+    section.put(field, bytes).require_u64(field).map(Some)
 }
 
 impl Pattern {
@@ -252,6 +274,7 @@ impl FromStr for Workload {
                         .filter(|percent| *percent <= 100)
                         .ok_or_else(|| WorkloadError::Percent(value.to_owned()))?;
                 }
+                "beat" => workload.beat = value.parse()?,
                 _ => return Err(WorkloadError::UnknownKey(key.to_owned())),
             }
         }
@@ -270,7 +293,11 @@ impl fmt::Display for Workload {
             self.pattern.name(),
             format_size(self.hot_bytes),
             self.zero_percent
-        )
+        )?;
+        if self.beat != BeatInterval::default() {
+            write!(formatter, ",beat={}", self.beat)?;
+        }
+        Ok(())
     }
 }
 
@@ -299,6 +326,7 @@ mod tests {
                 hot_bytes: 1 << 30,
                 rate: None,
                 zero_percent: 30,
+                beat: BeatInterval::default(),
             }
         );
         assert_eq!(parse("hot=0").unwrap().hot_bytes, 0);
@@ -325,6 +353,13 @@ mod tests {
             ("zero=+1", "zero=+1: allowed are 0 to 100"),
             ("zero=", "zero=: allowed are 0 to 100"),
             ("zero=300", "zero=300: allowed are 0 to 100"),
+            ("beat=0ms", "beat=0ms: allowed are 1ms to 3600s"),
+            ("beat=5", "beat=5: allowed are 1ms to 3600s"),
+            ("beat=3601s", "beat=3601s: allowed are 1ms to 3600s"),
+            (
+                "beat=99999999999999999999s",
+                "beat=99999999999999999999s: allowed are",
+            ),
         ] {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains(message), "{text}: {error}");
@@ -333,7 +368,15 @@ mod tests {
 
     #[test]
     fn a_section_with_a_forbidden_value_is_refused() {
-        for (field, value) in [(1, 2), (2, 5000), (3, 0), (4, 101), (4, 1 << 40), (9, 0)] {
+        for (field, value) in [
+            (1, 2),
+            (2, 5000),
+            (3, 0),
+            (4, 101),
+            (4, 1 << 40),
+            (5, 0),
+            (9, 0),
+        ] {
             let mut section = Workload::default().to_section();
             section.put_u64(field, value);
             assert!(Workload::from_section(section).is_err(), "{field}={value}");
@@ -351,6 +394,9 @@ mod tests {
             .put_u64(4, 50);
         let workload = parse("pattern=random,hot=8KiB,rate=77/s,zero=50").unwrap();
         assert_eq!(workload.to_section(), golden);
+        golden.put_u64(5, 20);
+        let workload = parse("pattern=random,hot=8KiB,rate=77/s,zero=50,beat=20ms").unwrap();
+        assert_eq!(workload.to_section(), golden);
     }
 
     proptest! {
@@ -360,12 +406,14 @@ mod tests {
             hot_pages in 0_u64..=u64::MAX / PAGE_BYTES,
             rate in proptest::option::of(1_u64..),
             zero_percent in 0_u8..=100,
+            beat_ms in 1_u64..=3_600_000,
         ) {
             let workload = Workload {
                 pattern: if random { Pattern::Random } else { Pattern::Sequential },
                 hot_bytes: hot_pages * PAGE_BYTES,
                 rate,
                 zero_percent,
+                beat: BeatInterval::from_milliseconds(beat_ms).unwrap(),
             };
             prop_assert_eq!(parse(&workload.to_string()), Ok(workload.clone()));
             prop_assert_eq!(Workload::from_section(workload.to_section()), Ok(workload));

@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use super::{KvmGuest, Options};
 use crate::spec::{DirtyTracking, GuestSpec};
+use crate::workload::BeatInterval;
 use crate::workload::{Pattern, Workload};
 
 /// How long anything here may take, on a machine that is busy with other things.
@@ -46,6 +47,7 @@ fn spec(vcpus: u32, hot_bytes: u64, pattern: Pattern, tracking: DirtyTracking) -
             hot_bytes,
             rate: None,
             zero_percent: 50,
+            beat: BeatInterval::default(),
         },
         tracking,
     }

@@ -5,6 +5,7 @@ use dunlin_engine::layout::{Backing, GuestAddress};
 
 use super::super::program::between;
 use super::*;
+use crate::workload::beat;
 use crate::workload::control_page::Word;
 use crate::workload::page::{self, SEQUENCE};
 use crate::workload::plan::PageClass;
@@ -87,22 +88,31 @@ fn a_guest_that_writes_nothing_still_beats() {
         return;
     }
     let printed = Printed::default();
-    let options = Options {
-        heartbeats_per_second: 500,
-        ..Options::default()
-    };
-    let spec = spec(2, 0, Pattern::Sequential, DirtyTracking::Auto);
-    let guest = KvmGuest::start_with(&spec, Box::new(printed.clone()), &options).unwrap();
+    let mut spec = spec(2, 0, Pattern::Sequential, DirtyTracking::Auto);
+    spec.workload.beat = "2ms".parse().unwrap();
+    let guest = KvmGuest::start(&spec, Box::new(printed.clone())).unwrap();
     wait_for("heartbeats", &guest, |guest| {
         guest.statistics().iter().all(|vcpu| vcpu.beats > 20)
     });
     assert_eq!(pages_written(&guest), 0);
     drop(guest);
-    assert!(
-        printed
-            .text()
-            .starts_with("vcpu 0 beat 00000001\nvcpu 0 beat 00000002\n")
-    );
+    let text = printed.text();
+    let numbers = |line: &str| -> Vec<u64> {
+        let words = line.split(' ').skip(3).step_by(2);
+        words
+            .map(|word| u64::from_str_radix(word, 16).unwrap())
+            .collect()
+    };
+    let lines: Vec<&str> = text.lines().take(20).collect();
+    let mut last = vec![0, 0, 0];
+    for line in &lines {
+        let now = numbers(line);
+        assert_eq!(format!("{line}\n"), beat::line(now[0], now[1], now[2]));
+        assert_eq!(now[0], last[0] + 1, "{line}");
+        assert!(now[1] > last[1] && now[2] > last[2], "{line}");
+        last = now;
+    }
+    assert_eq!(last[0], 20, "{text}");
 }
 
 #[test]

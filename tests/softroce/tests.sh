@@ -1,0 +1,19 @@
+# shellcheck shell=bash
+# What runs in the SoftRoCE machine, and on hosts that have RDMA themselves: one line each. Read by
+# `suite`, twice: first what these lines need is built, then they are run.
+#
+#   run       'NAME' SECONDS COMMAND [ARGUMENT...]
+#   run_cargo 'NAME' SECONDS 'CARGO ARGUMENTS THAT CHOOSE ONE TEST BINARY' [ARGUMENT OF IT...]
+#
+# A test passes if it exits with 0 in that time. In the machine, where all is there, it may not say
+# `skipped:`. The words that are no programs (rping_between, move_a_guest) are in `words.sh`.
+#
+# Tests find in their environment: DUNLIN, the program; RDMA_DEVICE_A, RDMA_IPV4_A and RDMA_IPV6_A,
+# a device and its addresses; and the same of B, which may be another device or the same.
+
+run 'verbs see the device' 30 ibv_devinfo -d "$RDMA_DEVICE_A"
+run 'RDMA pings, IPv4' 60 rping_between "$RDMA_IPV4_A" "$RDMA_IPV4_B"
+run 'RDMA pings, IPv6' 60 rping_between "$RDMA_IPV6_A" "$RDMA_IPV6_B"
+run_cargo 'conformance of TCP lanes' 600 '-p dunlin-transports --features testing --test conformance' tcp
+run 'a KVM guest moves over TCP, tracked by the bitmap' 240 move_a_guest --transport tcp --dirty-tracking bitmap
+run 'a KVM guest moves over TCP, tracked by the ring' 240 move_a_guest --transport tcp --dirty-tracking ring

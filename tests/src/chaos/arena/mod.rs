@@ -1,0 +1,408 @@
+//! Two sites with a receiver, a guest, a move, and the hands that disturb it.
+//!
+//! | room | what is in it |
+//! |---|---|
+//! | here | [`Arena`]: setting it up, disturbing it, looking at it |
+//! | `aftermath` | settling, ending it all, and what is left then |
+
+mod aftermath;
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::fault::{Phase, Side, Victim};
+use super::ledger::Account;
+use crate::host::Link;
+use crate::program::{Line, Running, is_alive, is_stopped, signal_process};
+use crate::site::{Receiver, Site};
+
+/// The guest's name, at both sites.
+pub const GUEST: &str = "vm1";
+
+/// Small, so that a run takes a second or two: 24 MiB of which 16 are written.
+const MEMORY: &str = "24MiB";
+
+/// A hot set that each round has to do with, and a beat every few milliseconds.
+const WORKLOAD: &str = "hot=2MiB,rate=20MiB/s,beat=4ms";
+
+/// So that the first round takes some 150 ms, and random moments hit it too.
+const BANDWIDTH: &str = "128MiB/s";
+
+/// How long an answer of a guest's process is waited for.
+const ANSWER_MAX: Duration = Duration::from_millis(200);
+
+/// What runs the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum GuestKind {
+    /// Threads of the VMM's process.
+    Process,
+    /// KVM.
+    Kvm,
+}
+
+impl GuestKind {
+    /// Its name, as `dunlin run --guest` has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Process => "process",
+            Self::Kvm => "kvm",
+        }
+    }
+}
+
+/// How a guest is at one site, as far as its process tells.
+#[derive(Clone, Debug, PartialEq)]
+pub enum There {
+    /// No process has it.
+    Nothing,
+    /// A process has it and does not say how it is: it is stopped, or busy.
+    Silent,
+    /// What the process says.
+    Says(Value),
+}
+
+impl There {
+    /// The state in a word; empty where there is none.
+    pub fn state(&self) -> &str {
+        match self {
+            Self::Says(guest) => guest["state"].as_str().unwrap_or_default(),
+            _ => "",
+        }
+    }
+
+    /// Whether a move of the guest has ended here.
+    pub fn has_moved_on(&self) -> bool {
+        matches!(self, Self::Says(guest) if !guest["last_move"].is_null())
+    }
+
+    /// How the last move ended, in words; empty where there was none.
+    pub fn last_move(&self) -> String {
+        match self {
+            Self::Says(guest) if self.has_moved_on() => format!(
+                ", {}: {}",
+                guest["last_move"]["outcome"].as_str().unwrap_or_default(),
+                guest["last_move"]["reason"].as_str().unwrap_or_default()
+            ),
+            _ => String::new(),
+        }
+    }
+
+    /// Whether the guest is here, runs, and nothing is under way.
+    pub fn runs_alone(&self) -> bool {
+        match self {
+            Self::Says(guest) => guest["state"] == "running" && guest["move_under_way"].is_null(),
+            _ => false,
+        }
+    }
+}
+
+/// Two sites with all that is on them. What was started ends with this value.
+pub struct Arena {
+    /// The source's site.
+    pub here: Site,
+    /// The destination's site.
+    pub there: Site,
+    link: Option<Link>,
+    receiver: Option<Receiver>,
+    /// What earlier receivers said.
+    heard: Vec<Line>,
+    endpoint: String,
+    guest: Running,
+    send: Option<Running>,
+    story: Vec<String>,
+    began: Instant,
+    /// Where everything of the run is. The last to go.
+    directory: TempDir,
+}
+
+/// What an arena is made for.
+#[derive(Clone, Copy, Debug)]
+pub struct Stage {
+    /// What runs the guest.
+    pub kind: GuestKind,
+    /// Where the process that passes a milestone is to stop.
+    pub phase: Phase,
+    /// Whether the sites are in namespaces with a link that can be cut.
+    pub has_link: bool,
+}
+
+impl Arena {
+    /// Sets up: a receiver that listens, a guest that runs.
+    ///
+    /// # Errors
+    ///
+    /// When one of them does not come up.
+    pub fn set_up(stage: Stage, link_name: &str) -> Result<Self> {
+        let began = Instant::now();
+        let directory = tempfile::Builder::new().prefix("dunlin-chaos-").tempdir()?;
+        let link = match stage.has_link {
+            true => Some(Link::new(link_name)?),
+            false => None,
+        };
+        let namespace = |side: usize| link.as_ref().map(|link| link.namespaces[side].as_str());
+        let mut here = Site::inside(directory.path(), namespace(0))?;
+        let mut there = Site::inside(directory.path(), namespace(1))?;
+        // A file that is there before the guest comes is nobody's to remove: it is evidence.
+        fs::write(serial(&there), "")?;
+        let (at_source, at_destination) = match (stage.phase, stage.phase.side()) {
+            (Phase::InDoubt, _) => (Some(Phase::InDoubt), Some(Phase::Commit)),
+            (phase, Some(Side::Source)) => (Some(phase), None),
+            (phase, Some(Side::Destination)) => (None, Some(phase)),
+            (_, None) => (None, None),
+        };
+        here.set_environment("DUNLIN_STOP_AT", at_source.map(Phase::name));
+        there.set_environment("DUNLIN_STOP_AT", at_destination.map(Phase::name));
+        let listen = match &link {
+            Some(link) => format!("tcp://{}:0", link.addresses[1]),
+            None => "tcp://127.0.0.1:0".to_owned(),
+        };
+        let receiver = start_receiver(&there, &listen)?;
+        let output = format!("file:{}", serial(&here).display());
+        let arguments = [
+            "--memory",
+            MEMORY,
+            "--guest",
+            stage.kind.name(),
+            "--workload",
+            WORKLOAD,
+            "--serial",
+            &output,
+        ];
+        let guest = here.guest(GUEST, &arguments)?;
+        Ok(Self {
+            endpoint: receiver.endpoint.clone(),
+            directory,
+            here,
+            there,
+            link,
+            receiver: Some(receiver),
+            heard: Vec::new(),
+            guest,
+            send: None,
+            story: Vec::new(),
+            began,
+        })
+    }
+
+    /// Begins the move.
+    ///
+    /// # Errors
+    ///
+    /// When 'send' can't be started.
+    pub fn begin(&mut self, peer_timeout: Duration) -> Result<()> {
+        let timeout = format!("{}ms", peer_timeout.as_millis());
+        let arguments = [
+            "send",
+            GUEST,
+            "--to",
+            &self.endpoint,
+            "--json",
+            "--quiet",
+            "--max-bandwidth",
+            BANDWIDTH,
+            "--peer-timeout",
+            &timeout,
+            // Room for guests that are stopped in the middle of their pause.
+            "--max-blackout",
+            "500ms",
+            "--blackout-cap",
+            "5s",
+            "--lanes",
+            "2",
+        ];
+        self.send = Some(self.here.start(&arguments)?);
+        self.tell("the move begins");
+        Ok(())
+    }
+
+    /// The process of the guest at the destination, if the receiver has made one.
+    pub fn incoming(&mut self) -> Option<u32> {
+        let line = self
+            .events()
+            .into_iter()
+            .rfind(|(_, event)| event["event"] == "incoming")?;
+        u32::try_from(line.1["pid"].as_u64()?).ok()
+    }
+
+    /// What receivers said so far, with when.
+    pub fn events(&mut self) -> Vec<(Instant, Value)> {
+        let mut lines = self.heard.clone();
+        if let Some(receiver) = &mut self.receiver {
+            lines.extend_from_slice(receiver.process.lines_so_far());
+        }
+        let parsed = lines
+            .iter()
+            .map(|line| (line.at, serde_json::from_str(&line.text)));
+        parsed
+            .filter_map(|(at, value)| Some((at, value.ok()?)))
+            .collect()
+    }
+
+    /// A victim's process; `None` while there is none.
+    pub fn pid(&mut self, victim: Victim) -> Option<u32> {
+        match victim {
+            Victim::Send => self.send.as_ref().map(Running::pid),
+            Victim::Run => Some(self.guest.pid()),
+            Victim::Incoming => self.incoming(),
+            Victim::Receive => self
+                .receiver
+                .as_ref()
+                .map(|receiver| receiver.process.pid()),
+        }
+    }
+
+    /// Sends a victim a signal.
+    ///
+    /// # Errors
+    ///
+    /// When it is not there.
+    pub fn signal(&mut self, victim: Victim, signal: i32) -> Result<()> {
+        let pid = self
+            .pid(victim)
+            .with_context(|| format!("'{}' is not there", victim.name()))?;
+        signal_process(pid, signal);
+        let name = match signal {
+            libc::SIGKILL => "killed",
+            libc::SIGSTOP => "stopped",
+            libc::SIGCONT => "let go on",
+            _ => "signalled",
+        };
+        self.tell(&format!("'{}' ({pid}) is {name}", victim.name()));
+        Ok(())
+    }
+
+    /// Whether a victim's process is there.
+    pub fn is_alive(&mut self, victim: Victim) -> bool {
+        self.pid(victim).is_some_and(is_alive)
+    }
+
+    /// Whether a victim's process stands still.
+    pub fn is_stopped(&mut self, victim: Victim) -> bool {
+        self.pid(victim).is_some_and(is_stopped)
+    }
+
+    /// Kills the receiver, if it lives, and starts another one at the same endpoint.
+    ///
+    /// # Errors
+    ///
+    /// When that does not listen.
+    pub fn restart_receiver(&mut self) -> Result<()> {
+        if let Some(mut receiver) = self.receiver.take() {
+            receiver.process.kill();
+            self.heard
+                .extend_from_slice(receiver.process.lines_so_far());
+        }
+        self.there.set_environment("DUNLIN_STOP_AT", None);
+        self.receiver = Some(start_receiver(&self.there, &self.endpoint)?);
+        self.tell("'receive' is started again");
+        Ok(())
+    }
+
+    /// Cuts the link or mends it.
+    ///
+    /// # Errors
+    ///
+    /// When there is none.
+    pub fn set_link(&mut self, is_up: bool) -> Result<()> {
+        self.link
+            .as_ref()
+            .context("there is no link")?
+            .set_up(is_up)?;
+        self.tell(if is_up {
+            "the link is mended"
+        } else {
+            "the link is cut"
+        });
+        Ok(())
+    }
+
+    /// How the guest is at the source.
+    pub fn look_here(&mut self) -> There {
+        let pid = self.guest.pid();
+        look(&self.here, self.guest.ended().is_none().then_some(pid))
+    }
+
+    /// How the guest is at the destination.
+    pub fn look_there(&mut self) -> There {
+        let pid = self.incoming();
+        look(&self.there, pid.filter(|pid| is_alive(*pid)))
+    }
+
+    /// 'send' itself, for who wants to hear it out.
+    pub fn take_send(&mut self) -> Option<Running> {
+        self.send.take()
+    }
+
+    /// Whether 'send' has ended.
+    pub fn has_sent_ended(&mut self) -> bool {
+        let send = self.send.as_mut();
+        send.is_some_and(|send| send.ended().is_some())
+    }
+
+    /// What the guest printed at the source and at the destination.
+    pub fn accounts(&self) -> [Account; 2] {
+        [&self.here, &self.there].map(|site| {
+            // Nothing printed is nothing to say.
+            let bytes = fs::read(serial(site)).unwrap_or_default();
+            Account::read(&String::from_utf8_lossy(&bytes))
+        })
+    }
+
+    /// Writes down what happened, for whoever looks into a run that failed.
+    pub fn tell(&mut self, what: &str) {
+        let at = self.began.elapsed().as_millis();
+        self.story.push(format!("{at:>6} ms  {what}"));
+    }
+
+    /// What was written down.
+    pub fn story(&self) -> &[String] {
+        &self.story
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        // Frozen or running, wanted or not.
+        for pid in [self.here.processes(), self.there.processes()].concat() {
+            signal_process(pid, libc::SIGKILL);
+        }
+    }
+}
+
+fn start_receiver(site: &Site, listen: &str) -> Result<Receiver> {
+    let directory = site.directory().to_str().context("a path is no text")?;
+    let mut last = None;
+    // The port of a receiver that was killed may take a moment to be free.
+    for _ in 0..50 {
+        match site.receiver_at(listen, &["--serial-dir", directory]) {
+            Ok(receiver) => return Ok(receiver),
+            Err(error) => last = Some(error),
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    match last {
+        Some(error) => Err(error.context("the receiver does not listen")),
+        None => bail!("the receiver was not started"),
+    }
+}
+
+/// Where a site's guest prints.
+fn serial(site: &Site) -> PathBuf {
+    site.directory().join(format!("{GUEST}.serial"))
+}
+
+fn look(site: &Site, pid: Option<u32>) -> There {
+    let stopped = pid.is_some_and(is_stopped);
+    // Asking a process that stands still fills its queue.
+    let answer = (!stopped).then(|| site.ask(GUEST, ANSWER_MAX)).flatten();
+    match answer {
+        Some(guest) => There::Says(guest),
+        None if pid.is_some_and(is_alive) => There::Silent,
+        None => There::Nothing,
+    }
+}
