@@ -34,12 +34,15 @@
 //! | `event` | what a device says by itself: a port is down, a queue pair is broken |
 //! | `memory_region` | protection domains and registrations |
 //! | `completion` | completion queues, and the channel that announces them |
-//! | `queue_pair` | queue pairs, their states, and posting to them |
+//! | `queue_pair` | queue pairs, and posting to them |
+//! | `request` | requests, and lists of them that are posted together |
+//! | `attributes` | with which settings a queue pair goes from state to state |
 //! | `connection` | rdma_cm: from an IP address to a connected queue pair |
 //! | `connection_event` | rdma_cm's events: what became of it, what the peer does |
 //! | `address` | IP addresses as the system's calls take them |
 
 mod address;
+mod attributes;
 mod completion;
 mod connection;
 mod connection_event;
@@ -48,17 +51,18 @@ mod event;
 mod libraries;
 mod memory_region;
 mod queue_pair;
+mod request;
 
+pub(super) use attributes::{NextState, QueuePairAttributes};
 pub(super) use completion::{Completion, CompletionChannel, CompletionQueue, CompletionStatus};
-pub(super) use connection::{ConnectParameters, ConnectionId, NextState, QueuePairAttributes};
+pub(super) use connection::{ConnectParameters, ConnectionId};
 pub(super) use connection_event::{ConnectionEvent, EventChannel, EventKind};
 pub(super) use device::{Device, DeviceLimits, GlobalId};
 pub(super) use event::DeviceEvent;
 pub(super) use libraries::Libraries;
 pub(super) use memory_region::{Access, MemoryRegion, ProtectionDomain, RegisterError};
-pub(super) use queue_pair::{
-    INLINE_BYTES_MAX, LocalPiece, QueuePair, QueuePairShape, Request, RequestList, Transfer,
-};
+pub(super) use queue_pair::{QueuePair, QueuePairShape};
+pub(super) use request::{INLINE_BYTES_MAX, LocalPiece, Request, RequestList, Transfer};
 
 use std::io;
 use std::os::fd::BorrowedFd;
