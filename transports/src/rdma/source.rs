@@ -23,7 +23,7 @@ use crate::lane::{
     self, Grant, LaneError, LaneNumber, LaneTicket, RegistrationCounters, SourceLane,
 };
 use crate::memory::{HostMapping, MemoryMap, OwnedMapping, PAGE_BYTES, PageNumber, Run};
-use crate::prepared::PreparedRanges;
+use crate::ranges::PreparedRanges;
 
 /// The name of a lane where an endpoint's call concerns none.
 const NO_LANE: LaneNumber = LaneNumber(0);
