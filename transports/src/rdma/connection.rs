@@ -212,11 +212,16 @@ impl Connection {
         Ok(true)
     }
 
-    /// Ends the queue pair, so that nothing of the peer's is carried out any more, and tells the
-    /// peer. May be called from any thread, and again.
-    pub(super) fn end(&self) {
+    /// Ends the queue pair, so that nothing of the peer's is carried out any more. May be called
+    /// from any thread, and again.
+    pub(super) fn end_pair(&self) {
         // A device that fails here is gone, and carries nothing out.
         let _ = self.parts.pair.end();
+    }
+
+    /// Ends the queue pair, and tells the peer. May be called from any thread, and again.
+    pub(super) fn end(&self) {
+        self.end_pair();
         self.id.disconnect();
     }
 

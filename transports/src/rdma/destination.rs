@@ -2,7 +2,7 @@
 //! access away.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use super::error::RdmaError;
 use super::grants::Grants;
 use super::receiving::ReceivingLane;
 use super::registrations::{OpenRanges, Registrar};
-use super::setup::{Role, Setup, Way, next_event};
+use super::setup::{Role, Setup, Way, canonical, next_event};
 use super::verbs::{
     Access, ConnectionId, Device, EventChannel, EventKind, Libraries, ProtectionDomain,
 };
@@ -61,18 +61,19 @@ pub struct DestinationEndpoint {
 }
 
 impl DestinationEndpoint {
-    /// An endpoint that listens for lanes at `local`: the address at which the control connection
+    /// An endpoint that listens for lanes at the address of `local`, where the control connection
     /// arrived. The system chooses the port, which `contact` names.
     ///
     /// # Errors
     ///
     /// When a library is missing, or no device has that address.
-    pub fn new(local: IpAddr, memory: MemoryMap, options: Options) -> Result<Self, RdmaError> {
+    pub fn new(local: SocketAddr, memory: MemoryMap, options: Options) -> Result<Self, RdmaError> {
         let libraries = Libraries::load()?;
         let no_manager = RdmaError::NoConnectionManager;
         let channel = EventChannel::new(libraries).map_err(no_manager)?;
         let listener = ConnectionId::new(&channel).map_err(no_manager)?;
-        let address = SocketAddr::new(local, 0);
+        let mut address = canonical(local);
+        address.set_port(0);
         listener
             .listen(address, BACKLOG)
             .map_err(|source| RdmaError::NoRoute { address, source })?;
@@ -90,7 +91,7 @@ impl DestinationEndpoint {
             ProtectionDomain::new(&device).map_err(failed("making a protection domain"))?;
         let watch = Watch::new(&device, way.port).map_err(failed("watching it"))?;
         let registrar = Registrar::new(Arc::clone(&domain), memory);
-        let address = SocketAddr::new(local, listener.port());
+        address.set_port(listener.port());
         Ok(Self {
             listener,
             address,
@@ -309,6 +310,7 @@ impl lane::DestinationEndpoint for DestinationEndpoint {
         };
         let watch = &self.shared.watch;
         wait(WORDS_LIMIT, &watch.connections(), Connection::is_sent);
+        // From here on the devices take nothing; the wait is for what they had taken before.
         wait(DRAIN_LIMIT, &watch.stop(), Connection::is_drained);
     }
 

@@ -1,7 +1,7 @@
 //! How an address leads to a device, and how a queue pair becomes connected, with which settings.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -46,6 +46,16 @@ pub(super) const RESOLVE_LIMIT_MS: u32 = 2000;
 pub(super) enum Role {
     Source,
     Destination,
+}
+
+/// An address as rdma_cm takes it: IPv4 as such, where a socket for both versions has it in the form
+/// of IPv6.
+pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
+    match address.ip().to_canonical() {
+        IpAddr::V4(v4) => SocketAddr::new(v4.into(), address.port()),
+        // With its scope.
+        IpAddr::V6(_) => address,
+    }
 }
 
 /// A device, and the port of it that leads to an address.

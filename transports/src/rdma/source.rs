@@ -11,7 +11,7 @@ use super::error::RdmaError;
 use super::grants::Grants;
 use super::registrations::{OpenRanges, Registrar, SentPieces};
 use super::sending::SendingLane;
-use super::setup::{RESOLVE_LIMIT_MS, Role, Setup, Way, next_event};
+use super::setup::{RESOLVE_LIMIT_MS, Role, Setup, Way, canonical, next_event};
 use super::verbs::{
     Access, ConnectionEvent, ConnectionId, Device, EventChannel, EventKind, Libraries,
     MemoryRegion, ProtectionDomain, RegisterError,
@@ -83,6 +83,7 @@ impl SourceEndpoint {
         options: Options,
     ) -> Result<Self, RdmaError> {
         let libraries = Libraries::load()?;
+        let control = canonical(control);
         let way = Way::to(libraries, control, &options, Deadline::after(FIND_LIMIT))?;
         let device = way.device;
         let failed = |doing| {

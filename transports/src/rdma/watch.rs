@@ -88,9 +88,11 @@ impl Watch {
         self.stopped.store(true, Ordering::SeqCst);
         self.raise_alarm();
         let connections = self.connections();
-        for connection in &connections {
-            connection.end();
-        }
+        // All lanes' writes first, then the politeness.
+        connections
+            .iter()
+            .for_each(|connection| connection.end_pair());
+        connections.iter().for_each(|connection| connection.end());
         connections
     }
 

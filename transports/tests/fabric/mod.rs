@@ -101,7 +101,8 @@ fn options(ends: &Ends) -> Options {
 }
 
 fn destination_with(ends: &Ends, memory: MemoryMap, options: Options) -> DestinationEndpoint {
-    DestinationEndpoint::new(ends.destination, memory, options).unwrap()
+    let control = SocketAddr::new(ends.destination, 7471);
+    DestinationEndpoint::new(control, memory, options).unwrap()
 }
 
 /// The source of a session; its control would have gone to the usual port, the contact has that of
