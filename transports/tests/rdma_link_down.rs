@@ -8,20 +8,13 @@
 
 use std::process::Command;
 
-use dunlin_transports::lane::{DestinationEndpoint as _, LaneError, SourceEndpoint as _};
+use dunlin_transports::lane::{DestinationEndpoint as _, SourceEndpoint as _};
 
 mod fabric;
 
-use fabric::{Ends, PATIENCE, destination, memory, run, soon, source, ticket};
-
-/// The network interface that a device is made of; `None` unless both are software: nobody's way to
-/// this machine.
-fn interface(device: &str) -> Option<String> {
-    let parent = format!("/sys/class/infiniband/{device}/parent");
-    let interface = std::fs::read_to_string(parent).ok()?.trim().to_owned();
-    let hardware = format!("/sys/class/net/{interface}/device");
-    (!std::path::Path::new(&hardware).exists()).then_some(interface)
-}
+use fabric::{
+    Ends, PATIENCE, destination, interface, memory, run, soon, source, ticket, until_error,
+};
 
 fn set_link(interface: &str, state: &str) -> bool {
     let mut command = Command::new("ip");
@@ -35,16 +28,6 @@ struct LinkUp(String);
 impl Drop for LinkUp {
     fn drop(&mut self) {
         set_link(&self.0, "up");
-    }
-}
-
-fn until_error(mut step: impl FnMut() -> Result<(), LaneError>) -> LaneError {
-    let deadline = soon();
-    loop {
-        if let Err(error) = step() {
-            return error;
-        }
-        assert!(!deadline.passed(), "the link is down and nobody minds");
     }
 }
 

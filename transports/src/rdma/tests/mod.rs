@@ -15,6 +15,7 @@ use crate::lane::{
 };
 use crate::memory::{HostMapping, MemoryMap, OwnedMapping, PAGE_BYTES, PageNumber, Run};
 
+mod events;
 mod messages;
 mod reaching;
 

@@ -198,7 +198,8 @@ impl MemoryRegion {
 impl Drop for MemoryRegion {
     fn drop(&mut self) {
         // SAFETY: the region came from `ibv_reg_mr_iova2`, belongs to this value, and ends here;
-        // the device does not touch its memory once this has returned. Its mapping goes after.
+        // the device does not touch its memory once this has returned. Its mapping goes after. (If
+        // the kernel refused, the pages would stay pinned, and so nobody else's.)
         unsafe { (self.domain.device.libraries.verbs.ibv_dereg_mr)(self.region) };
     }
 }

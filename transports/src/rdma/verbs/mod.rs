@@ -21,9 +21,9 @@
 //! 6. **No call here waits for the peer or for an event.** Descriptors are nonblocking, and
 //!    whatever may take time is asked for and answered by an event. Waiting, with a deadline, is
 //!    done outside, by poll(2).
-//! 7. **Handles may be used from several threads.** libibverbs guarantees that for every call but
-//!    those that destroy (its manual: 'libibverbs is fully thread safe'), and `Drop` has the only
-//!    reference left. librdmacm's calls lock what they share in the same way.
+//! 7. **Handles may be used from several threads.** All objects of libibverbs are safe for that
+//!    unless asked not to be (ibv_alloc_td(3)); librdmacm's calls name a connection to the kernel by
+//!    a number and lock the little that they keep of it. Destroying is for the last owner: `Drop`.
 //! 8. **What the library or the device says is checked**: null pointers, return codes, lengths,
 //!    numbers of unknown kinds. None of it can panic or index.
 //!
