@@ -10,7 +10,6 @@ fn a_device_that_fails_ends_waits_on_both_sides_with_its_name() {
     let Some(mut session) = Session::new() else {
         return;
     };
-    let fence = session.source_lane.fence().unwrap();
     let watches = [
         Arc::clone(&session.source.shared.watch),
         Arc::clone(&session.destination.shared.watch),
@@ -20,7 +19,15 @@ fn a_device_that_fails_ends_waits_on_both_sides_with_its_name() {
         let source = &mut session.source_lane;
         let destination = &mut session.destination_lane;
         let waits = [
-            scope.spawn(move || source.wait_fence(fence, PATIENCE).unwrap_err()),
+            scope.spawn(move || {
+                loop {
+                    let fenced = source.fence();
+                    let waited = fenced.and_then(|fence| source.wait_fence(fence, PATIENCE));
+                    if let Err(error) = waited {
+                        return error;
+                    }
+                }
+            }),
             scope.spawn(move || {
                 loop {
                     if let Err(error) = destination.next_fence(soon()) {
