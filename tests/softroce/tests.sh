@@ -15,12 +15,16 @@ run 'verbs see the device' 30 ibv_devinfo -d "$RDMA_DEVICE_A"
 run 'RDMA pings, IPv4' 60 rping_between "$RDMA_IPV4_A" "$RDMA_IPV4_B"
 run 'RDMA pings, IPv6' 60 rping_between "$RDMA_IPV6_A" "$RDMA_IPV6_B"
 run_cargo 'conformance of TCP lanes' 600 '-p dunlin-transports --features testing --test conformance' tcp
+run_cargo 'RDMA: peers that break the protocol' 300 '-p dunlin-transports --features rdma,testing --lib' rdma::
+run_cargo 'conformance of RDMA lanes' 900 '-p dunlin-transports --features rdma,testing --test rdma'
+run_cargo 'RDMA: peers that die or lie' 300 '-p dunlin-transports --features rdma,testing --test rdma_faults'
+run_cargo 'RDMA: the limit for locked memory' 120 '-p dunlin-transports --features rdma,testing --test rdma_locked_memory'
 run 'a KVM guest moves over TCP, tracked by the bitmap' 240 move_a_guest --transport tcp --dirty-tracking bitmap
 run 'a KVM guest moves over TCP, tracked by the ring' 240 move_a_guest --transport tcp --dirty-tracking ring
-run_cargo 'conformance of RDMA lanes' 900 '-p dunlin-transports --features rdma,testing --test rdma'
-run_cargo 'RDMA lanes and their faults' 900 '-p dunlin-transports --features rdma,testing --test rdma_faults'
 run 'a KVM guest moves over RDMA, and on' 300 send_over_rdma "$RDMA_IPV4_A" "$RDMA_IPV4_B"
 run 'a KVM guest moves over RDMA, IPv6' 300 send_over_rdma "$RDMA_IPV6_A" "$RDMA_IPV6_B"
 run 'auto picks RDMA, and TCP where the destination has no RDMA' 300 auto_picks
 run 'the demo moves over RDMA' 240 move_a_guest --transport rdma
 run 'doctor sees RDMA' 60 doctor_sees_rdma
+# The last: the wire's IPv6 addresses and routes do not come back with it.
+run_cargo 'RDMA: the link goes down' 120 '-p dunlin-transports --features rdma,testing --test rdma_link_down'

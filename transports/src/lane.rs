@@ -52,10 +52,15 @@
 use std::fmt;
 use std::time::Duration;
 
-use thiserror::Error;
-
 use crate::deadline::Deadline;
-use crate::memory::{MemoryError, MemoryMap, Run};
+use crate::memory::{MemoryMap, Run};
+
+mod counters;
+mod error;
+
+pub use counters::{DeviceCounters, LaneCounters, RegistrationCounters};
+pub use error::LaneError;
+use error::{unexpected, unsupported};
 
 /// The most lanes that one session may have. Each is a thread and a connection on both sides; more
 /// than this helps on no known NIC, and it bounds what a peer can ask for.
@@ -151,144 +156,6 @@ pub struct Grant {
     pub range: Run,
     /// The transport's own words about it, at most [`GRANT_KEY_BYTES_MAX`] bytes.
     pub key: Vec<u8>,
-}
-
-/// Why a lane or an endpoint failed. Each ends the session's lanes; none ends the guest.
-#[derive(Debug, Error)]
-pub enum LaneError {
-    /// The connection could not be made.
-    #[error("{lane} could not reach {peer}: {source}")]
-    Connect {
-        /// The lane.
-        lane: LaneNumber,
-        /// The address that was tried.
-        peer: String,
-        /// The system's reason.
-        source: std::io::Error,
-    },
-    /// The destination turned the lane away.
-    #[error("{lane} was refused by the destination: {reason}")]
-    Refused {
-        /// The lane.
-        lane: LaneNumber,
-        /// Why.
-        reason: String,
-    },
-    /// The system failed a send, a receive or a set-up call.
-    #[error("{lane}: {doing}: {source}")]
-    System {
-        /// The lane.
-        lane: LaneNumber,
-        /// What was being done.
-        doing: &'static str,
-        /// The system's reason.
-        source: std::io::Error,
-    },
-    /// The peer closed the lane in the middle of the session.
-    #[error("{0}: the peer closed the connection")]
-    Closed(LaneNumber),
-    /// Nothing moved on the lane for as long as is allowed.
-    #[error("{lane}: nothing moved for {} ms while {doing}", waited.as_millis())]
-    Stalled {
-        /// The lane.
-        lane: LaneNumber,
-        /// What was being done.
-        doing: &'static str,
-        /// How long nothing moved.
-        waited: Duration,
-    },
-    /// The peer sent what the protocol does not allow.
-    #[error("{lane}: the peer broke the protocol: {violation}")]
-    Protocol {
-        /// The lane.
-        lane: LaneNumber,
-        /// What was wrong, with the value.
-        violation: String,
-    },
-    /// A range is not inside guest memory, or was not prepared.
-    #[error("{lane}: {source}")]
-    Memory {
-        /// The lane.
-        lane: LaneNumber,
-        /// Which range.
-        source: MemoryError,
-    },
-    /// A range was not prepared, or was retired or revoked.
-    #[error("{lane}: {} pages at {} are not prepared", run.pages, run.first)]
-    NotPrepared {
-        /// The lane.
-        lane: LaneNumber,
-        /// Which range.
-        run: Run,
-    },
-    /// The transport can't be used by this side at all.
-    #[error("no {transport} here: {source}")]
-    Unavailable {
-        /// Which transport.
-        transport: &'static str,
-        /// Why not, and the way out.
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// The endpoint was stopped from this side.
-    #[error("{0}: stopped")]
-    Stopped(LaneNumber),
-}
-
-/// What passed over one lane since it was opened.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LaneCounters {
-    /// Guest bytes put, without framing.
-    pub payload_bytes: u64,
-    /// All bytes on the wire that the transport accounts for, framing included.
-    pub wire_bytes: u64,
-    /// Runs put.
-    pub runs: u64,
-    /// Pages put as zero.
-    pub zero_pages: u64,
-    /// System calls (or doorbells) made for them.
-    pub submissions: u64,
-}
-
-/// What a lane asked of its device since it was opened; all zero for a transport without one.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DeviceCounters {
-    /// Requests given to the device: writes, reads and messages.
-    pub work_requests: u64,
-    /// Times that the device was told of new requests; each tells of one or many.
-    pub doorbells: u64,
-    /// Completions taken from the device; requests that do not ask for one complete silently.
-    pub completions: u64,
-}
-
-/// Registrations of an endpoint's memory; all zero for a transport that has none.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RegistrationCounters {
-    /// How many were made.
-    pub made: u64,
-    /// How many were ended.
-    pub ended: u64,
-    /// Bytes registered, and so pinned, at this moment.
-    pub bytes: u64,
-}
-
-/// The error of a verb that a transport does not have.
-fn unsupported(lane: LaneNumber, doing: &'static str) -> LaneError {
-    LaneError::System {
-        lane,
-        doing,
-        source: std::io::ErrorKind::Unsupported.into(),
-    }
-}
-
-/// The error for bytes of another transport.
-fn unexpected(lane: LaneNumber, what: &str, bytes: &[u8]) -> LaneError {
-    LaneError::Protocol {
-        lane,
-        violation: format!(
-            "{what} of {} bytes for a transport that has none",
-            bytes.len()
-        ),
-    }
 }
 
 /// The source's end of a lane. Used by one thread; it may go on to another once all that was put is

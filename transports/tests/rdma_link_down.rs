@@ -1,25 +1,20 @@
 //! The link goes down under waiting lanes.
 //!
-//! This takes the link of a software device (rxe) down and up again, so it needs root, and is on its
-//! own: no other test could use the device meanwhile. Elsewhere it says so.
+//! This takes the link of a software device (rxe) on a virtual interface down and up again, so it
+//! needs root, and is on its own: no other test could use the device meanwhile. Elsewhere it says so.
 #![cfg(all(feature = "rdma", feature = "testing"))]
 // Test code, also where it is not in a test function.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::process::Command;
 
-use dunlin_transports::lane::{DestinationEndpoint as _, LaneError, SourceEndpoint as _};
+use dunlin_transports::lane::{DestinationEndpoint as _, SourceEndpoint as _};
 
 mod fabric;
 
-use fabric::{Ends, PATIENCE, destination, memory, run, soon, source, ticket};
-
-/// The network interface that a device is made of; `None` unless it is software.
-fn interface(device: &str) -> Option<String> {
-    let parent = format!("/sys/class/infiniband/{device}/parent");
-    let interface = std::fs::read_to_string(parent).ok()?;
-    Some(interface.trim().to_owned())
-}
+use fabric::{
+    Ends, PATIENCE, destination, interface, memory, run, soon, source, ticket, until_error,
+};
 
 fn set_link(interface: &str, state: &str) -> bool {
     let mut command = Command::new("ip");
@@ -36,21 +31,11 @@ impl Drop for LinkUp {
     }
 }
 
-fn until_error(mut step: impl FnMut() -> Result<(), LaneError>) -> LaneError {
-    let deadline = soon();
-    loop {
-        if let Err(error) = step() {
-            return error;
-        }
-        assert!(!deadline.passed(), "the link is down and nobody minds");
-    }
-}
-
 #[test]
 fn a_link_that_goes_down_ends_waiting_lanes_with_its_name() {
     let Some(ends) = Ends::here() else { return };
     let Some(interface) = interface(&ends.destination_device) else {
-        println!("skipped: the RDMA device is not made of software");
+        println!("skipped: the RDMA device has a real network interface");
         return;
     };
     let (from, to) = (memory(64), memory(64));

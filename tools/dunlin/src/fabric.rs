@@ -104,7 +104,7 @@ pub(crate) fn source(
 /// Why there is no RDMA at that address.
 #[cfg(feature = "rdma")]
 pub(crate) fn destination(
-    local: IpAddr,
+    local: SocketAddr,
     memory: MemoryMap,
     choices: &RdmaChoices,
 ) -> Result<Box<dyn DestinationEndpoint>, LaneError> {
@@ -119,7 +119,7 @@ pub(crate) fn destination(
 
 #[cfg(not(feature = "rdma"))]
 pub(crate) fn destination(
-    _local: IpAddr,
+    _local: SocketAddr,
     _memory: MemoryMap,
     _choices: &RdmaChoices,
 ) -> Result<Box<dyn DestinationEndpoint>, LaneError> {

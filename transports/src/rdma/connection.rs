@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use super::outbox::Window;
 use super::verbs::{
     Access, Completion, CompletionChannel, CompletionQueue, ConnectionId, EventKind, LocalPiece,
     MemoryRegion, ProtectionDomain, QueuePair, QueuePairShape, RegisterError, Transfer,
@@ -137,12 +138,21 @@ impl Parts {
     }
 }
 
+/// What is known of a queue pair once it is connected.
+pub(super) struct Connected {
+    /// The lane's identity.
+    pub(super) identity: Vec<u8>,
+    /// How much may be under way on it.
+    pub(super) window: Window,
+}
+
 /// One connected queue pair.
 pub(super) struct Connection {
     number: LaneNumber,
     parts: Parts,
     id: ConnectionId,
     identity: Vec<u8>,
+    window: Window,
     watch: Arc<Watch>,
     /// The peer ended the connection.
     closed: AtomicBool,
@@ -160,14 +170,15 @@ impl Connection {
         number: LaneNumber,
         parts: Parts,
         id: ConnectionId,
-        identity: Vec<u8>,
+        connected: Connected,
         watch: Arc<Watch>,
     ) -> Arc<Self> {
         Arc::new(Self {
             number,
             parts,
             id,
-            identity,
+            identity: connected.identity,
+            window: connected.window,
             watch,
             closed: AtomicBool::new(false),
             receives: AtomicU32::new(FENCES_IN_FLIGHT_MAX),
@@ -188,6 +199,10 @@ impl Connection {
         &self.identity
     }
 
+    pub(super) fn window(&self) -> Window {
+        self.window
+    }
+
     /// Lets the peer write what is prepared, once; `false` when that was done before.
     pub(super) fn let_peer_write(&self) -> io::Result<bool> {
         if self.confirmed.swap(true, Ordering::SeqCst) {
@@ -197,11 +212,16 @@ impl Connection {
         Ok(true)
     }
 
-    /// Ends the queue pair, so that nothing of the peer's is carried out any more, and tells the
-    /// peer. May be called from any thread, and again.
-    pub(super) fn end(&self) {
+    /// Ends the queue pair, so that nothing of the peer's is carried out any more. May be called
+    /// from any thread, and again.
+    pub(super) fn end_pair(&self) {
         // A device that fails here is gone, and carries nothing out.
         let _ = self.parts.pair.end();
+    }
+
+    /// Ends the queue pair, and tells the peer. May be called from any thread, and again.
+    pub(super) fn end(&self) {
+        self.end_pair();
         self.id.disconnect();
     }
 

@@ -2,7 +2,7 @@
 //! access away.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,10 +11,9 @@ use super::error::RdmaError;
 use super::grants::Grants;
 use super::receiving::ReceivingLane;
 use super::registrations::{OpenRanges, Registrar};
-use super::setup::{Role, Setup, Way, next_event};
+use super::setup::{Role, Setup, Way, canonical, next_event};
 use super::verbs::{
-    Access, ConnectionEvent, ConnectionId, Device, EventChannel, EventKind, Libraries,
-    ProtectionDomain,
+    Access, ConnectionId, Device, EventChannel, EventKind, Libraries, ProtectionDomain,
 };
 use super::watch::Watch;
 use super::wire::{self, PeerKey, Refusal};
@@ -52,7 +51,7 @@ pub(super) struct Shared {
 
 /// The destination's side of a session's lanes.
 pub struct DestinationEndpoint {
-    listener: Mutex<ConnectionId>,
+    listener: ConnectionId,
     address: SocketAddr,
     device: Arc<Device>,
     link_layer: LinkLayer,
@@ -63,18 +62,19 @@ pub struct DestinationEndpoint {
 }
 
 impl DestinationEndpoint {
-    /// An endpoint that listens for lanes at `local`: the address at which the control connection
+    /// An endpoint that listens for lanes at the address of `local`, where the control connection
     /// arrived. The system chooses the port, which `contact` names.
     ///
     /// # Errors
     ///
     /// When a library is missing, or no device has that address.
-    pub fn new(local: IpAddr, memory: MemoryMap, options: Options) -> Result<Self, RdmaError> {
+    pub fn new(local: SocketAddr, memory: MemoryMap, options: Options) -> Result<Self, RdmaError> {
         let libraries = Libraries::load()?;
         let no_manager = RdmaError::NoConnectionManager;
         let channel = EventChannel::new(libraries).map_err(no_manager)?;
         let listener = ConnectionId::new(&channel).map_err(no_manager)?;
-        let address = SocketAddr::new(local, 0);
+        let mut address = canonical(local);
+        address.set_port(0);
         listener
             .listen(address, BACKLOG)
             .map_err(|source| RdmaError::NoRoute { address, source })?;
@@ -92,9 +92,9 @@ impl DestinationEndpoint {
             ProtectionDomain::new(&device).map_err(failed("making a protection domain"))?;
         let watch = Watch::new(&device, way.port).map_err(failed("watching it"))?;
         let registrar = Registrar::new(Arc::clone(&domain), memory);
-        let address = SocketAddr::new(local, listener.port());
+        address.set_port(listener.port());
         Ok(Self {
-            listener: Mutex::new(listener),
+            listener,
             address,
             domain,
             libraries,
@@ -156,12 +156,12 @@ impl DestinationEndpoint {
             .map_err(system("making a queue pair"))
             .and_then(|parts| {
                 setup.initialize(&parts, &id)?;
-                let (own, peer) = setup.make_ready(&parts, &id)?;
+                let connected = setup.make_ready(&parts, &id)?;
                 id.accept(setup.parameters(&parts, &[]))
                     .map_err(system("letting the lane in"))?;
-                Ok((parts, wire::identity(peer, own)))
+                Ok((parts, connected))
             });
-        let (parts, identity) = match connected {
+        let (parts, connected) = match connected {
             Ok(connected) => connected,
             Err(error) => {
                 // The peer may have gone meanwhile; then nobody hears this.
@@ -170,25 +170,11 @@ impl DestinationEndpoint {
             }
         };
         let watch = Arc::clone(&self.shared.watch);
-        let connection = Connection::new(lane, parts, id, identity, watch);
+        let connection = Connection::new(lane, parts, id, connected, watch);
         if !self.shared.watch.add(&connection) {
             return Err(LaneError::Stopped(lane));
         }
         Ok(connection)
-    }
-
-    /// The next event of the listener.
-    fn next_event(
-        &self,
-        lane: LaneNumber,
-        deadline: Deadline,
-    ) -> Result<ConnectionEvent, LaneError> {
-        let channel = {
-            let listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(listener.channel())
-        };
-        let watch = &self.shared.watch;
-        next_event(&channel, watch, lane, "waiting for a lane", deadline)
     }
 }
 
@@ -281,7 +267,9 @@ impl lane::DestinationEndpoint for DestinationEndpoint {
         let begun = Instant::now();
         let lane = tickets.first().map_or(NO_LANE, |ticket| ticket.number);
         loop {
-            let event = self.next_event(lane, deadline)?;
+            let channel = self.listener.channel();
+            let watch = &self.shared.watch;
+            let event = next_event(channel, watch, lane, "waiting for a lane", deadline)?;
             match event.kind {
                 EventKind::Request => {
                     let Some(id) = event.request else { continue };
@@ -329,6 +317,7 @@ impl lane::DestinationEndpoint for DestinationEndpoint {
         };
         let watch = &self.shared.watch;
         wait(WORDS_LIMIT, &watch.connections(), Connection::is_sent);
+        // From here on the devices take nothing; the wait is for what they had taken before.
         wait(DRAIN_LIMIT, &watch.stop(), Connection::is_drained);
     }
 

@@ -122,10 +122,10 @@ impl Default for Options {
             tos: None,
             service_level: None,
             pkey_index: None,
-            // 67 ms; seven times that, all tries together, is 0.5 s, or 1.9 s with a device that
-            // takes four times as long. Below the engine's peer timeout of 5 s, so that a dead path
-            // is reported as such; far above any delay of a path that works. rdma_cm would take
-            // 17 s.
+            // 67 ms: a lost last packet costs a pause that much. Seven times that, all tries
+            // together, is 0.5 s, or 1.9 s with a device that takes four times as long: longer than
+            // a path takes to be switched, and below the engine's peer timeout of 5 s, so that a
+            // dead path is reported as such. rdma_cm would take 17 s.
             ack_timeout: 14,
             poll: PollMode::default(),
             // As for TCP: longer than any pause that a working link shows.

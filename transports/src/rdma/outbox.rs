@@ -3,9 +3,11 @@
 use std::collections::VecDeque;
 use std::io;
 
+use super::REQUEST_BYTES_MAX;
 use super::connection::Connection;
-use super::verbs::{Request, RequestList, Transfer};
+use super::verbs::{DeviceLimits, Request, RequestList, Transfer};
 use crate::lane::DeviceCounters;
+use crate::memory::PAGE_BYTES;
 
 /// How many requests go out with one doorbell at most. A chunk of scattered single pages is 256
 /// runs; beyond some tens the doorbell's cost is lost in that of the requests.
@@ -15,13 +17,48 @@ const LIST_REQUESTS_MAX: usize = 64;
 /// queue, so it must come several times in a queue's length.
 const SIGNAL_REQUESTS: u32 = 32;
 
-/// And at least once in so many bytes, so that a put that waits for room goes on early.
-const SIGNAL_BYTES: u64 = 2 << 20;
+/// And at least once in this part of the bytes that may be under way, so that a put that waits for
+/// room goes on early.
+const SIGNALS_IN_FLIGHT: u64 = 16;
 
 /// How many bytes may be under way. At 100 Gb/s this is 2.7 ms of traffic, many times what any path
 /// in a data centre holds (its delay times its rate: about 1 MiB), so the link never runs dry while
 /// a lane looks for the next dirty pages; and little enough that a fence behind it comes soon.
-pub(super) const IN_FLIGHT_BYTES_MAX: u64 = 32 << 20;
+const IN_FLIGHT_BYTES_MAX: u64 = 32 << 20;
+
+/// How many packets of one queue pair may be under way with rxe. Beyond 64 its driver stops, and
+/// with Linux 6.1 and several lanes it often stayed so until the retry timer sent again what was not
+/// lost; one in some thirty of these retries ended in a request that the peer refused. With 48 there
+/// were fewer, and none of those.
+const RXE_PACKETS_MAX: u64 = 48;
+
+/// How much may be under way on a lane, and in one request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Window {
+    /// Bytes under way.
+    pub(super) in_flight_bytes: u64,
+    /// Pages of one request.
+    pub(super) request_pages: u32,
+}
+
+impl Window {
+    /// The window for lanes of a device, whose path MTU is counted as `enum ibv_mtu` does.
+    pub(super) fn of(limits: DeviceLimits, path_mtu: u32) -> Self {
+        let request_pages_max = u64::from(REQUEST_BYTES_MAX) / PAGE_BYTES;
+        let in_flight_bytes = if limits.is_rxe {
+            // 1 is 256 bytes, each further one twice that.
+            RXE_PACKETS_MAX * (128 << path_mtu.clamp(1, 5))
+        } else {
+            IN_FLIGHT_BYTES_MAX
+        };
+        // Two at least, so that one is under way while the other completes.
+        let request_pages = (in_flight_bytes / 2 / PAGE_BYTES).clamp(1, request_pages_max);
+        Self {
+            in_flight_bytes,
+            request_pages: request_pages as u32,
+        }
+    }
+}
 
 /// Requests that a completion stands for: its own and the silent ones before it.
 struct Signalled {
@@ -32,6 +69,7 @@ struct Signalled {
 
 /// Requests under way.
 pub(super) struct Outbox {
+    window: Window,
     list: RequestList,
     depth: u32,
     next_id: u64,
@@ -49,8 +87,9 @@ pub(super) struct Outbox {
 
 impl Outbox {
     /// For a queue of `depth` requests.
-    pub(super) fn new(depth: u32) -> Self {
+    pub(super) fn new(depth: u32, window: Window) -> Self {
         Self {
+            window,
             list: RequestList::new(LIST_REQUESTS_MAX.min(depth.max(1) as usize)),
             depth,
             next_id: 0,
@@ -67,8 +106,13 @@ impl Outbox {
     /// Whether a request of so many bytes may be added now.
     pub(super) fn has_room(&self, bytes: u64) -> bool {
         self.requests < self.depth
-            && (self.bytes == 0 || self.bytes + bytes <= IN_FLIGHT_BYTES_MAX)
+            && (self.bytes == 0 || self.bytes + bytes <= self.window.in_flight_bytes)
             && !self.list.is_full()
+    }
+
+    /// How many pages one request may have.
+    pub(super) fn request_pages(&self) -> u32 {
+        self.window.request_pages
     }
 
     /// Whether nothing is under way.
@@ -82,7 +126,7 @@ impl Outbox {
         self.silent_bytes += bytes;
         let signalled = wants_completion
             || self.silent_requests >= SIGNAL_REQUESTS
-            || self.silent_bytes >= SIGNAL_BYTES;
+            || self.silent_bytes >= self.window.in_flight_bytes / SIGNALS_IN_FLIGHT;
         self.list.push(Request {
             id: self.next_id,
             transfer,
@@ -166,7 +210,7 @@ mod tests {
 
     #[test]
     fn a_completion_frees_the_silent_requests_before_it() {
-        let mut outbox = Outbox::new(128);
+        let mut outbox = Outbox::new(128, Window::of(DeviceLimits::default(), 5));
         for _ in 0..40 {
             outbox.push(write(4096), 4096, false);
         }
@@ -182,7 +226,7 @@ mod tests {
 
     #[test]
     fn requests_and_bytes_under_way_are_bounded() {
-        let mut outbox = Outbox::new(40);
+        let mut outbox = Outbox::new(40, Window::of(DeviceLimits::default(), 5));
         // One that is larger than all room goes out when nothing else does.
         assert!(outbox.has_room(IN_FLIGHT_BYTES_MAX * 2));
         for _ in 0..32 {
@@ -198,5 +242,25 @@ mod tests {
         outbox.complete(3);
         // The list is as long as it may be.
         assert!(!outbox.has_room(0));
+    }
+
+    #[test]
+    fn a_window_is_smaller_for_rxe() {
+        let rxe = DeviceLimits {
+            is_rxe: true,
+            ..DeviceLimits::default()
+        };
+        for (limits, mtu, in_flight_bytes, request_pages) in [
+            (DeviceLimits::default(), 3, IN_FLIGHT_BYTES_MAX, 256),
+            (rxe, 5, 48 * 4096, 24),
+            (rxe, 3, 48 * 1024, 6),
+            (rxe, 0, 48 * 256, 1),
+        ] {
+            let expected = Window {
+                in_flight_bytes,
+                request_pages,
+            };
+            assert_eq!(Window::of(limits, mtu), expected);
+        }
     }
 }

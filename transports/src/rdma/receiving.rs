@@ -4,11 +4,10 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::REQUEST_BYTES_MAX;
 use super::connection::{Connection, FENCES_IN_FLIGHT_MAX};
 use super::destination::Shared;
 use super::outbox::Outbox;
-use super::verbs::{Completion, CompletionStatus, LocalPiece, Transfer};
+use super::verbs::{Completion, CompletionStatus, Transfer};
 use super::waiting::{Pause, Waiter};
 use super::wire::Message;
 use crate::deadline::Deadline;
@@ -16,9 +15,6 @@ use crate::lane::{
     DestinationLane, DeviceCounters, FenceNumber, LaneCounters, LaneError, LaneNumber,
 };
 use crate::memory::{PAGE_BYTES, PageNumber, Run};
-
-/// The most pages of one read.
-const REQUEST_PAGES_MAX: u32 = REQUEST_BYTES_MAX / PAGE_BYTES as u32;
 
 /// The destination's end of a lane.
 pub(super) struct ReceivingLane {
@@ -39,10 +35,11 @@ impl ReceivingLane {
     pub(super) fn new(connection: Arc<Connection>, shared: Arc<Shared>) -> Self {
         let device = shared.ranges.registrar().domain().device();
         let depth = Self::REQUESTS.min(device.limits().requests_max);
+        let outbox = Outbox::new(depth, connection.window());
         Self {
             connection,
             shared,
-            outbox: Outbox::new(depth),
+            outbox,
             seen: VecDeque::new(),
             last_seen: 0,
             failed: false,
@@ -206,13 +203,9 @@ impl ReceivingLane {
                 };
                 let left = region.range().end().0 - first.0;
                 let pages = (offered.run.pages - done)
-                    .min(REQUEST_PAGES_MAX)
+                    .min(self.outbox.request_pages())
                     .min(u32::try_from(left).unwrap_or(u32::MAX));
-                let into = LocalPiece {
-                    address: region.address() + (first.0 - region.range().first.0) * PAGE_BYTES,
-                    bytes: pages * PAGE_BYTES as u32,
-                    key: region.local_key(),
-                };
+                let into = region.piece(first, pages);
                 let read = Transfer::Read {
                     into,
                     from_address: offered.address + u64::from(done) * PAGE_BYTES,

@@ -3,19 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::REQUEST_BYTES_MAX;
 use super::connection::{Connection, FENCES_IN_FLIGHT_MAX};
 use super::outbox::Outbox;
 use super::source::{Shared, ZERO_PAGES};
-use super::verbs::{Completion, CompletionStatus, LocalPiece, Transfer};
+use super::verbs::{Completion, CompletionStatus, Transfer};
 use super::waiting::{Pause, Waiter};
 use super::wire::Message;
 use crate::deadline::StallWatch;
 use crate::lane::{DeviceCounters, FenceNumber, LaneCounters, LaneError, LaneNumber, SourceLane};
 use crate::memory::{PAGE_BYTES, PageNumber, Run};
-
-/// The most pages of one write.
-const REQUEST_PAGES_MAX: u32 = REQUEST_BYTES_MAX / PAGE_BYTES as u32;
 
 /// The source's end of a lane.
 pub(super) struct SendingLane {
@@ -41,10 +37,11 @@ impl SendingLane {
     pub(super) fn new(connection: Arc<Connection>, shared: Arc<Shared>) -> Self {
         let device = shared.sent.registrar().domain().device();
         let depth = Self::REQUESTS.min(device.limits().requests_max);
+        let outbox = Outbox::new(depth, connection.window());
         Self {
             connection,
             shared,
-            outbox: Outbox::new(depth),
+            outbox,
             pieces: Vec::new(),
             arrived: Vec::new(),
             counters: LaneCounters::default(),
@@ -230,12 +227,12 @@ impl SendingLane {
                 let first = PageNumber(granted.run.first.0 + u64::from(done));
                 let wanted = (granted.run.pages - done).min(pages_max);
                 let from = if zero {
-                    Ok((&shared.zeros, wanted).into_piece(PageNumber(0)))
+                    Ok(shared.zeros.piece(PageNumber(0), wanted))
                 } else {
                     shared.sent.of(first).map(|region| {
                         let left = region.range().end().0.saturating_sub(first.0);
                         let pages = wanted.min(u32::try_from(left).unwrap_or(u32::MAX));
-                        (&*region, pages).into_piece(first)
+                        region.piece(first, pages)
                     })
                 };
                 match from {
@@ -258,29 +255,14 @@ impl SendingLane {
             failed.get_or_insert(LaneError::NotPrepared { lane, run });
         }
         let pushed = match failed {
-            Some(error) => Err(error),
+            // Part of the put may have left.
+            Some(error) => Err(self.fail(error)),
             None => pieces
                 .iter()
                 .try_for_each(|(write, bytes)| self.push(*write, *bytes, false)),
         };
         self.pieces = pieces;
         pushed
-    }
-}
-
-/// Part of a registration, as a request names it.
-trait IntoPiece {
-    fn into_piece(self, first: PageNumber) -> LocalPiece;
-}
-
-impl IntoPiece for (&super::verbs::MemoryRegion, u32) {
-    fn into_piece(self, first: PageNumber) -> LocalPiece {
-        let (region, pages) = self;
-        LocalPiece {
-            address: region.address() + (first.0 - region.range().first.0) * PAGE_BYTES,
-            bytes: pages * PAGE_BYTES as u32,
-            key: region.local_key(),
-        }
     }
 }
 
@@ -292,7 +274,7 @@ impl SourceLane for SendingLane {
     fn put(&mut self, runs: &[Run]) -> Result<(), LaneError> {
         self.check(runs)?;
         for run in runs {
-            self.add(*run, REQUEST_PAGES_MAX, false)?;
+            self.add(*run, self.outbox.request_pages(), false)?;
             self.counters.runs += 1;
             self.counters.payload_bytes += run.bytes();
             self.counters.wire_bytes += run.bytes();
@@ -303,7 +285,7 @@ impl SourceLane for SendingLane {
     fn put_zero(&mut self, runs: &[Run]) -> Result<(), LaneError> {
         self.check(runs)?;
         for run in runs {
-            self.add(*run, ZERO_PAGES, true)?;
+            self.add(*run, ZERO_PAGES.min(self.outbox.request_pages()), true)?;
             self.counters.zero_pages += u64::from(run.pages);
             self.counters.wire_bytes += run.bytes();
         }

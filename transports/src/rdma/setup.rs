@@ -1,18 +1,19 @@
 //! How an address leads to a device, and how a queue pair becomes connected, with which settings.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::connection::Parts;
+use super::connection::{Connected, Parts};
 use super::error::RdmaError;
+use super::outbox::Window;
 use super::verbs::{
     ConnectParameters, ConnectionEvent, ConnectionId, Device, EventChannel, EventKind, Libraries,
     NextState, QueuePairAttributes,
 };
 use super::watch::{Watch, wait_readable};
-use super::wire::End;
+use super::wire::{self, End};
 use super::{LinkLayer, Options};
 use crate::deadline::Deadline;
 use crate::lane::{LaneError, LaneNumber};
@@ -45,6 +46,16 @@ pub(super) const RESOLVE_LIMIT_MS: u32 = 2000;
 pub(super) enum Role {
     Source,
     Destination,
+}
+
+/// An address as rdma_cm takes it: IPv4 as such, where a socket for both versions has it in the form
+/// of IPv6.
+pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
+    match address.ip().to_canonical() {
+        IpAddr::V4(v4) => SocketAddr::new(v4.into(), address.port()),
+        // With its scope.
+        IpAddr::V6(_) => address,
+    }
 }
 
 /// A device, and the port of it that leads to an address.
@@ -200,12 +211,12 @@ impl Setup<'_> {
             .map_err(self.system("posting receives"))
     }
 
-    /// To RTR and RTS. Returns this side's and the peer's end.
+    /// To RTR and RTS.
     pub(super) fn make_ready(
         &self,
         parts: &Parts,
         id: &ConnectionId,
-    ) -> Result<(End, End), LaneError> {
+    ) -> Result<Connected, LaneError> {
         let system = self.system("connecting a queue pair");
         let mut attributes = id.attributes(NextState::ReadyToReceive).map_err(&system)?;
         attributes.set_marks(self.options.tos, self.options.service_level);
@@ -215,7 +226,8 @@ impl Setup<'_> {
             .port(self.port)
             .map_err(|error| error.on(self.number, "connecting a queue pair"))?;
         // The route knows the path, the port its own link: never more than either.
-        attributes.set_path_mtu(attributes.path_mtu().min(port.path_mtu));
+        let path_mtu = attributes.path_mtu().min(port.path_mtu);
+        attributes.set_path_mtu(path_mtu);
         let own = self.own_end(parts, &attributes)?;
         let (queue_pair, address) = attributes.peer();
         parts.pair.modify(attributes).map_err(&system)?;
@@ -226,7 +238,14 @@ impl Setup<'_> {
             queue_pair,
             address,
         };
-        Ok((own, peer))
+        let (source, destination) = match self.role {
+            Role::Source => (own, peer),
+            Role::Destination => (peer, own),
+        };
+        Ok(Connected {
+            identity: wire::identity(source, destination),
+            window: Window::of(self.device.limits(), path_mtu),
+        })
     }
 
     fn own_end(&self, parts: &Parts, attributes: &QueuePairAttributes) -> Result<End, LaneError> {

@@ -10,7 +10,7 @@ use super::error::RdmaError;
 use super::grants::Grants;
 use super::registrations::{OpenRanges, Registrar, SentPieces};
 use super::sending::SendingLane;
-use super::setup::{RESOLVE_LIMIT_MS, Role, Setup, Way, next_event};
+use super::setup::{RESOLVE_LIMIT_MS, Role, Setup, Way, canonical, next_event};
 use super::verbs::{
     Access, ConnectionEvent, ConnectionId, Device, EventChannel, EventKind, Libraries,
     MemoryRegion, ProtectionDomain, RegisterError,
@@ -23,7 +23,7 @@ use crate::lane::{
     self, Grant, LaneError, LaneNumber, LaneTicket, RegistrationCounters, SourceLane,
 };
 use crate::memory::{HostMapping, MemoryMap, OwnedMapping, PAGE_BYTES, PageNumber, Run};
-use crate::prepared::PreparedRanges;
+use crate::ranges::PreparedRanges;
 
 /// The name of a lane where an endpoint's call concerns none.
 const NO_LANE: LaneNumber = LaneNumber(0);
@@ -84,6 +84,7 @@ impl SourceEndpoint {
         options: Options,
     ) -> Result<Self, RdmaError> {
         let libraries = Libraries::load()?;
+        let control = canonical(control);
         let way = Way::to(libraries, control, &options, Deadline::after(FIND_LIMIT))?;
         let (device, link_layer) = (way.device, way.link_layer);
         let failed = |doing| {
@@ -190,10 +191,9 @@ impl SourceEndpoint {
         id.connect(setup.parameters(&parts, &introduction))
             .map_err(unreachable)?;
         step("waiting to be let in", EventKind::Response)?;
-        let (own, peer) = setup.make_ready(&parts, &id)?;
+        let connected = setup.make_ready(&parts, &id)?;
         id.establish().map_err(unreachable)?;
-        let identity = wire::identity(own, peer);
-        let connection = Connection::new(lane, parts, id, identity, Arc::clone(watch));
+        let connection = Connection::new(lane, parts, id, connected, Arc::clone(watch));
         if !watch.add(&connection) {
             return Err(LaneError::Stopped(lane));
         }

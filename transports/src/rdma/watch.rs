@@ -88,9 +88,11 @@ impl Watch {
         self.stopped.store(true, Ordering::SeqCst);
         self.raise_alarm();
         let connections = self.connections();
-        for connection in &connections {
-            connection.end();
-        }
+        // All lanes' writes first, then the politeness.
+        connections
+            .iter()
+            .for_each(|connection| connection.end_pair());
+        connections.iter().for_each(|connection| connection.end());
         connections
     }
 
@@ -116,9 +118,16 @@ impl Watch {
 
     /// Takes what the device has to say.
     pub(super) fn look(&self) {
-        // A device that fails to tell is found by its queues.
-        while let Ok(Some(event)) = self.device.take_event() {
-            self.note(event);
+        loop {
+            match self.device.take_event() {
+                Ok(Some(event)) => self.note(event),
+                Ok(None) => break,
+                // It has nobody behind it any more.
+                Err(_) => {
+                    self.note(DeviceEvent::DeviceFatal);
+                    break;
+                }
+            }
         }
     }
 

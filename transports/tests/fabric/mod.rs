@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use dunlin_transports::conformance::{Harness, Pair};
 use dunlin_transports::deadline::Deadline;
-use dunlin_transports::lane::{LaneNumber, LaneTicket, LaneToken, SessionId};
+use dunlin_transports::lane::{LaneError, LaneNumber, LaneTicket, LaneToken, SessionId};
 use dunlin_transports::memory::{
     HostMapping, MemoryMap, OwnedMapping, PAGE_BYTES, PageNumber, Run,
 };
@@ -101,7 +101,8 @@ fn options(ends: &Ends) -> Options {
 }
 
 fn destination_with(ends: &Ends, memory: MemoryMap, options: Options) -> DestinationEndpoint {
-    DestinationEndpoint::new(ends.destination, memory, options).unwrap()
+    let control = SocketAddr::new(ends.destination, 7471);
+    DestinationEndpoint::new(control, memory, options).unwrap()
 }
 
 /// The source of a session; its control would have gone to the usual port, the contact has that of
@@ -154,5 +155,25 @@ impl Harness for Fabric {
             destination: Box::new(destination),
             keep: Box::new(()),
         }
+    }
+}
+
+/// The network interface that a device is made of; `None` unless both are software: nobody's way to
+/// this machine.
+pub(crate) fn interface(device: &str) -> Option<String> {
+    let parent = format!("/sys/class/infiniband/{device}/parent");
+    let interface = std::fs::read_to_string(parent).ok()?.trim().to_owned();
+    let hardware = format!("/sys/class/net/{interface}/device");
+    (!std::path::Path::new(&hardware).exists()).then_some(interface)
+}
+
+/// Does something until it fails; it has to, before long.
+pub(crate) fn until_error(mut step: impl FnMut() -> Result<(), LaneError>) -> LaneError {
+    let deadline = soon();
+    loop {
+        if let Err(error) = step() {
+            return error;
+        }
+        assert!(!deadline.passed(), "it goes on as if nothing were");
     }
 }

@@ -136,7 +136,6 @@ fn arrive(arguments: &Incoming, socket: &UnixStream) -> Result<Arrived, Failure>
     let local = stream
         .local_addr()
         .map_err(|error| Failure::system("the control connection's address", error))?;
-    let local = local.ip().to_canonical();
     let options = Options::default();
     let mut control = control_channel(stream, &options)
         .map_err(|error| Failure::new(Exit::PeerFailed, error.to_string()))?;

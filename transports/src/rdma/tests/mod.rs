@@ -15,6 +15,7 @@ use crate::lane::{
 };
 use crate::memory::{HostMapping, MemoryMap, OwnedMapping, PAGE_BYTES, PageNumber, Run};
 
+mod events;
 mod messages;
 mod reaching;
 
@@ -84,9 +85,9 @@ impl Session {
         let (source_memory, destination_memory) =
             (memory(PAGES.into(), 1), memory(PAGES.into(), 2));
         let options = Options::default();
-        let destination =
-            DestinationEndpoint::new(address, destination_memory.clone(), options.clone()).unwrap();
         let control = SocketAddr::new(address, 7471);
+        let destination =
+            DestinationEndpoint::new(control, destination_memory.clone(), options.clone()).unwrap();
         let source = SourceEndpoint::new(control, source_memory.clone(), options).unwrap();
         source.accept_contact(&destination.contact()).unwrap();
         source.prepare(run(0, PAGES)).unwrap();

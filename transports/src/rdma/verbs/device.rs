@@ -22,7 +22,7 @@ use crate::rdma::error::RdmaError;
 const LINK_LAYER_ETHERNET: u8 = 2;
 
 /// What a device can do, as far as lanes ask.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(in crate::rdma) struct DeviceLimits {
     /// The longest registration, in bytes.
     pub(in crate::rdma) registration_bytes_max: u64,
@@ -38,7 +38,13 @@ pub(in crate::rdma) struct DeviceLimits {
     pub(in crate::rdma) reads_in_max: u8,
     /// How many ports it has.
     pub(in crate::rdma) ports: u8,
+    /// Whether it is rxe, Linux's RoCE in software: it goes by a vendor's number that no vendor has
+    /// (`RXE_VENDOR_ID`, `rxe_param.h`).
+    pub(in crate::rdma) is_rxe: bool,
 }
+
+/// What rxe says instead of a vendor's number.
+const RXE_VENDOR: u32 = 0xff_ffff;
 
 /// A port as it is now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,15 +185,7 @@ impl Device {
             context,
             libraries,
             name: name.clone(),
-            limits: DeviceLimits {
-                registration_bytes_max: 0,
-                registrations_max: 0,
-                requests_max: 0,
-                completions_max: 0,
-                reads_out_max: 0,
-                reads_in_max: 0,
-                ports: 0,
-            },
+            limits: DeviceLimits::default(),
         };
         opened.check_operations().map_err(failed("opening it"))?;
         opened.limits = opened
@@ -228,6 +226,7 @@ impl Device {
             reads_out_max: depth(raw.max_qp_init_rd_atom),
             reads_in_max: depth(raw.max_qp_rd_atom),
             ports: raw.phys_port_cnt,
+            is_rxe: raw.vendor_id == RXE_VENDOR,
         })
     }
 

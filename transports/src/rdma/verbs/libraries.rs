@@ -157,3 +157,43 @@ impl Libraries {
         }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    functions! {
+        /// A library that no host has.
+        #[allow(dead_code, reason = "it never comes to be")]
+        Absent of "libdunlin-absent.so.9" in package "libdunlin-absent9" {
+            ibv_absent() -> c_int;
+        }
+    }
+
+    functions! {
+        /// The C library, which has no verbs.
+        #[allow(dead_code, reason = "it never comes to be")]
+        WithoutVerbs of "libc.so.6" in package "libc6" {
+            ibv_absent() -> c_int;
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_named_with_its_package() {
+        let error = Absent::load().err().unwrap().to_string();
+        assert!(error.contains("libdunlin-absent.so.9"), "{error}");
+        assert!(error.contains("the package libdunlin-absent9"), "{error}");
+        let error = WithoutVerbs::load().err().unwrap().to_string();
+        assert!(error.contains("libc.so.6 has no ibv_absent"), "{error}");
+        assert!(error.contains("libc6"), "{error}");
+    }
+
+    #[test]
+    fn where_the_libraries_are_all_functions_are_found() {
+        match Libraries::load() {
+            Ok(_) => {}
+            Err(error @ RdmaError::NoLibrary { .. }) => println!("skipped: {error}"),
+            Err(error) => panic!("{error}"),
+        }
+    }
+}

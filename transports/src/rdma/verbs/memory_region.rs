@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use rdma_sys::{ibv_access_flags, ibv_mr, ibv_pd};
 
-use super::Device;
-use crate::memory::{MemoryError, MemoryMap, Run};
+use super::{Device, LocalPiece};
+use crate::memory::{MemoryError, MemoryMap, PAGE_BYTES, PageNumber, Run};
 
 /// The boundary to which addresses on the wire keep their place in memory: 1 GiB, the largest page
 /// of x86-64. A device can then map a registration with the pages that its memory has.
@@ -171,6 +171,17 @@ impl MemoryRegion {
         self.address
     }
 
+    /// Part of the range, from `first` on, as this side's requests name it. Pages beside the range
+    /// yield an address that the device refuses.
+    pub(in crate::rdma) fn piece(&self, first: PageNumber, pages: u32) -> LocalPiece {
+        let skipped = first.0.wrapping_sub(self.range.first.0);
+        LocalPiece {
+            address: self.address.wrapping_add(skipped.wrapping_mul(PAGE_BYTES)),
+            bytes: pages.saturating_mul(PAGE_BYTES as u32),
+            key: self.local_key(),
+        }
+    }
+
     /// The key for requests of this side.
     pub(in crate::rdma) fn local_key(&self) -> u32 {
         // SAFETY: the region lives until `self` is dropped, and the key does not change.
@@ -187,7 +198,8 @@ impl MemoryRegion {
 impl Drop for MemoryRegion {
     fn drop(&mut self) {
         // SAFETY: the region came from `ibv_reg_mr_iova2`, belongs to this value, and ends here;
-        // the device does not touch its memory once this has returned. Its mapping goes after.
+        // the device does not touch its memory once this has returned. Its mapping goes after. (If
+        // the kernel refused, the pages would stay pinned, and so nobody else's.)
         unsafe { (self.domain.device.libraries.verbs.ibv_dereg_mr)(self.region) };
     }
 }

@@ -21,9 +21,9 @@
 //! 6. **No call here waits for the peer or for an event.** Descriptors are nonblocking, and
 //!    whatever may take time is asked for and answered by an event. Waiting, with a deadline, is
 //!    done outside, by poll(2).
-//! 7. **Handles may be used from several threads.** libibverbs guarantees that for every call but
-//!    those that destroy (its manual: 'libibverbs is fully thread safe'), and `Drop` has the only
-//!    reference left. librdmacm's calls lock what they share in the same way.
+//! 7. **Handles may be used from several threads.** All objects of libibverbs are safe for that
+//!    unless asked not to be (ibv_alloc_td(3)); librdmacm's calls name a connection to the kernel by
+//!    a number and lock the little that they keep of it. Destroying is for the last owner: `Drop`.
 //! 8. **What the library or the device says is checked**: null pointers, return codes, lengths,
 //!    numbers of unknown kinds. None of it can panic or index.
 //!
@@ -34,31 +34,35 @@
 //! | `event` | what a device says by itself: a port is down, a queue pair is broken |
 //! | `memory_region` | protection domains and registrations |
 //! | `completion` | completion queues, and the channel that announces them |
-//! | `queue_pair` | queue pairs, their states, and posting to them |
+//! | `queue_pair` | queue pairs, and posting to them |
+//! | `request` | requests, and lists of them that are posted together |
+//! | `attributes` | with which settings a queue pair goes from state to state |
 //! | `connection` | rdma_cm: from an IP address to a connected queue pair |
-//! | `conversation` | rdma_cm's events |
+//! | `connection_event` | rdma_cm's events: what became of it, what the peer does |
 //! | `address` | IP addresses as the system's calls take them |
 
 mod address;
+mod attributes;
 mod completion;
 mod connection;
-mod conversation;
+mod connection_event;
 mod device;
 mod event;
 mod libraries;
 mod memory_region;
 mod queue_pair;
+mod request;
 
+pub(super) use attributes::{NextState, QueuePairAttributes};
 pub(super) use completion::{Completion, CompletionChannel, CompletionQueue, CompletionStatus};
-pub(super) use connection::{ConnectParameters, ConnectionId, NextState, QueuePairAttributes};
-pub(super) use conversation::{ConnectionEvent, EventChannel, EventKind};
-pub(super) use device::{Device, GlobalId};
+pub(super) use connection::{ConnectParameters, ConnectionId};
+pub(super) use connection_event::{ConnectionEvent, EventChannel, EventKind};
+pub(super) use device::{Device, DeviceLimits, GlobalId};
 pub(super) use event::DeviceEvent;
 pub(super) use libraries::Libraries;
 pub(super) use memory_region::{Access, MemoryRegion, ProtectionDomain, RegisterError};
-pub(super) use queue_pair::{
-    INLINE_BYTES_MAX, LocalPiece, QueuePair, QueuePairShape, Request, RequestList, Transfer,
-};
+pub(super) use queue_pair::{QueuePair, QueuePairShape};
+pub(super) use request::{INLINE_BYTES_MAX, LocalPiece, Request, RequestList, Transfer};
 
 use std::io;
 use std::os::fd::BorrowedFd;

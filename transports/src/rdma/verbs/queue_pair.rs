@@ -6,11 +6,10 @@ use std::sync::Arc;
 
 use rdma_sys::{
     ibv_access_flags, ibv_post_recv, ibv_post_send, ibv_qp, ibv_qp_attr, ibv_qp_attr_mask,
-    ibv_qp_cap, ibv_qp_init_attr, ibv_qp_state, ibv_qp_type, ibv_recv_wr, ibv_send_flags,
-    ibv_send_wr, ibv_sge, ibv_wr_opcode,
+    ibv_qp_cap, ibv_qp_init_attr, ibv_qp_state, ibv_qp_type, ibv_recv_wr, ibv_sge,
 };
 
-use super::{CompletionQueue, ProtectionDomain, QueuePairAttributes, check_returned};
+use super::{CompletionQueue, ProtectionDomain, QueuePairAttributes, RequestList, check_returned};
 
 /// How long a queue pair's queues are.
 #[derive(Clone, Copy, Debug)]
@@ -181,18 +180,17 @@ impl QueuePair {
     ///
     /// When the queue is full or the pair is not connected; some of the requests may be under way.
     pub(in crate::rdma) fn post(&self, list: &mut RequestList) -> io::Result<()> {
-        if list.requests.is_empty() {
+        let first = list.link();
+        if first.is_null() {
             return Ok(());
         }
-        list.link();
         let mut refused = std::ptr::null_mut();
         // SAFETY: the pair is there and its function was checked when the device was opened. `link`
         // has just made of the list's requests a chain that ends with a null pointer, each with its
-        // own piece; neither vector changes until the call returns, and the device's queue holds
-        // copies afterwards. Memory that the requests name is checked by the device: law 1; but an
-        // inline request's bytes are read here, and those are the list's own.
-        let result =
-            unsafe { ibv_post_send(self.pair, list.requests.as_mut_ptr(), &raw mut refused) };
+        // own piece; the list, held exclusively, stays as it is until the call returns, and the
+        // device's queue holds copies afterwards. Memory that the requests name is checked by the
+        // device: law 1; but an inline request's bytes are read here, and those are the list's own.
+        let result = unsafe { ibv_post_send(self.pair, first, &raw mut refused) };
         list.clear();
         check_returned(result)
     }
@@ -202,217 +200,5 @@ impl Drop for QueuePair {
     fn drop(&mut self) {
         // SAFETY: law 3: nothing was made from it; law 5: its events were acknowledged.
         unsafe { (self.domain.device().libraries.verbs.ibv_destroy_qp)(self.pair) };
-    }
-}
-
-/// A range of this side's registered memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::rdma) struct LocalPiece {
-    pub(in crate::rdma) address: u64,
-    pub(in crate::rdma) bytes: u32,
-    pub(in crate::rdma) key: u32,
-}
-
-/// The longest message that travels in its request; the transport has none that is longer.
-pub(in crate::rdma) const INLINE_BYTES_MAX: usize = 16;
-
-/// What a request asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::rdma) enum Transfer {
-    /// Writes `from` to the peer's memory.
-    Write {
-        from: LocalPiece,
-        to_address: u64,
-        to_key: u32,
-    },
-    /// Reads the peer's memory into `into`.
-    Read {
-        into: LocalPiece,
-        from_address: u64,
-        from_key: u32,
-    },
-    /// Sends a message from a registered buffer.
-    Send(LocalPiece),
-    /// Sends a message that the request itself carries.
-    SendInline([u8; INLINE_BYTES_MAX]),
-}
-
-/// One request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::rdma) struct Request {
-    /// What its completion is known by.
-    pub(in crate::rdma) id: u64,
-    /// What it asks for.
-    pub(in crate::rdma) transfer: Transfer,
-    /// Whether it completes visibly when it succeeds.
-    pub(in crate::rdma) signalled: bool,
-}
-
-/// Requests to be posted together. Keeps its memory from one use to the next.
-pub(in crate::rdma) struct RequestList {
-    requests: Vec<ibv_send_wr>,
-    pieces: Vec<ibv_sge>,
-    messages: Vec<[u8; INLINE_BYTES_MAX]>,
-    capacity: usize,
-}
-
-// SAFETY: the pointers in the requests are set and followed within `QueuePair::post` only, which
-// has the list exclusively; between two posts nobody reads them.
-unsafe impl Send for RequestList {}
-
-impl RequestList {
-    /// A list of up to `capacity` requests.
-    pub(in crate::rdma) fn new(capacity: usize) -> Self {
-        Self {
-            requests: Vec::with_capacity(capacity),
-            pieces: Vec::with_capacity(capacity),
-            messages: Vec::with_capacity(capacity),
-            capacity,
-        }
-    }
-
-    /// How many are in it.
-    pub(in crate::rdma) fn len(&self) -> usize {
-        self.requests.len()
-    }
-
-    /// Whether it has to be posted before more fit.
-    pub(in crate::rdma) fn is_full(&self) -> bool {
-        self.requests.len() >= self.capacity
-    }
-
-    fn clear(&mut self) {
-        self.requests.clear();
-        self.pieces.clear();
-        self.messages.clear();
-    }
-
-    /// Makes the last request's completion visible.
-    pub(in crate::rdma) fn signal_last(&mut self) {
-        if let Some(last) = self.requests.last_mut() {
-            last.send_flags |= ibv_send_flags::IBV_SEND_SIGNALED.0;
-        }
-    }
-
-    /// Adds a request.
-    pub(in crate::rdma) fn push(&mut self, request: Request) {
-        // SAFETY: all zero is a valid `ibv_send_wr`: integers, null pointers, and unions of those.
-        let mut raw: ibv_send_wr = unsafe { std::mem::zeroed() };
-        raw.wr_id = request.id;
-        raw.num_sge = 1;
-        if request.signalled {
-            raw.send_flags = ibv_send_flags::IBV_SEND_SIGNALED.0;
-        }
-        let mut message = [0; INLINE_BYTES_MAX];
-        let piece = match request.transfer {
-            Transfer::Write {
-                from,
-                to_address,
-                to_key,
-            } => {
-                raw.opcode = ibv_wr_opcode::IBV_WR_RDMA_WRITE;
-                raw.wr.rdma.remote_addr = to_address;
-                raw.wr.rdma.rkey = to_key;
-                from
-            }
-            Transfer::Read {
-                into,
-                from_address,
-                from_key,
-            } => {
-                raw.opcode = ibv_wr_opcode::IBV_WR_RDMA_READ;
-                raw.wr.rdma.remote_addr = from_address;
-                raw.wr.rdma.rkey = from_key;
-                into
-            }
-            Transfer::Send(piece) => {
-                raw.opcode = ibv_wr_opcode::IBV_WR_SEND;
-                piece
-            }
-            Transfer::SendInline(bytes) => {
-                raw.opcode = ibv_wr_opcode::IBV_WR_SEND;
-                raw.send_flags |= ibv_send_flags::IBV_SEND_INLINE.0;
-                message = bytes;
-                LocalPiece {
-                    address: 0,
-                    bytes: INLINE_BYTES_MAX as u32,
-                    key: 0,
-                }
-            }
-        };
-        self.requests.push(raw);
-        self.pieces.push(ibv_sge {
-            addr: piece.address,
-            length: piece.bytes,
-            lkey: piece.key,
-        });
-        self.messages.push(message);
-    }
-
-    /// Chains the requests and points each to its piece.
-    fn link(&mut self) {
-        let mut next = std::ptr::null_mut();
-        let parts = self.requests.iter_mut().zip(&mut self.pieces);
-        for ((request, piece), message) in parts.zip(&mut self.messages).rev() {
-            if request.send_flags & ibv_send_flags::IBV_SEND_INLINE.0 != 0 {
-                piece.addr = message.as_mut_ptr() as u64;
-            }
-            request.sg_list = &raw mut *piece;
-            request.next = next;
-            next = &raw mut *request;
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn write(id: u64) -> Request {
-        Request {
-            id,
-            transfer: Transfer::Write {
-                from: LocalPiece {
-                    address: 4096 * id,
-                    bytes: 4096,
-                    key: 7,
-                },
-                to_address: id,
-                to_key: 9,
-            },
-            signalled: false,
-        }
-    }
-
-    #[test]
-    fn a_list_is_one_chain_in_the_order_of_pushing() {
-        let mut list = RequestList::new(3);
-        list.push(write(1));
-        list.push(write(2));
-        list.push(Request {
-            id: 3,
-            transfer: Transfer::SendInline(*b"sixteen bytes ..."[..16].first_chunk().unwrap()),
-            signalled: false,
-        });
-        assert!(list.is_full());
-        list.signal_last();
-        list.link();
-        let mut at: *const ibv_send_wr = list.requests.as_ptr();
-        let mut seen = Vec::new();
-        while !at.is_null() {
-            // SAFETY: `link` chained the list's own requests.
-            let request = unsafe { &*at };
-            // SAFETY: and pointed each to its own piece.
-            let piece = unsafe { &*request.sg_list };
-            let is_signalled = request.send_flags & ibv_send_flags::IBV_SEND_SIGNALED.0 != 0;
-            seen.push((request.wr_id, piece.length, is_signalled));
-            if request.wr_id == 3 {
-                // SAFETY: an inline request's piece points to the list's own message.
-                let message = unsafe { std::slice::from_raw_parts(piece.addr as *const u8, 16) };
-                assert_eq!(message, b"sixteen bytes ..");
-            }
-            at = request.next;
-        }
-        assert_eq!(seen, [(1, 4096, false), (2, 4096, false), (3, 16, true)]);
     }
 }
