@@ -13,10 +13,12 @@ use dunlin_transports::lane::{
 use dunlin_transports::memory::{MemoryError, MemoryMap, PAGE_BYTES, PageNumber, Run};
 use dunlin_transports::runtime::{Receiver, SyncSender};
 
+use super::warming;
 use crate::chunk::{Chunk, ChunkCursor, is_clean};
 use crate::clock::Timestamp;
 use crate::dirty::{DirtyBitmap, DirtySource};
 use crate::guest::GuestError;
+use crate::layout::Layout;
 use crate::pacing::Pacer;
 use crate::runs::for_each_run;
 use crate::settings::MoveHandle;
@@ -178,16 +180,9 @@ impl<'a> LaneContext<'a> {
         self.stop.load(Ordering::Acquire)
     }
 
-    /// Registers the memory of a chunk, if the guest ever touched it; `true` when there is no use
-    /// in going on. Untouched memory is left alone: registering it would make it present (law 5).
-    pub(super) fn is_warm_enough(&self, endpoint: &dyn SourceEndpoint, chunk: Run) -> bool {
-        let mut untouched = 0;
-        // No proof is needed here, so nothing has to be armed: a page that is touched from now on
-        // is registered when a lane puts it.
-        self.untouched
-            .for_each_range(chunk, |run| untouched += u64::from(run.pages));
-        let is_touched = untouched < u64::from(chunk.pages);
-        self.stopped() || (is_touched && endpoint.warm(chunk).is_err())
+    /// Registers what the guest ever touched, ahead of the lanes.
+    pub(super) fn warm(&self, endpoint: &dyn SourceEndpoint, layout: &Layout) {
+        warming::warm(endpoint, layout, &self.untouched, || self.stopped());
     }
 }
 

@@ -180,7 +180,12 @@ impl lane::DestinationEndpoint for DestinationEndpoint {
                         while state.orders.is_admission_held && !deadline.passed() {
                             state = faults.state.wait_timeout(state, deadline.remaining());
                         }
+                        let is_held = state.orders.is_admission_held;
                         drop(state);
+                        if is_held {
+                            let late = WireError::TimedOut;
+                            return Err(lane_error(lane, late, "waiting for a lane", begun));
+                        }
                         return Ok(Box::new(Destination {
                             number: asks.number,
                             ends,

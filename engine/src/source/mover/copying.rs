@@ -91,23 +91,14 @@ impl Mover<'_, '_> {
     }
 
     /// Registers memory ahead of the lanes, on a thread of its own, where the transport has
-    /// registrations: so that none is left for the pause. Where it fails, the lane that needs the
-    /// registration fails too, and says why.
+    /// registrations.
     fn start_warming(&self) -> std::io::Result<()> {
-        let endpoint = self.endpoint;
-        if !endpoint.has_registrations() {
-            return Ok(());
+        let (endpoint, context) = (self.endpoint, self.context);
+        if endpoint.has_registrations() {
+            let layout = self.offer.layout.clone();
+            let work = move || context.warm(endpoint, &layout);
+            self.scope.spawn("dunlin-warm", work)?;
         }
-        let context = self.context;
-        let layout = self.offer.layout.clone();
-        self.scope.spawn("dunlin-warm", move || {
-            let cursor = ChunkCursor::new(ChunkPlan::new(&layout, CHUNK_PAGES));
-            while let Some(chunk) = cursor.claim() {
-                if context.is_warm_enough(endpoint, chunk.run()) {
-                    return;
-                }
-            }
-        })?;
         Ok(())
     }
 
