@@ -1,4 +1,4 @@
-//! The lanes' side: tokens, grants, letting lanes in, and a thread for each.
+//! The lanes' side: tokens, grants, letting lanes in, confirming them, and a thread for each.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -167,6 +167,35 @@ pub(super) fn serve(
         if inputs.send(input).is_err() || last {
             return;
         }
+    }
+}
+
+impl<F: GuestFactory> Destination<'_, F> {
+    pub(super) fn lane_open(&mut self, lane: LaneNumber) -> Option<Event> {
+        if let Some(open) = self.open.get_mut(usize::from(lane.0)) {
+            *open = true;
+        }
+        self.confirm_lanes()
+    }
+
+    /// Compares the lanes that the source names with those that are here, once LANES and all lanes
+    /// are: the source may be told that a lane is open before this side's thread has it.
+    pub(super) fn confirm_lanes(&mut self) -> Option<Event> {
+        if !self.open.iter().all(|open| *open) {
+            return None;
+        }
+        let lanes = self.identities.take()?;
+        self.naming_limit = None;
+        let identities = match lanes.identities(self.open.len()) {
+            Ok(identities) => identities,
+            Err(error) => return Some(self.failed(&error.to_string())),
+        };
+        for (lane, identity) in identities {
+            if let Err(error) = self.endpoint.confirm(lane, identity) {
+                return Some(self.failed(&error.to_string()));
+            }
+        }
+        Some(Event::LanesConfirmed)
     }
 }
 

@@ -408,33 +408,6 @@ impl<F: GuestFactory> Destination<'_, F> {
         }
     }
 
-    fn lane_open(&mut self, lane: LaneNumber) -> Option<Event> {
-        if let Some(open) = self.open.get_mut(usize::from(lane.0)) {
-            *open = true;
-        }
-        self.confirm_lanes()
-    }
-
-    /// Compares the lanes that the source names with those that are here, once LANES and all lanes
-    /// are: the source may be told that a lane is open before this side's thread has it.
-    fn confirm_lanes(&mut self) -> Option<Event> {
-        if !self.open.iter().all(|open| *open) {
-            return None;
-        }
-        let lanes = self.identities.take()?;
-        self.naming_limit = None;
-        let identities = match lanes.identities(self.open.len()) {
-            Ok(identities) => identities,
-            Err(error) => return Some(self.failed(&error.to_string())),
-        };
-        for (lane, identity) in identities {
-            if let Err(error) = self.endpoint.confirm(lane, identity) {
-                return Some(self.failed(&error.to_string()));
-            }
-        }
-        Some(Event::LanesConfirmed)
-    }
-
     fn fence(
         &mut self,
         lane: LaneNumber,
