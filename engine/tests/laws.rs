@@ -416,12 +416,12 @@ const SLICES_FROM_POINTERS: &[(&str, usize, &str)] = &[
         "a page of a guest that does not run, for read(2)",
     ),
     (
-        "transports/src/rdma/verbs/conversation.rs",
+        "transports/src/rdma/verbs/connection_event.rs",
         1,
         "a connection request's private data, in the library's own event",
     ),
     (
-        "transports/src/rdma/verbs/queue_pair.rs",
+        "transports/src/rdma/verbs/request.rs",
         1,
         "in a test: a message in the list of requests itself",
     ),
