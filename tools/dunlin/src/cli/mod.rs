@@ -143,7 +143,9 @@ pub(crate) struct HookChoices {
     /// exits with 0, the guest stays on the source. It is inside the pause
     #[arg(long, value_name = "COMMAND")]
     pub(crate) hook_acquire: Option<String>,
-    /// Run by a shell once a guest is not here any more: moved away, ended, or never come
+    /// Run by a shell once a guest is not here any more: moved away, ended, or never come. Hooks
+    /// find DUNLIN_HOOK, _GUEST, _UUID, _EPOCH, _SESSION, _ROLE, _PEER and _REASON in their
+    /// environment
     #[arg(long, value_name = "COMMAND")]
     pub(crate) hook_release: Option<String>,
     /// A hook that takes longer is killed, and has failed
