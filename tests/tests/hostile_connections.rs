@@ -155,7 +155,7 @@ fn mutated_frames_on_control_and_lanes_then_a_good_move() -> Result<()> {
                 here.run(&["stop", "vm1", "--force"])?.expect_code(0)?;
                 guest = here.guest("vm1", &RUN)?;
             }
-            4 | 5 | 7 | 12 => here
+            4 | 5 | 6 | 7 | 12 => here
                 .expect_goes_on("vm1")
                 .with_context(|| format!("{output:?}"))?,
             other => anyhow::bail!("exit code {other}: {output:?}"),
