@@ -11,7 +11,7 @@ use super::{Arena, GUEST, There, look};
 use crate::chaos::fault::Victim;
 
 /// How long everything may take to end when it is told to.
-const TEAR_DOWN_MAX: Duration = Duration::from_secs(5);
+const TEAR_DOWN_MAX: Duration = Duration::from_secs(30);
 
 /// The exit code of a command whose guest is not there.
 const NO_GUEST: i32 = 3;
