@@ -55,6 +55,11 @@ pub trait Harness: Sync {
         None
     }
 
+    /// Whether what can be compressed always is.
+    fn compresses(&self) -> bool {
+        false
+    }
+
     /// Both endpoints over these memories, which have the same layout.
     fn pair(&self, source: MemoryMap, destination: MemoryMap) -> Pair;
 }

@@ -147,11 +147,20 @@ pub fn counters_tell_what_was_put(harness: &dyn Harness) {
     assert_eq!(sent.payload_bytes, 2001 * PAGE_BYTES);
     assert_eq!(sent.runs, 2);
     assert_eq!(sent.zero_pages, 7);
-    assert!(sent.wire_bytes >= sent.payload_bytes);
+    // What counts as compressed is less than everything, as half of the pages can't be.
+    assert!(sent.compressed_bytes < sent.payload_bytes);
+    if harness.compresses() {
+        assert!(sent.compressed_bytes > 0);
+        assert!(sent.wire_bytes < sent.payload_bytes);
+        assert!(sent.wire_bytes > sent.payload_bytes - sent.compressed_bytes);
+    } else {
+        assert!(sent.wire_bytes >= sent.payload_bytes - sent.compressed_bytes);
+    }
     assert!(sent.submissions > 0);
     if let Some(received) = received {
         assert_eq!(received.payload_bytes, sent.payload_bytes);
         assert_eq!(received.zero_pages, sent.zero_pages);
+        assert_eq!(received.compressed_bytes, sent.compressed_bytes);
     }
 }
 

@@ -61,13 +61,23 @@ impl Random {
     }
 }
 
-/// Fills pages with bytes that depend on the seed and the page's number.
+/// Fills pages with bytes that depend on the seed and the page's number: as many pages that can be
+/// compressed as pages that can't, in turns long enough for batches of one kind.
 pub(super) fn scribble(memory: &MemoryMap, run: Run, seed: u64) {
+    const TURN_PAGES: u64 = 700;
     let mut page = vec![0; PAGE_BYTES as usize];
     for number in run.first.0..run.end().0 {
         let mut random = Random::new(seed ^ (number << 20));
-        for word in page.chunks_exact_mut(8) {
-            word.copy_from_slice(&random.next().to_le_bytes());
+        let repeated = if (number / TURN_PAGES).is_multiple_of(2) {
+            16
+        } else {
+            1
+        };
+        for words in page.chunks_mut(repeated * 8) {
+            let random = random.next().to_le_bytes();
+            for word in words.chunks_exact_mut(8) {
+                word.copy_from_slice(&random);
+            }
         }
         memory.copy_in(self::run(number, 1), &page).unwrap();
     }

@@ -1,5 +1,7 @@
 //! What lanes and endpoints count.
 
+use std::time::Duration;
+
 /// What passed over one lane since it was opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LaneCounters {
@@ -13,6 +15,10 @@ pub struct LaneCounters {
     pub zero_pages: u64,
     /// System calls (or doorbells) made for them.
     pub submissions: u64,
+    /// Guest bytes among `payload_bytes` that travelled compressed.
+    pub compressed_bytes: u64,
+    /// Time that the lane spent compressing or decompressing, in vain or not; copies included.
+    pub compressing: Duration,
 }
 
 /// What a lane asked of its device since it was opened; all zero for a transport without one.

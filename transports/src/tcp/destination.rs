@@ -5,6 +5,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::compression::{CodecSet, Unpacking};
 use super::preamble::{self, Answer, ConnectionKind, Preamble, Refusal};
 use super::receiving::ReceivingLane;
 use super::sockets::LaneSockets;
@@ -101,11 +102,15 @@ impl DestinationEndpoint {
             },
         )
         .map_err(|source| system("setting up io_uring", source))?;
-        preamble::answer(&connection, Answer::Accepted)
+        let unpacking =
+            Unpacking::new().map_err(|source| system("setting up compression", source))?;
+        let takes = CodecSet::built_in();
+        preamble::answer(&connection, Answer::Accepted { takes })
             .map_err(|source| system("letting the lane in", source))?;
         Ok(Box::new(ReceivingLane::new(
             lane,
             stream,
+            unpacking,
             self.memory.clone(),
             Arc::clone(&self.gate),
             Arc::clone(&self.sockets),

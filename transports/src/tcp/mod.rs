@@ -7,6 +7,7 @@
 //! | [`control`] | the control channel |
 //! | `wire` | what a lane's frames look like |
 //! | `batch` | what a lane sends in one piece |
+//! | `compression` | what may be compressed, and how |
 //! | `stream` | the byte stream that carries frames: whole lengths from and to guest memory |
 //! | `uring` | a byte stream over io_uring |
 //! | `plain` | a byte stream over `sendmsg`/`recvmsg` |
@@ -27,6 +28,7 @@ pub mod preamble;
 pub mod source;
 
 mod batch;
+mod compression;
 mod plain;
 mod receiving;
 mod sending;
@@ -36,6 +38,7 @@ mod stream;
 mod uring;
 mod wire;
 
+pub use compression::{Compression, CompressionError, ZstdLevel};
 pub use control::{control_channel, dial_control, dial_settling};
 pub use destination::{DestinationEndpoint, IncomingLane};
 pub use preamble::{ConnectionKind, Preamble, PreambleError, Refusal, read_preamble, refuse};
@@ -77,6 +80,8 @@ pub struct Options {
     pub mechanism: Mechanism,
     /// About how many guest bytes a lane sends as one batch; held to what the protocol allows.
     pub batch_bytes: u32,
+    /// Whether and how what leaves is compressed. What comes is taken either way.
+    pub compression: Compression,
 }
 
 impl Default for Options {
@@ -93,6 +98,7 @@ impl Default for Options {
             stall_limit: Duration::from_secs(10),
             mechanism: Mechanism::default(),
             batch_bytes: wire::BATCH_BYTES,
+            compression: Compression::Off,
         }
     }
 }

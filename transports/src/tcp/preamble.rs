@@ -14,8 +14,11 @@
 //! ```text
 //!      0      4  magic: "DNLA"
 //!      4      2  0 accepted, else a [`Refusal`]
-//!      6      2  the answering side's protocol version
+//!      6      1  the answering side's protocol version
+//!      7      1  of a lane that is let in: which compressed frames it takes (bit 0 LZ4, bit 1 zstd)
 //! ```
+//! Before there were any, the version had both of the last bytes. It is 1 to this day, so that an
+//! answer from then reads as one that takes none; and a source from then does not look at the two.
 
 use std::io;
 use std::net::TcpStream;
@@ -23,6 +26,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use super::compression::CodecSet;
 use super::socket;
 use crate::deadline::Deadline;
 use crate::lane::{LaneNumber, LaneTicket, LaneToken, SessionId};
@@ -32,6 +36,9 @@ pub const PREAMBLE_BYTES: usize = 64;
 
 /// The version of what follows a preamble. Another one is refused.
 pub const PROTOCOL_VERSION: u16 = 1;
+
+/// The same, as an answer says it.
+const ANSWER_VERSION: u8 = PROTOCOL_VERSION.to_le_bytes()[0];
 
 const MAGIC: [u8; 8] = *b"DUNLIN\r\n";
 
@@ -155,7 +162,10 @@ impl Refusal {
 /// What the other side said to a preamble.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Answer {
-    Accepted,
+    Accepted {
+        /// The compressed frames that the lane takes.
+        takes: CodecSet,
+    },
     Refused(Refusal),
     /// A refusal that this version does not know.
     RefusedOtherwise(u16),
@@ -163,16 +173,16 @@ pub(super) enum Answer {
 
 impl Answer {
     pub(super) fn encode(self) -> [u8; ANSWER_BYTES] {
-        let code = match self {
-            Self::Accepted => 0,
-            Self::Refused(refusal) => refusal.code(),
-            Self::RefusedOtherwise(code) => code,
+        let (code, takes) = match self {
+            Self::Accepted { takes } => (0, takes.encode()),
+            Self::Refused(refusal) => (refusal.code(), 0),
+            Self::RefusedOtherwise(code) => (code, 0),
         };
         let mut bytes = [0; ANSWER_BYTES];
         let fields = ANSWER_MAGIC
             .into_iter()
             .chain(code.to_le_bytes())
-            .chain(PROTOCOL_VERSION.to_le_bytes());
+            .chain([ANSWER_VERSION, takes]);
         bytes
             .iter_mut()
             .zip(fields)
@@ -182,7 +192,7 @@ impl Answer {
 
     /// `None` when the bytes are no answer.
     pub(super) fn decode(bytes: [u8; ANSWER_BYTES]) -> Option<Self> {
-        let [m0, m1, m2, m3, c0, c1, _, _] = bytes;
+        let [m0, m1, m2, m3, c0, c1, _, takes] = bytes;
         if [m0, m1, m2, m3] != ANSWER_MAGIC {
             return None;
         }
@@ -191,7 +201,9 @@ impl Answer {
             .into_iter()
             .find(|refusal| refusal.code() == code);
         Some(match (code, refusal) {
-            (0, _) => Self::Accepted,
+            (0, _) => Self::Accepted {
+                takes: CodecSet::decode(takes),
+            },
             (_, Some(refusal)) => Self::Refused(refusal),
             (code, None) => Self::RefusedOtherwise(code),
         })
@@ -200,7 +212,7 @@ impl Answer {
     /// Why, where it is a refusal.
     pub(super) fn reason(self) -> Option<String> {
         match self {
-            Self::Accepted => None,
+            Self::Accepted { .. } => None,
             Self::Refused(refusal) => Some(refusal.to_string()),
             Self::RefusedOtherwise(code) => Some(format!("for a reason of unknown number {code}")),
         }
@@ -351,6 +363,7 @@ pub(super) fn answer(stream: &TcpStream, answer: Answer) -> io::Result<()> {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::compression::Codec;
     use super::*;
 
     fn lane() -> Preamble {
@@ -420,12 +433,39 @@ mod tests {
 
     #[test]
     fn answers_map_to_their_bytes() {
-        let mut answers = vec![Answer::Accepted, Answer::RefusedOtherwise(77)];
+        let mut answers = vec![accepted([].into()), Answer::RefusedOtherwise(77)];
         answers.extend(Refusal::ALL.map(Answer::Refused));
+        answers.push(accepted([Codec::Zstd].into()));
+        answers.push(accepted(Codec::ALL.into()));
         for answer in answers {
             assert_eq!(Answer::decode(answer.encode()), Some(answer));
         }
         assert_eq!(Answer::decode([0; 8]), None);
+    }
+
+    fn accepted(codecs: Vec<Codec>) -> Answer {
+        let takes = codecs.into_iter().collect();
+        Answer::Accepted { takes }
+    }
+
+    #[test]
+    fn golden_answers_stay_readable() {
+        for (bytes, answer) in [
+            // From before there were compressed frames.
+            (b"DNLA\0\0\x01\0", accepted(vec![])),
+            (b"DNLA\0\0\x01\x01", accepted(vec![Codec::Lz4])),
+            (b"DNLA\0\0\x01\x03", accepted(Codec::ALL.into())),
+            (b"DNLA\x05\0\x01\0", Answer::Refused(Refusal::Token)),
+        ] {
+            assert_eq!(Answer::decode(*bytes), Some(answer));
+            assert_eq!(&answer.encode(), bytes);
+        }
+        // Codecs of later versions are not used.
+        let later = Answer::decode(*b"DNLA\0\0\x01\xfe");
+        assert_eq!(later, Some(accepted(vec![Codec::Zstd])));
+        // A later version's refusal: its number is read, and nothing else.
+        let later = Answer::decode(*b"DNLA\x01\0\x02\xff");
+        assert_eq!(later, Some(Answer::Refused(Refusal::Version)));
     }
 
     proptest! {

@@ -2,12 +2,14 @@
 //! it belongs.
 //!
 //! Heads pass through a small buffer, which may catch the first bytes of data with them; all other
-//! data goes from the socket straight into guest memory. No write begins without a permit of the
-//! endpoint's gate, and none outlives it.
+//! data goes from the socket straight into guest memory, or, compressed, into a buffer of the lane's
+//! own, and into guest memory once all of it is decompressed. No write begins without a permit of
+//! the endpoint's gate, and none outlives it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::compression::{Codec, Unpacking};
 use super::sockets::LaneSockets;
 use super::stream::{ByteStream, Segments, StreamError, Want};
 use super::wire::{self, Entry, HEAD_BYTES_MAX, HEADER_BYTES, Header, RUN_BYTES};
@@ -61,6 +63,7 @@ pub(super) struct ReceivingLane {
     stream: Box<dyn ByteStream>,
     staging: Staging,
     segments: Segments,
+    unpacking: Unpacking,
     entries: Vec<Entry>,
     number: LaneNumber,
     memory: MemoryMap,
@@ -77,6 +80,7 @@ impl ReceivingLane {
     pub(super) fn new(
         number: LaneNumber,
         stream: Box<dyn ByteStream>,
+        unpacking: Unpacking,
         memory: MemoryMap,
         gate: Arc<WriteGate>,
         sockets: Arc<LaneSockets>,
@@ -86,6 +90,7 @@ impl ReceivingLane {
             stream,
             staging: Staging::new(),
             segments: Segments::new(memory.clone()),
+            unpacking,
             entries: Vec::new(),
             number,
             memory,
@@ -146,10 +151,13 @@ impl ReceivingLane {
         self.stage(count, deadline.earlier(Deadline::after(self.stall_limit)))
     }
 
+    /// Receives a frame of runs behind its header. `packed`: how its data is compressed, and how
+    /// many bytes of it come.
     fn receive_runs(
         &mut self,
         count: u16,
         data_bytes: u64,
+        packed: Option<(Codec, u32)>,
         deadline: Deadline,
     ) -> Result<(), LaneError> {
         let table_bytes = usize::from(count) * RUN_BYTES;
@@ -160,13 +168,28 @@ impl ReceivingLane {
             .map_err(|violation| self.protocol(violation))
             .and_then(|()| {
                 self.staging.consume(table_bytes);
-                self.write_zeros(&entries, deadline)?;
-                self.receive_data(&entries, deadline)
+                match packed {
+                    None => {
+                        self.write_zeros(&entries, deadline)?;
+                        self.receive_data(&entries, deadline)
+                    }
+                    Some((codec, packed_bytes)) => {
+                        self.check_all(&entries)?;
+                        self.receive_packed(packed_bytes, deadline)?;
+                        self.write_zeros(&entries, deadline)?;
+                        // At most 1 MiB, as the header was checked.
+                        self.unpack(&entries, codec, packed_bytes, data_bytes as u32)
+                    }
+                }
             });
         self.entries = entries;
         result?;
-        self.counters.wire_bytes += table_bytes as u64 + data_bytes;
+        let wire_bytes = packed.map_or(data_bytes, |(_, packed_bytes)| packed_bytes.into());
+        self.counters.wire_bytes += table_bytes as u64 + wire_bytes;
         self.counters.payload_bytes += data_bytes;
+        if packed.is_some() {
+            self.counters.compressed_bytes += data_bytes;
+        }
         Ok(())
     }
 
@@ -242,6 +265,74 @@ impl ReceivingLane {
         }
     }
 
+    /// Checks all runs of a frame before anything is done for them.
+    fn check_all(&self, entries: &[Entry]) -> Result<(), LaneError> {
+        let lane = self.number;
+        let runs = entries.iter().map(|entry| entry.run);
+        for run in runs.clone() {
+            self.memory
+                .check(run)
+                .map_err(|source| LaneError::Memory { lane, source })?;
+        }
+        self.gate
+            .enter(&self.place, runs)
+            .map(|_| ())
+            .map_err(|run| LaneError::NotPrepared { lane, run })
+    }
+
+    /// Receives compressed data into the lane's own buffer. Its length was checked.
+    fn receive_packed(&mut self, packed_bytes: u32, deadline: Deadline) -> Result<(), LaneError> {
+        let begun = Instant::now();
+        let buffer = self.unpacking.take_buffer();
+        self.segments.set_part(buffer, 0..packed_bytes as usize);
+        let copied = self.segments.fill_front(self.staging.ready());
+        self.staging.consume(copied);
+        let received = if self.segments.bytes() > 0 {
+            self.stream.receive(&mut self.segments, Want::All, deadline)
+        } else {
+            Ok(0)
+        };
+        self.unpacking.give_buffer(self.segments.take_buffer());
+        received
+            .map(|_| ())
+            .map_err(|error| self.error(error, "receiving compressed pages", begun))
+    }
+
+    /// Decompresses what was received, and copies it where it belongs.
+    fn unpack(
+        &mut self,
+        entries: &[Entry],
+        codec: Codec,
+        packed_bytes: u32,
+        data_bytes: u32,
+    ) -> Result<(), LaneError> {
+        let lane = self.number;
+        let mut data = self
+            .unpacking
+            .unpack(codec, packed_bytes, data_bytes)
+            .map_err(|violation| LaneError::Protocol { lane, violation })?;
+        let runs = entries
+            .iter()
+            .filter(|entry| !entry.is_zero)
+            .map(|entry| entry.run);
+        let _permit = self
+            .gate
+            .enter(&self.place, runs.clone())
+            .map_err(|run| LaneError::NotPrepared { lane, run })?;
+        for run in runs {
+            // As long as all runs together: the table was checked against the header.
+            let (piece, rest) = data
+                .split_at_checked(run.bytes() as usize)
+                .unwrap_or_default();
+            self.memory
+                .copy_in(run, piece)
+                .map_err(|source| LaneError::Memory { lane, source })?;
+            data = rest;
+            self.counters.runs += 1;
+        }
+        Ok(())
+    }
+
     fn confirm(&mut self, number: u64) -> Result<(), LaneError> {
         let begun = Instant::now();
         let word = Header::FenceSeen { number }.encode();
@@ -275,7 +366,16 @@ impl ReceivingLane {
             self.counters.wire_bytes += HEADER_BYTES as u64;
             match header {
                 Header::Runs { count, data_bytes } => {
-                    self.receive_runs(count, data_bytes, deadline)?;
+                    self.receive_runs(count, data_bytes, None, deadline)?;
+                }
+                Header::PackedRuns {
+                    codec,
+                    count,
+                    packed_bytes,
+                    data_bytes,
+                } => {
+                    let packed = Some((codec, packed_bytes));
+                    self.receive_runs(count, data_bytes.into(), packed, deadline)?;
                 }
                 Header::Fence { number } if number == self.fences + 1 => {
                     self.confirm(number)?;
@@ -324,6 +424,7 @@ impl DestinationLane for ReceivingLane {
     fn counters(&self) -> Option<LaneCounters> {
         Some(LaneCounters {
             submissions: self.stream.submissions(),
+            compressing: self.unpacking.spent(),
             ..self.counters
         })
     }

@@ -1,13 +1,15 @@
 //! The source's end of a lane: gathers runs into batches, sends them, and waits for the
 //! destination's word.
 //!
-//! One batch is on its way while the next is filled.
+//! One batch is on its way while the next is filled, and compressed where that is asked for.
 
+use std::io;
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::batch::Batch;
+use super::compression::{Compression, PACKED_DATA_BYTES_MAX, Packing};
 use super::socket::SendQueue;
 use super::sockets::LaneSockets;
 use super::stream::{ByteStream, Segments, StreamError, Want};
@@ -18,7 +20,29 @@ use crate::memory::{MemoryMap, PAGE_BYTES, Run};
 use crate::prepared::SourceRanges;
 
 /// The smallest batch that an option may ask for.
-const BATCH_BYTES_MIN: u64 = 64 << 10;
+const BATCH_BYTES_MIN: u32 = 64 << 10;
+
+/// What a lane's batches are like.
+#[derive(Clone, Copy)]
+pub(super) struct BatchForm {
+    /// About how many bytes of data each has; held to what the protocol allows.
+    pub(super) bytes: u32,
+    /// Whether and how they are compressed: the destination takes it.
+    pub(super) compression: Compression,
+}
+
+impl BatchForm {
+    /// The most bytes of data in a batch, and what compresses them.
+    fn prepare(self, memory: &MemoryMap) -> io::Result<(u32, Option<Packing>)> {
+        let bytes_max = match self.compression {
+            Compression::Off => FRAME_BYTES_MAX as u32,
+            _ => PACKED_DATA_BYTES_MAX,
+        };
+        let bytes = self.bytes.clamp(BATCH_BYTES_MIN, bytes_max);
+        let packing = Packing::new(self.compression, memory.clone(), bytes)?;
+        Ok((bytes, packing))
+    }
+}
 
 /// The source's end of a lane.
 pub(super) struct SendingLane {
@@ -32,6 +56,7 @@ pub(super) struct SendingLane {
     ranges: Arc<SourceRanges>,
     sockets: Arc<LaneSockets>,
     batch_pages: u64,
+    packing: Option<Packing>,
     counters: LaneCounters,
     fences: u64,
     confirmed: u64,
@@ -43,6 +68,9 @@ pub(super) struct SendingLane {
 }
 
 impl SendingLane {
+    /// # Errors
+    ///
+    /// When there is no memory for compression.
     pub(super) fn new(
         number: LaneNumber,
         stream: Box<dyn ByteStream>,
@@ -50,18 +78,19 @@ impl SendingLane {
         memory: MemoryMap,
         ranges: Arc<SourceRanges>,
         sockets: Arc<LaneSockets>,
-        batch_bytes: u32,
-    ) -> Self {
-        let batch_bytes = u64::from(batch_bytes).clamp(BATCH_BYTES_MIN, FRAME_BYTES_MAX);
-        Self {
+        form: BatchForm,
+    ) -> io::Result<Self> {
+        let (batch_bytes, packing) = form.prepare(&memory)?;
+        Ok(Self {
             stream,
             connection,
-            filling: Batch::new(memory.clone()),
-            leaving: Batch::new(memory.clone()),
+            filling: Batch::new(memory.clone(), packing.as_ref()),
+            leaving: Batch::new(memory.clone(), packing.as_ref()),
             number,
             ranges,
             sockets,
-            batch_pages: batch_bytes / PAGE_BYTES,
+            batch_pages: u64::from(batch_bytes) / PAGE_BYTES,
+            packing,
             counters: LaneCounters::default(),
             fences: 0,
             confirmed: 0,
@@ -70,7 +99,7 @@ impl SendingLane {
             word_segments: Segments::new(memory.clone()),
             memory,
             failed: false,
-        }
+        })
     }
 
     fn error(&mut self, error: StreamError, doing: &'static str, begun: Instant) -> LaneError {
@@ -116,11 +145,28 @@ impl SendingLane {
     }
 
     /// Waits for the batch that is leaving, then sends the one that was filled.
+    ///
+    /// Compressing comes first, as what is leaving goes on meanwhile, out of the system's buffer.
     fn flush(&mut self, fence: Option<u64>) -> Result<(), LaneError> {
+        let lane = self.number;
+        if let Some(packing) = &mut self.packing {
+            self.filling
+                .pack(packing)
+                .map_err(|source| LaneError::Memory { lane, source })?;
+        }
         self.settle()?;
         let begun = Instant::now();
+        let (data_bytes, is_packed) = (self.filling.data_bytes(), self.filling.is_packed());
         let segments = self.filling.close(fence);
-        self.counters.wire_bytes += segments.bytes() as u64;
+        let wire_bytes = segments.bytes() as u64;
+        self.counters.wire_bytes += wire_bytes;
+        if is_packed {
+            self.counters.compressed_bytes += data_bytes;
+        }
+        if let Some(packing) = &mut self.packing {
+            packing.look(&self.connection, begun);
+            packing.handed(data_bytes, wire_bytes, is_packed);
+        }
         std::mem::swap(&mut self.filling, &mut self.leaving);
         self.filling.clear();
         self.stream
@@ -247,6 +293,9 @@ impl SourceLane for SendingLane {
         self.flush(Some(number))?;
         // The rest of a batch moves only while somebody waits for it.
         self.settle()?;
+        if let Some(packing) = &mut self.packing {
+            packing.paused();
+        }
         self.fences = number;
         Ok(FenceNumber(number))
     }
@@ -268,6 +317,7 @@ impl SourceLane for SendingLane {
     fn counters(&self) -> LaneCounters {
         LaneCounters {
             submissions: self.stream.submissions(),
+            compressing: self.packing.as_ref().map_or(Duration::ZERO, Packing::spent),
             ..self.counters
         }
     }

@@ -322,6 +322,18 @@ impl SendQueue {
     }
 }
 
+/// How many bytes wait for their first way out: for the peer's window, or the congestion window.
+/// `None` where the system does not say.
+#[cfg(feature = "compression")]
+pub(super) fn unsent_bytes(stream: &TcpStream) -> Option<u64> {
+    /// From linux/sockios.h; the libc crate does not have it.
+    const SIOCOUTQNSD: libc::Ioctl = 0x894b;
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: SIOCOUTQNSD writes one int where it is told.
+    let result = unsafe { libc::ioctl(stream.as_raw_fd(), SIOCOUTQNSD, &raw mut bytes) };
+    u64::try_from(bytes).ok().filter(|_| result == 0)
+}
+
 /// Whether an error says that the peer is gone, in whichever way it went.
 pub(super) fn is_closed(error: &io::Error) -> bool {
     matches!(

@@ -2,11 +2,13 @@
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use super::compression::{CodecSet, Compression};
 use super::preamble::{ANSWER_BYTES, Answer, Preamble};
-use super::sending::SendingLane;
+use super::sending::{BatchForm, SendingLane};
 use super::sockets::LaneSockets;
 use super::{Options, socket, stream};
 use crate::deadline::Deadline;
@@ -22,7 +24,10 @@ pub struct SourceEndpoint {
     peer: SocketAddr,
     memory: MemoryMap,
     options: Options,
+    /// The byte stream's, as reports name it.
     mechanism: Mutex<String>,
+    /// The destination does not take what `options` would have compressed.
+    is_declined: AtomicBool,
     sockets: Arc<LaneSockets>,
     ranges: Arc<SourceRanges>,
 }
@@ -34,18 +39,19 @@ impl SourceEndpoint {
             peer,
             memory,
             mechanism: Mutex::new(stream::probe(options.mechanism)),
+            is_declined: AtomicBool::new(false),
             options,
             sockets: Arc::default(),
             ranges: Arc::default(),
         }
     }
 
-    /// Connects and shows the ticket.
+    /// Connects and shows the ticket. Also returns which compressed frames the lane takes.
     fn connect(
         &self,
         ticket: &LaneTicket,
         deadline: Deadline,
-    ) -> Result<Arc<TcpStream>, LaneError> {
+    ) -> Result<(Arc<TcpStream>, CodecSet), LaneError> {
         let lane = ticket.number;
         let begun = Instant::now();
         let fail = |doing, source: std::io::Error| {
@@ -95,9 +101,22 @@ impl SourceEndpoint {
                 violation: format!("the answer to a preamble was {answer:02x?}"),
             });
         };
-        match answer.reason() {
-            Some(reason) => Err(LaneError::Refused { lane, reason }),
-            None => Ok(connection),
+        match (answer, answer.reason()) {
+            (_, Some(reason)) => Err(LaneError::Refused { lane, reason }),
+            (Answer::Accepted { takes }, None) => Ok((connection, takes)),
+            (_, None) => Ok((connection, CodecSet::default())),
+        }
+    }
+
+    /// How a lane compresses, whose destination takes this.
+    fn compression(&self, takes: CodecSet) -> Compression {
+        let wanted = self.options.compression;
+        match wanted.codec() {
+            Some(codec) if !takes.contains(codec) => {
+                self.is_declined.store(true, Ordering::Relaxed);
+                Compression::Off
+            }
+            _ => wanted,
         }
     }
 }
@@ -108,8 +127,11 @@ impl lane::SourceEndpoint for SourceEndpoint {
     }
 
     fn mechanism(&self) -> String {
-        let mechanism = self.mechanism.lock();
-        mechanism.unwrap_or_else(PoisonError::into_inner).clone()
+        let stream = self.mechanism.lock();
+        self.options.compression.mechanism(
+            &stream.unwrap_or_else(PoisonError::into_inner),
+            self.is_declined.load(Ordering::Relaxed),
+        )
     }
 
     fn prepare(&self, range: Run) -> Result<(), LaneError> {
@@ -155,9 +177,14 @@ impl lane::SourceEndpoint for SourceEndpoint {
         ticket: &LaneTicket,
         deadline: Deadline,
     ) -> Result<Box<dyn SourceLane>, LaneError> {
-        let connection = self.connect(ticket, deadline)?;
+        let (connection, takes) = self.connect(ticket, deadline)?;
         let lane = ticket.number;
         let options = &self.options;
+        let system = |doing, source| LaneError::System {
+            lane,
+            doing,
+            source,
+        };
         let stream = stream::open(
             &connection,
             options.mechanism,
@@ -167,20 +194,22 @@ impl lane::SourceEndpoint for SourceEndpoint {
                 *noted.unwrap_or_else(PoisonError::into_inner) = mechanism;
             },
         )
-        .map_err(|source| LaneError::System {
-            lane,
-            doing: "setting up io_uring",
-            source,
-        })?;
-        Ok(Box::new(SendingLane::new(
+        .map_err(|source| system("setting up io_uring", source))?;
+        let form = BatchForm {
+            bytes: options.batch_bytes,
+            compression: self.compression(takes),
+        };
+        let lane = SendingLane::new(
             lane,
             stream,
             connection,
             self.memory.clone(),
             Arc::clone(&self.ranges),
             Arc::clone(&self.sockets),
-            options.batch_bytes,
-        )))
+            form,
+        );
+        let lane = lane.map_err(|source| system("setting up compression", source))?;
+        Ok(Box::new(lane))
     }
 
     fn stop(&self) {

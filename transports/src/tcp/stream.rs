@@ -14,6 +14,7 @@
 
 use std::io;
 use std::net::TcpStream;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -100,11 +101,18 @@ impl Segments {
 
     /// Makes the bytes of a buffer from `from` on the only segment.
     pub(super) fn set_buffer(&mut self, own: Vec<u8>, from: usize) {
+        let end = own.len();
+        self.set_part(own, from..end);
+    }
+
+    /// Makes some bytes of a buffer the only segment; those that it has of them.
+    pub(super) fn set_part(&mut self, own: Vec<u8>, part: Range<usize>) {
         self.clear();
         self.own = own;
-        let from = from.min(self.own.len());
-        let (base, bytes) = (self.own.as_mut_ptr(), self.own.len());
-        self.push(base.wrapping_add(from), bytes - from);
+        let end = part.end.min(self.own.len());
+        let start = part.start.min(end);
+        let base = self.own.as_mut_ptr();
+        self.push(base.wrapping_add(start), end - start);
     }
 
     /// Gives the buffer back, and takes all segments out.

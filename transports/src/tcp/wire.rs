@@ -7,13 +7,21 @@
 //!     table  16 bytes a run   first page u64 · pages u32 · flags u32 (bit 0: zero, no data)
 //!     data                    the bytes of the runs that are not zero, in the table's order
 //!   kind 2, fence:    value = its number; the run count is 0
+//!   kind 4, runs, LZ4, and kind 5, runs, zstd:
+//!                     value = bytes behind the table u32 · bytes that they make u32
+//!     table           as of kind 1
+//!     packed data     the data of kind 1, compressed as one piece
 //! ```
+//! A frame of kind 4 or 5 goes only where the destination said that it takes it
+//! ([`Answer`](super::preamble)), stands for 1 MiB at most, and is smaller than what it makes.
+//!
 //! From the destination, for each fence that it saw, a header of kind 3 with the fence's number.
 //! All numbers are little-endian.
 //!
 //! The runs of one frame do not overlap, so a destination may write them in any order. The source
 //! sees to it for the sake of its own guest; a source that does not harms nobody else's.
 
+use super::compression::{Codec, PACKED_DATA_BYTES_MAX};
 use super::preamble::take;
 use crate::memory::{PAGE_BYTES, PageNumber, Run};
 
@@ -48,6 +56,8 @@ const MAGIC: [u8; 4] = *b"DNLF";
 const KIND_RUNS: u16 = 1;
 const KIND_FENCE: u16 = 2;
 const KIND_FENCE_SEEN: u16 = 3;
+const KIND_RUNS_LZ4: u16 = 4;
+const KIND_RUNS_ZSTD: u16 = 5;
 const FLAG_ZERO: u32 = 1;
 
 /// A frame's header.
@@ -55,6 +65,13 @@ const FLAG_ZERO: u32 = 1;
 pub(super) enum Header {
     /// A table of `count` runs, and `data_bytes` bytes.
     Runs { count: u16, data_bytes: u64 },
+    /// A table of `count` runs, and `packed_bytes` bytes that make `data_bytes` bytes.
+    PackedRuns {
+        codec: Codec,
+        count: u16,
+        packed_bytes: u32,
+        data_bytes: u32,
+    },
     /// A fence.
     Fence { number: u64 },
     /// The destination's word that it saw a fence.
@@ -65,6 +82,19 @@ impl Header {
     pub(super) fn encode(self) -> [u8; HEADER_BYTES] {
         let (kind, count, value) = match self {
             Self::Runs { count, data_bytes } => (KIND_RUNS, count, data_bytes),
+            Self::PackedRuns {
+                codec,
+                count,
+                packed_bytes,
+                data_bytes,
+            } => {
+                let kind = match codec {
+                    Codec::Lz4 => KIND_RUNS_LZ4,
+                    Codec::Zstd => KIND_RUNS_ZSTD,
+                };
+                let value = u64::from(data_bytes) << 32 | u64::from(packed_bytes);
+                (kind, count, value)
+            }
             Self::Fence { number } => (KIND_FENCE, 0, number),
             Self::FenceSeen { number } => (KIND_FENCE_SEEN, 0, number),
         };
@@ -92,9 +122,13 @@ impl Header {
         let count = u16::from_le_bytes(take(&mut rest));
         let value = u64::from_le_bytes(take(&mut rest));
         match kind {
-            KIND_RUNS if count == 0 || usize::from(count) > RUNS_MAX => Err(format!(
-                "a frame of {count} runs, 1 to {RUNS_MAX} are allowed"
-            )),
+            KIND_RUNS | KIND_RUNS_LZ4 | KIND_RUNS_ZSTD
+                if count == 0 || usize::from(count) > RUNS_MAX =>
+            {
+                Err(format!(
+                    "a frame of {count} runs, 1 to {RUNS_MAX} are allowed"
+                ))
+            }
             KIND_RUNS if value > FRAME_BYTES_MAX => Err(format!(
                 "a frame of {value} bytes, at most {FRAME_BYTES_MAX} are allowed"
             )),
@@ -102,12 +136,36 @@ impl Header {
                 count,
                 data_bytes: value,
             }),
+            KIND_RUNS_LZ4 => packed_runs(Codec::Lz4, count, value),
+            KIND_RUNS_ZSTD => packed_runs(Codec::Zstd, count, value),
             KIND_FENCE | KIND_FENCE_SEEN if count != 0 => Err(format!("a fence with {count} runs")),
             KIND_FENCE => Ok(Self::Fence { number: value }),
             KIND_FENCE_SEEN => Ok(Self::FenceSeen { number: value }),
             unknown => Err(format!("a frame of unknown kind {unknown}")),
         }
     }
+}
+
+fn packed_runs(codec: Codec, count: u16, value: u64) -> Result<Header, String> {
+    let (packed_bytes, data_bytes) = (value as u32, (value >> 32) as u32);
+    if data_bytes > PACKED_DATA_BYTES_MAX {
+        return Err(format!(
+            "a frame of {codec} data that makes {data_bytes} bytes, at most \
+             {PACKED_DATA_BYTES_MAX} are allowed"
+        ));
+    }
+    if packed_bytes == 0 || packed_bytes >= data_bytes {
+        return Err(format!(
+            "a frame of {packed_bytes} bytes of {codec} data that makes {data_bytes} bytes; it has \
+             to be smaller, and not empty"
+        ));
+    }
+    Ok(Header::PackedRuns {
+        codec,
+        count,
+        packed_bytes,
+        data_bytes,
+    })
 }
 
 /// A run in a frame's table.

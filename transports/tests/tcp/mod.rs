@@ -9,10 +9,12 @@ use dunlin_transports::conformance::{Harness, Pair};
 use dunlin_transports::deadline::Deadline;
 use dunlin_transports::memory::MemoryMap;
 use dunlin_transports::tcp::{
-    ConnectionKind, DestinationEndpoint, IncomingLane, Mechanism, Options, SourceEndpoint, listen,
-    read_preamble,
+    Compression, ConnectionKind, DestinationEndpoint, IncomingLane, Mechanism, Options,
+    SourceEndpoint, listen, read_preamble,
 };
 
+#[cfg(feature = "compression")]
+mod compressed;
 mod without_uring;
 
 /// Accepts lanes until dropped, as a supervisor does.
@@ -53,14 +55,23 @@ impl Drop for Acceptor {
 
 struct Tcp {
     mechanism: Mechanism,
+    compression: Compression,
     listen: &'static str,
 }
+
+/// Everything by itself, over IPv4.
+const AUTOMATIC: Tcp = Tcp {
+    mechanism: Mechanism::Auto,
+    compression: Compression::Off,
+    listen: "127.0.0.1:0",
+};
 
 impl Tcp {
     fn endpoint_mechanism(&self) -> String {
         let memory = MemoryMap::new(Vec::new()).unwrap();
         let options = Options {
             mechanism: self.mechanism,
+            compression: self.compression,
             ..Options::default()
         };
         let endpoint = SourceEndpoint::new(([127, 0, 0, 1], 1).into(), memory, options);
@@ -68,18 +79,22 @@ impl Tcp {
     }
 }
 
-/// Endpoints on loopback, each with its own mechanism.
+/// Endpoints on loopback, each with its own mechanism; the source compresses.
 fn pair(
     address: &str,
     mechanisms: (Mechanism, Mechanism),
+    compression: Compression,
     source: MemoryMap,
     destination: MemoryMap,
 ) -> Pair {
-    let options = |mechanism| Options {
+    let options = |mechanism, compression| Options {
         mechanism,
+        compression,
         ..Options::default()
     };
-    let (from, to) = (options(mechanisms.0), options(mechanisms.1));
+    let from = options(mechanisms.0, compression);
+    // A destination needs no word of it.
+    let to = options(mechanisms.1, Compression::Off);
     let listener = listen(address, &to).unwrap();
     let peer = listener.local_addr().unwrap();
     let (acceptor, incoming) = Acceptor::new(listener);
@@ -100,17 +115,22 @@ impl Harness for Tcp {
             return Some(format!("can't listen on {}: {error}", self.listen));
         }
         // What `Auto` would do says whether io_uring is to be had.
-        let automatic = Self {
-            mechanism: Mechanism::Auto,
-            ..*self
-        };
-        let mechanism = automatic.endpoint_mechanism();
+        let mechanism = AUTOMATIC.endpoint_mechanism();
         (self.mechanism == Mechanism::IoUring && mechanism != "io_uring").then_some(mechanism)
     }
 
+    fn compresses(&self) -> bool {
+        !matches!(self.compression.to_string().as_str(), "off" | "auto")
+    }
+
     fn pair(&self, source: MemoryMap, destination: MemoryMap) -> Pair {
-        let mechanisms = (self.mechanism, self.mechanism);
-        pair(self.listen, mechanisms, source, destination)
+        pair(
+            self.listen,
+            (self.mechanism, self.mechanism),
+            self.compression,
+            source,
+            destination,
+        )
     }
 }
 
@@ -119,7 +139,7 @@ mod uring {
 
     dunlin_transports::conformance_tests!(Tcp {
         mechanism: Mechanism::IoUring,
-        listen: "127.0.0.1:0",
+        ..AUTOMATIC
     });
 }
 
@@ -128,14 +148,14 @@ mod plain {
 
     dunlin_transports::conformance_tests!(Tcp {
         mechanism: Mechanism::Plain,
-        listen: "127.0.0.1:0",
+        ..AUTOMATIC
     });
 
     #[test]
     fn the_mechanism_is_named() {
         let plain = Tcp {
             mechanism: Mechanism::Plain,
-            listen: "127.0.0.1:0",
+            ..AUTOMATIC
         };
         assert_eq!(plain.endpoint_mechanism(), "writev");
     }
@@ -145,7 +165,7 @@ mod ipv6 {
     use super::*;
 
     dunlin_transports::conformance_tests!(Tcp {
-        mechanism: Mechanism::Auto,
         listen: "[::1]:0",
+        ..AUTOMATIC
     });
 }

@@ -62,16 +62,12 @@ fn refuse_uring_setup(errno: i32) -> io::Result<()> {
 fn lanes_work_without_it_and_say_so() {
     for errno in [libc::EPERM, libc::ENOSYS] {
         without_uring(errno, || {
-            let automatic = Tcp {
-                mechanism: Mechanism::Auto,
-                listen: "127.0.0.1:0",
-            };
             let reason = io::Error::from_raw_os_error(errno);
             assert_eq!(
-                automatic.endpoint_mechanism(),
+                AUTOMATIC.endpoint_mechanism(),
                 format!("writev (io_uring: {reason})")
             );
-            moving::random_traffic_on_many_lanes_compares_equal(&automatic);
+            moving::random_traffic_on_many_lanes_compares_equal(&AUTOMATIC);
         });
     }
 }
@@ -89,7 +85,8 @@ fn where_it_is_demanded_the_error_says_what_is_missing() {
             (Mechanism::Auto, Mechanism::IoUring),
         ] {
             let memory = || MemoryMap::new(Vec::new()).unwrap();
-            let pair = pair("127.0.0.1:0", mechanisms, memory(), memory());
+            let off = Compression::Off;
+            let pair = pair("127.0.0.1:0", mechanisms, off, memory(), memory());
             let deadline = Deadline::after(Duration::from_secs(30));
             let (opened, accepted) = std::thread::scope(|scope| {
                 let opening = scope.spawn(|| pair.source.open_lane(&ticket, deadline).map(|_| ()));
