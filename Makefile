@@ -85,7 +85,7 @@ rdma-test: ## Run the same tests on this host, if it has an RDMA device (ARGS=pi
 
 bench: ## Run the micro-benchmarks (about a minute; ARGS=zero runs those named so)
 	@$(SETUP) rust cc
-	$(CARGO) bench --locked -p dunlin-bench --bench engine -- $(ARGS)
+	$(CARGO) bench --locked -p dunlin-bench --bench engine --bench transports -- $(ARGS)
 
 lint: ## Check formatting, lints, documentation, and the licences and sources of dependencies
 	@$(SETUP) rust cc rustfmt clippy --want cargo-deny rdma-headers

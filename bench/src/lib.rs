@@ -77,6 +77,63 @@ impl SplitMix {
     }
 }
 
+/// What is on pages, for what is to be compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Contents {
+    /// Mostly zero, with 32 small numbers on each page: what sparse tables look like. (Pages that
+    /// are all zero are not sent.)
+    Sparse,
+    /// Words of a vocabulary of 2,000, the common ones more often.
+    Text,
+    /// Random bytes.
+    Random,
+}
+
+impl Contents {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Sparse, Self::Text, Self::Random];
+
+    /// Its name in the results.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sparse => "sparse",
+            Self::Text => "text",
+            Self::Random => "random",
+        }
+    }
+
+    /// So many bytes of it; other ones for another seed.
+    pub fn bytes(self, bytes: usize, seed: u64) -> Vec<u8> {
+        let mut random = SplitMix(seed);
+        let mut made = Vec::with_capacity(bytes + 16);
+        while made.len() < bytes {
+            match self {
+                Self::Sparse => {
+                    let mut words = [0; 512];
+                    for _ in 0..32 {
+                        let at = random.next_u64() as usize % words.len();
+                        words[at] = random.next_u64() >> 32;
+                    }
+                    made.extend(words.into_iter().flat_map(u64::to_le_bytes));
+                }
+                Self::Text => {
+                    // The product of two is small more often than large.
+                    let drawn = random.next_u64();
+                    let number = (drawn >> 32) % 2000 * (drawn % 2000) / 2000;
+                    let mut word = SplitMix(number);
+                    let letters = 2 + word.next_u64() % 9;
+                    let letter = |_| b'a' + (word.next_u64() % 26) as u8;
+                    made.extend((0..letters).map(letter));
+                    made.push(b' ');
+                }
+                Self::Random => made.extend(random.next_u64().to_le_bytes()),
+            }
+        }
+        made.truncate(bytes);
+        made
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

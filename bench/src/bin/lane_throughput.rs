@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use clap::{Parser, ValueEnum};
+use dunlin_bench::Contents;
 use dunlin_transports::deadline::Deadline;
 use dunlin_transports::lane::{
     DestinationEndpoint as _, LaneNumber, LaneTicket, LaneToken, SessionId, SourceEndpoint as _,
@@ -16,7 +17,8 @@ use dunlin_transports::memory::{
     HostMapping, MemoryMap, OwnedMapping, PAGE_BYTES, PageNumber, Run,
 };
 use dunlin_transports::tcp::{
-    DestinationEndpoint, IncomingLane, Mechanism, Options, SourceEndpoint, listen, read_preamble,
+    Compression, DestinationEndpoint, IncomingLane, Mechanism, Options, SourceEndpoint, listen,
+    read_preamble,
 };
 
 /// For everything that could wait here.
@@ -30,6 +32,13 @@ enum MechanismName {
     Auto,
     IoUring,
     Plain,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum ContentsName {
+    Sparse,
+    Text,
+    Random,
 }
 
 /// Measures the throughput of TCP lanes over loopback.
@@ -51,6 +60,12 @@ struct Arguments {
     /// Bytes in one batch; the transport's own choice when not given.
     #[arg(long)]
     batch: Option<u32>,
+    /// Whether and how to compress: off, lz4, zstd, zstd:LEVEL or auto.
+    #[arg(long, default_value = "off")]
+    compress: Compression,
+    /// What the memory holds.
+    #[arg(long, value_enum, default_value = "random")]
+    contents: ContentsName,
     /// Put every second page only, as runs of one page.
     #[arg(long)]
     scattered: bool,
@@ -67,6 +82,7 @@ fn main() -> anyhow::Result<()> {
             MechanismName::IoUring => Mechanism::IoUring,
             MechanismName::Plain => Mechanism::Plain,
         },
+        compression: arguments.compress,
         ..Options::default()
     };
     if let Some(batch) = arguments.batch {
@@ -85,8 +101,13 @@ fn main() -> anyhow::Result<()> {
         Ok(())
     });
 
-    let source_memory = touched_memory(arguments.bytes)?;
-    let destination_memory = touched_memory(arguments.bytes)?;
+    let contents = match arguments.contents {
+        ContentsName::Sparse => Contents::Sparse,
+        ContentsName::Text => Contents::Text,
+        ContentsName::Random => Contents::Random,
+    };
+    let source_memory = touched_memory(arguments.bytes, contents)?;
+    let destination_memory = touched_memory(arguments.bytes, contents)?;
     let source = SourceEndpoint::new(peer, source_memory.clone(), options.clone());
     let destination = DestinationEndpoint::new(destination_memory, incoming, options.clone());
     for range in source_memory.whole() {
@@ -123,17 +144,22 @@ fn main() -> anyhow::Result<()> {
     }
     rates.sort_by(f64::total_cmp);
     let median = rates.get(rates.len() / 2).copied().unwrap_or_default();
-    let sent: u64 = source_lanes
-        .iter()
-        .map(|lane| lane.counters().submissions)
-        .sum();
+    let counters = source_lanes.iter().map(|lane| lane.counters());
+    let sent: u64 = counters.clone().map(|lane| lane.submissions).sum();
+    let wire: u64 = counters.clone().map(|lane| lane.wire_bytes).sum();
+    let compressed: u64 = counters.clone().map(|lane| lane.compressed_bytes).sum();
+    let compressing: Duration = counters.map(|lane| lane.compressing).sum();
     drop(source_lanes);
     let mut received = 0;
+    let mut decompressing = Duration::ZERO;
     for server in servers {
         let Ok(counters) = server.join() else {
             bail!("a receiving thread died");
         };
-        received += counters.map_or(0, |counters| counters.submissions);
+        if let Some(counters) = counters {
+            received += counters.submissions;
+            decompressing += counters.compressing;
+        }
     }
     let Ok(accepted) = accepting.join() else {
         bail!("the accepting thread died");
@@ -153,17 +179,37 @@ fn main() -> anyhow::Result<()> {
         sent as f64 / gibibytes,
         received as f64 / gibibytes,
     );
+    if arguments.compress != Compression::Off {
+        let payload = (bytes * arguments.passes as u64) as f64;
+        println!(
+            "{:.1} % of the pages' bytes on the wire · {:.1} % of the pages compressed · {:.0} ms \
+             a GiB compressing, {:.0} ms decompressing",
+            wire as f64 * 100.0 / payload,
+            compressed as f64 * 100.0 / payload,
+            compressing.as_secs_f64() * 1e3 / gibibytes,
+            decompressing.as_secs_f64() * 1e3 / gibibytes,
+        );
+    }
     Ok(())
 }
 
-fn touched_memory(bytes: u64) -> anyhow::Result<MemoryMap> {
+/// Memory filled with pieces of 1 MiB, of which there are 16 different ones.
+fn touched_memory(bytes: u64, contents: Contents) -> anyhow::Result<MemoryMap> {
+    const PIECE_PAGES: u32 = (1 << 20) / PAGE_BYTES as u32;
     let mapping: Arc<dyn HostMapping> = Arc::new(OwnedMapping::new(bytes)?);
     let memory = MemoryMap::new(vec![mapping])?;
-    let page = [0x5a; PAGE_BYTES as usize];
+    let pieces: Vec<_> = (0..16).map(|seed| contents.bytes(1 << 20, seed)).collect();
+    let mut pieces = pieces.iter().cycle();
     for run in memory.whole() {
-        for number in run.first.0..run.end().0 {
-            let first = PageNumber(number);
-            memory.copy_in(Run { first, pages: 1 }, &page)?;
+        for skipped in (0..run.pages).step_by(PIECE_PAGES as usize) {
+            let piece = Run {
+                first: PageNumber(run.first.0 + u64::from(skipped)),
+                pages: PIECE_PAGES.min(run.pages - skipped),
+            };
+            let bytes = pieces
+                .next()
+                .and_then(|bytes| bytes.get(..piece.bytes() as usize));
+            memory.copy_in(piece, bytes.unwrap_or_default())?;
         }
     }
     Ok(memory)

@@ -38,6 +38,8 @@ mod stream;
 mod uring;
 mod wire;
 
+#[cfg(all(feature = "compression", feature = "testing"))]
+pub use compression::rehearsal;
 pub use compression::{Compression, CompressionError, ZstdLevel};
 pub use control::{control_channel, dial_control, dial_settling};
 pub use destination::{DestinationEndpoint, IncomingLane};

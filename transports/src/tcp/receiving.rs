@@ -176,9 +176,11 @@ impl ReceivingLane {
                     Some((codec, packed_bytes)) => {
                         self.check_all(&entries)?;
                         self.receive_packed(packed_bytes, deadline)?;
+                        self.unpacking
+                            .unpack(codec, packed_bytes, data_bytes)
+                            .map_err(|violation| self.protocol(violation))?;
                         self.write_zeros(&entries, deadline)?;
-                        // At most 1 MiB, as the header was checked.
-                        self.unpack(&entries, codec, packed_bytes, data_bytes as u32)
+                        self.write_unpacked(&entries)
                     }
                 }
             });
@@ -298,19 +300,10 @@ impl ReceivingLane {
             .map_err(|error| self.error(error, "receiving compressed pages", begun))
     }
 
-    /// Decompresses what was received, and copies it where it belongs.
-    fn unpack(
-        &mut self,
-        entries: &[Entry],
-        codec: Codec,
-        packed_bytes: u32,
-        data_bytes: u32,
-    ) -> Result<(), LaneError> {
+    /// Copies what was decompressed where it belongs.
+    fn write_unpacked(&mut self, entries: &[Entry]) -> Result<(), LaneError> {
         let lane = self.number;
-        let mut data = self
-            .unpacking
-            .unpack(codec, packed_bytes, data_bytes)
-            .map_err(|violation| LaneError::Protocol { lane, violation })?;
+        let mut data = self.unpacking.data();
         let runs = entries
             .iter()
             .filter(|entry| !entry.is_zero)
@@ -320,7 +313,7 @@ impl ReceivingLane {
             .enter(&self.place, runs.clone())
             .map_err(|run| LaneError::NotPrepared { lane, run })?;
         for run in runs {
-            // As long as all runs together: the table was checked against the header.
+            // All runs together are as long: the table was checked against the header.
             let (piece, rest) = data
                 .split_at_checked(run.bytes() as usize)
                 .unwrap_or_default();

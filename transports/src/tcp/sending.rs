@@ -34,9 +34,9 @@ pub(super) struct BatchForm {
 impl BatchForm {
     /// The most bytes of data in a batch, and what compresses them.
     fn prepare(self, memory: &MemoryMap) -> io::Result<(u32, Option<Packing>)> {
-        let bytes_max = match self.compression {
-            Compression::Off => FRAME_BYTES_MAX as u32,
-            _ => PACKED_DATA_BYTES_MAX,
+        let bytes_max = match self.compression.codec() {
+            None => FRAME_BYTES_MAX as u32,
+            Some(_) => PACKED_DATA_BYTES_MAX,
         };
         let bytes = self.bytes.clamp(BATCH_BYTES_MIN, bytes_max);
         let packing = Packing::new(self.compression, memory.clone(), bytes)?;

@@ -63,10 +63,14 @@ impl Unpacking {
 
     pub(in crate::tcp) fn give_buffer(&mut self, _: Vec<u8>) {}
 
-    pub(in crate::tcp) fn unpack(&mut self, codec: Codec, _: u32, _: u32) -> Result<&[u8], String> {
+    pub(in crate::tcp) fn unpack(&mut self, codec: Codec, _: u32, _: u64) -> Result<(), String> {
         Err(format!(
             "{codec} frames are not built in here, and were not offered"
         ))
+    }
+
+    pub(in crate::tcp) fn data(&self) -> &[u8] {
+        &[]
     }
 
     pub(in crate::tcp) fn spent(&self) -> Duration {

@@ -5,6 +5,7 @@
 //! | `codec` | the codecs, their numbers on the wire, and sets of them |
 //! | `packing` | the source's side: a private copy of a batch, and the same compressed |
 //! | `unpacking` | the destination's side: what came, and the same decompressed |
+//! | [`rehearsal`] | both sides without a lane, for benchmarks |
 //! | `worth` | whether compressing pays, for a lane that is to find out by itself |
 //!
 //! Without the cargo feature `compression` only the first is there: nothing can be asked for, and a
@@ -21,6 +22,8 @@ mod codec;
 mod absent;
 #[cfg(feature = "compression")]
 mod packing;
+#[cfg(all(feature = "compression", feature = "testing"))]
+pub mod rehearsal;
 #[cfg(feature = "compression")]
 mod unpacking;
 #[cfg(feature = "compression")]

@@ -16,6 +16,8 @@ use super::{Codec, PACKED_DATA_BYTES_MAX};
 pub(in crate::tcp) struct Unpacking {
     packed: Vec<u8>,
     data: Vec<u8>,
+    /// How much of `data` is of the frame that was unpacked last.
+    data_bytes: usize,
     zstd: DCtx<'static>,
     spent: Duration,
 }
@@ -30,6 +32,7 @@ impl Unpacking {
             // Zeroed pages of the kernel's: they take memory once a frame fills them.
             packed: vec![0; bytes],
             data: vec![0; bytes],
+            data_bytes: 0,
             zstd: DCtx::try_create().ok_or(io::ErrorKind::OutOfMemory)?,
             spent: Duration::ZERO,
         })
@@ -45,7 +48,8 @@ impl Unpacking {
         self.packed = packed;
     }
 
-    /// Decompresses the first `packed_bytes` of the buffer into exactly `data_bytes`.
+    /// Decompresses the first `packed_bytes` of the buffer into exactly `data_bytes`, which
+    /// [`Unpacking::data`] then shows.
     ///
     /// # Errors
     ///
@@ -54,9 +58,10 @@ impl Unpacking {
         &mut self,
         codec: Codec,
         packed_bytes: u32,
-        data_bytes: u32,
-    ) -> Result<&[u8], String> {
+        data_bytes: u64,
+    ) -> Result<(), String> {
         let begun = Instant::now();
+        self.data_bytes = 0;
         let (Some(packed), Some(data)) = (
             self.packed.get(..packed_bytes as usize),
             self.data.get_mut(..data_bytes as usize),
@@ -74,7 +79,10 @@ impl Unpacking {
         };
         self.spent += begun.elapsed();
         match bytes {
-            Ok(bytes) if bytes == data.len() => Ok(data),
+            Ok(bytes) if bytes == data.len() => {
+                self.data_bytes = bytes;
+                Ok(())
+            }
             Ok(bytes) => Err(format!(
                 "{codec} data that makes {bytes} bytes where {data_bytes} were announced"
             )),
@@ -82,6 +90,11 @@ impl Unpacking {
                 "{codec} data of {packed_bytes} bytes that does not make {data_bytes} bytes: {error}"
             )),
         }
+    }
+
+    /// What the frame that was unpacked last stands for; empty where that failed.
+    pub(in crate::tcp) fn data(&self) -> &[u8] {
+        self.data.get(..self.data_bytes).unwrap_or_default()
     }
 
     /// Time spent so far.
@@ -103,8 +116,8 @@ mod tests {
         // What a frame before has left behind.
         unpacking.data.fill(0xee);
         unpacking.give_buffer(buffer);
-        let data = unpacking.unpack(codec, packed.len() as u32, data_bytes);
-        data.map(<[u8]>::to_vec)
+        let result = unpacking.unpack(codec, packed.len() as u32, data_bytes.into());
+        result.map(|()| unpacking.data().to_vec())
     }
 
     fn packed(codec: Codec, data: &[u8]) -> Vec<u8> {
@@ -168,7 +181,7 @@ mod tests {
             let mut unpacking = Unpacking::new().unwrap();
             let beyond = PACKED_DATA_BYTES_MAX + 1;
             assert!(unpacking.unpack(codec, beyond, 4096).is_err());
-            assert!(unpacking.unpack(codec, 10, beyond).is_err());
+            assert!(unpacking.unpack(codec, 10, beyond.into()).is_err());
         }
     }
 

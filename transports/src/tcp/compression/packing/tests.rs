@@ -53,8 +53,10 @@ fn unpacked(codec: Codec, packed: &[u8], data_bytes: u32) -> Vec<u8> {
     let mut buffer = unpacking.take_buffer();
     buffer[..packed.len()].copy_from_slice(packed);
     unpacking.give_buffer(buffer);
-    let data = unpacking.unpack(codec, packed.len() as u32, data_bytes);
-    data.unwrap().to_vec()
+    unpacking
+        .unpack(codec, packed.len() as u32, data_bytes.into())
+        .unwrap();
+    unpacking.data().to_vec()
 }
 
 #[test]

@@ -22,6 +22,16 @@ use dunlin_transports::tcp::{
     read_preamble,
 };
 
+#[cfg(feature = "compression")]
+mod packed;
+
+/// What a destination of this build says when it lets a lane in.
+const LET_IN: &[u8; 8] = if cfg!(feature = "compression") {
+    b"DNLA\0\0\x01\x03"
+} else {
+    b"DNLA\0\0\x01\0"
+};
+
 const MECHANISMS: [Mechanism; 2] = [Mechanism::Auto, Mechanism::Plain];
 const PAGES: u64 = 1024;
 const PREPARED: u32 = 512;
@@ -112,7 +122,7 @@ impl Victim {
         let lane = endpoint.accept_lane(&[ticket()], soon()).unwrap();
         let mut answer = [0; 8];
         peer.read_exact(&mut answer).unwrap();
-        assert_eq!(&answer, b"DNLA\0\0\x01\0");
+        assert_eq!(&answer, LET_IN);
         Self {
             peer,
             lane,
@@ -204,6 +214,7 @@ fn what_breaks_the_protocol_is_refused_before_memory_is_touched() {
         ("too many runs", header(1, 513, 0)),
         ("too much data", header(1, 1, 5 << 20)),
         ("absurd data", header(1, 1, u64::MAX)),
+        ("absurd packed data", header(4, 1, u64::MAX)),
         ("empty run", [header(1, 1, 0), table(&[(0, 0, 0)])].concat()),
         (
             "unknown flag",
@@ -260,6 +271,20 @@ fn what_breaks_the_protocol_is_refused_before_memory_is_touched() {
                 "{name}: the lane is over"
             );
         }
+    }
+}
+
+#[cfg(not(feature = "compression"))]
+#[test]
+fn compressed_frames_are_refused_where_they_are_not_built_in() {
+    for (kind, name) in [(4, "lz4"), (5, "zstd")] {
+        let mut victim = Victim::new(options(Mechanism::Auto, Duration::from_secs(10)));
+        let header = header(kind, 1, (4096 << 32) | 4);
+        let sent = [header, table(&[(0, 1, 0)]), vec![1, 2, 3, 4]].concat();
+        victim.peer.write_all(&sent).unwrap();
+        let error = victim.lane.next_fence(soon()).unwrap_err();
+        let expected = format!("{name} frames are not built in here");
+        assert!(error.to_string().contains(&expected), "{error}");
     }
 }
 
@@ -408,7 +433,8 @@ fn a_slow_sender_within_the_stall_limit_is_waited_for() {
     }
 }
 
-/// A source's lane whose peer is a bare socket.
+/// A source's lane whose peer is a bare socket, of a destination from before there were compressed
+/// frames.
 fn open_source(options: Options) -> (Box<dyn SourceLane>, TcpStream, MemoryMap) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     // Inherited by what is accepted; small, so that the source soon has to wait.
