@@ -237,13 +237,49 @@ mod tests {
             },
             Header::Fence { number: 7 },
             Header::FenceSeen { number: u64::MAX },
+            packed(Codec::Lz4, 512, 1, PACKED_DATA_BYTES_MAX),
         ] {
             assert_eq!(Header::decode(&header.encode()), Ok(header));
         }
-        assert_eq!(
-            &Header::Fence { number: 258 }.encode(),
-            b"DNLF\x02\0\0\0\x02\x01\0\0\0\0\0\0"
-        );
+    }
+
+    fn packed(codec: Codec, count: u16, packed_bytes: u32, data_bytes: u32) -> Header {
+        Header::PackedRuns {
+            codec,
+            count,
+            packed_bytes,
+            data_bytes,
+        }
+    }
+
+    #[test]
+    fn golden_headers_stay_readable() {
+        let runs = Header::Runs {
+            count: 3,
+            data_bytes: 8192,
+        };
+        for (bytes, header) in [
+            (b"DNLF\x01\0\x03\0\0\x20\0\0\0\0\0\0", runs),
+            (
+                b"DNLF\x02\0\0\0\x02\x01\0\0\0\0\0\0",
+                Header::Fence { number: 258 },
+            ),
+            (
+                b"DNLF\x03\0\0\0\x07\0\0\0\0\0\0\0",
+                Header::FenceSeen { number: 7 },
+            ),
+            (
+                b"DNLF\x04\0\x02\0\x0b\x01\0\0\0\x20\0\0",
+                packed(Codec::Lz4, 2, 267, 8192),
+            ),
+            (
+                b"DNLF\x05\0\x01\0\x0b\0\0\0\0\0\x10\0",
+                packed(Codec::Zstd, 1, 11, 1 << 20),
+            ),
+        ] {
+            assert_eq!(&header.encode(), bytes);
+            assert_eq!(Header::decode(bytes), Ok(header));
+        }
     }
 
     #[test]
@@ -256,6 +292,21 @@ mod tests {
         ] {
             let header = Header::Runs { count, data_bytes };
             assert!(Header::decode(&header.encode()).is_err(), "{header:?}");
+        }
+        for (count, packed_bytes, data_bytes) in [
+            (0, 1, 4096),
+            (RUNS_MAX as u16 + 1, 1, 4096),
+            (1, 0, 4096),
+            (1, 4096, 4096),
+            (1, u32::MAX, 4096),
+            (1, 1, PACKED_DATA_BYTES_MAX + 1),
+            (1, 1, u32::MAX),
+            (1, 0, 0),
+        ] {
+            for codec in Codec::ALL {
+                let header = packed(codec, count, packed_bytes, data_bytes);
+                assert!(Header::decode(&header.encode()).is_err(), "{header:?}");
+            }
         }
     }
 

@@ -51,12 +51,14 @@ const RENEWAL_BATCHES: u32 = 256;
 const HOLD_MIN: Duration = Duration::from_millis(250);
 const HOLD_MAX: Duration = Duration::from_secs(4);
 
-/// The share of its time for which the thread has to get a processor: to begin, and to go on.
-const PROCESSOR_SHARE_TO_BEGIN: f64 = 0.85;
-const PROCESSOR_SHARE_TO_GO_ON: f64 = 0.7;
+/// The share of its time for which the thread has to get a processor: to begin, and to go on. With
+/// less than half, whoever else wants it wants more than there is.
+const PROCESSOR_SHARE_TO_BEGIN: f64 = 0.75;
+const PROCESSOR_SHARE_TO_GO_ON: f64 = 0.5;
 
-/// The weight of what is new in a smoothed figure.
-const SMOOTHING: f64 = 0.25;
+/// The weight of what is new in a smoothed figure: eight batches count, so that being held up once,
+/// or a burst, decides nothing.
+const SMOOTHING: f64 = 0.125;
 
 /// A batch that was compressed.
 #[derive(Clone, Copy, Debug)]
@@ -135,10 +137,10 @@ impl Meter {
 #[derive(Debug)]
 pub(super) struct Worth {
     state: State,
-    /// Bytes a second that the link takes of plain batches; unknown while they never wait for it.
-    plain_rate: Option<f64>,
-    /// Of the time spent compressing, the share with a processor; smoothed.
-    processor_share: f64,
+    /// What the link takes of plain batches; unknown while they never wait for it.
+    plain: Option<Rate>,
+    /// Of the time spent compressing, the share with a processor; smoothed. Unknown at first.
+    processor_share: Option<f64>,
     /// How long it stays off the next time that it does not pay.
     hold: Duration,
 }
@@ -156,6 +158,20 @@ enum State {
     },
 }
 
+/// A smoothed rate: bytes and seconds each for themselves, as bytes leave in bursts, and a mean of
+/// the bursts' rates would be too high.
+#[derive(Clone, Copy, Debug)]
+struct Rate {
+    bytes: f64,
+    seconds: f64,
+}
+
+impl Rate {
+    fn bytes_per_second(self) -> f64 {
+        self.bytes / self.seconds
+    }
+}
+
 #[derive(Clone, Copy, Debug, Default)]
 struct Window {
     batches: u32,
@@ -170,8 +186,8 @@ impl Default for Worth {
                 next_trial: None,
                 promising: 0,
             },
-            plain_rate: None,
-            processor_share: 1.0,
+            plain: None,
+            processor_share: None,
             hold: HOLD_MIN,
         }
     }
@@ -183,7 +199,7 @@ impl Worth {
         match self.state {
             State::On { .. } => true,
             State::Off { next_trial, .. } => {
-                self.plain_rate.is_some() && next_trial.is_none_or(|at| now >= at)
+                self.plain.is_some() && next_trial.is_none_or(|at| now >= at)
             }
         }
     }
@@ -191,12 +207,12 @@ impl Worth {
     /// Takes what compressing a batch showed.
     pub(super) fn tried(&mut self, now: Instant, trial: Trial) {
         let wall = trial.wall.as_secs_f64();
-        if wall > 0.0 {
-            let share = (trial.processor.as_secs_f64() / wall).min(1.0);
-            smooth(&mut self.processor_share, share);
-        }
+        let share = (trial.processor.as_secs_f64() / wall.max(1e-9)).min(1.0);
+        let processor_share = self.processor_share.get_or_insert(share);
+        smooth(processor_share, share);
+        let processor_share = *processor_share;
         match &mut self.state {
-            State::On { .. } if self.processor_share < PROCESSOR_SHARE_TO_GO_ON => {
+            State::On { .. } if processor_share < PROCESSOR_SHARE_TO_GO_ON => {
                 self.hold_off(now);
             }
             State::On { .. } => {}
@@ -204,11 +220,9 @@ impl Worth {
                 next_trial,
                 promising,
             } => {
-                let saving = self
-                    .plain_rate
-                    .map_or(0.0, |rate| promised_saving(&trial, rate));
+                let saving = self.plain.map_or(0.0, |rate| promised_saving(&trial, rate));
                 let is_promising =
-                    saving >= PROMISED_SAVING && self.processor_share >= PROCESSOR_SHARE_TO_BEGIN;
+                    saving >= PROMISED_SAVING && processor_share >= PROCESSOR_SHARE_TO_BEGIN;
                 if !is_promising {
                     *promising = 0;
                     *next_trial = Some(now + trial.wall * TRIAL_TIME_PARTS);
@@ -234,8 +248,11 @@ impl Worth {
         match &mut self.state {
             State::Off { .. } => {
                 if interval.is_link_busy && !interval.is_packed {
-                    let rate = interval.guest_bytes as f64 / interval.elapsed.as_secs_f64();
-                    smooth(self.plain_rate.get_or_insert(rate), rate);
+                    let bytes = interval.guest_bytes as f64;
+                    let seconds = interval.elapsed.as_secs_f64();
+                    let rate = self.plain.get_or_insert(Rate { bytes, seconds });
+                    smooth(&mut rate.bytes, bytes);
+                    smooth(&mut rate.seconds, seconds);
                 }
             }
             State::On { batches, window } => {
@@ -249,7 +266,8 @@ impl Worth {
                 let rate = window.guest_bytes as f64 / window.elapsed.as_secs_f64();
                 *window = Window::default();
                 let is_renewed = *batches >= RENEWAL_BATCHES;
-                if rate < self.plain_rate.unwrap_or(0.0) * MEASURED_GAIN {
+                let plain_rate = self.plain.map_or(0.0, Rate::bytes_per_second);
+                if rate < plain_rate * MEASURED_GAIN {
                     self.hold_off(now);
                 } else if is_renewed {
                     self.hold = HOLD_MIN;
@@ -270,15 +288,15 @@ impl Worth {
             promising: 0,
         };
         // What the link gave before is old news.
-        self.plain_rate = None;
+        self.plain = None;
     }
 }
 
-/// The time that a link of `rate` bytes a second saves with a batch like this one, over the time that
-/// compressing it takes.
-fn promised_saving(trial: &Trial, rate: f64) -> f64 {
+/// The time that a link of this rate saves with a batch like this one, over the time that compressing
+/// it takes.
+fn promised_saving(trial: &Trial, link: Rate) -> f64 {
     let saved_bytes = trial.data_bytes.saturating_sub(trial.packed_bytes);
-    f64::from(saved_bytes) / rate / trial.wall.as_secs_f64()
+    f64::from(saved_bytes) / link.bytes_per_second() / trial.wall.as_secs_f64()
 }
 
 fn smooth(figure: &mut f64, new: f64) {

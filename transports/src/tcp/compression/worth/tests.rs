@@ -231,7 +231,7 @@ fn a_destination_that_gains_nothing_by_it_ends_it() {
 #[test]
 fn short_processors_end_it_and_keep_it_from_beginning() {
     let short = World {
-        processor_share: 0.5,
+        processor_share: 0.4,
         ..TEXT
     };
     // Slow enough to pay even so.
@@ -243,7 +243,7 @@ fn short_processors_end_it_and_keep_it_from_beginning() {
     assert_eq!(lane.switches, 0);
     let mut lane = after(TEXT, 200);
     assert!(lane.is_on());
-    lane.send(&short, 10);
+    lane.send(&short, 20);
     assert!(!lane.is_on());
     // A thread that was held up once is no sign.
     let mut lane = after(TEXT, 200);
