@@ -139,6 +139,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn contents_are_as_long_as_asked_for_and_differ_by_seed() {
+        for contents in Contents::ALL {
+            let bytes = contents.bytes(10_000, 1);
+            assert_eq!(bytes.len(), 10_000);
+            assert_eq!(bytes, contents.bytes(10_000, 1));
+            assert_ne!(bytes, contents.bytes(10_000, 2));
+        }
+    }
+
+    #[test]
     fn patterns_are_what_their_names_say() {
         let layout = one_region(64 << 20).unwrap();
         let share =

@@ -18,6 +18,8 @@ use crate::lane::{DestinationLane, FenceNumber, LaneCounters, LaneError, LaneNum
 use crate::memory::{MemoryMap, PageNumber, Run};
 use crate::prepared::{WriteGate, WriterPlace};
 
+mod packed;
+
 /// Bytes received ahead of their use: a whole head, and room for the small frames behind it. What
 /// of it turns out to be data is copied once more, at most this much in each batch.
 const STAGING_BYTES: usize = HEAD_BYTES_MAX + 4096;
@@ -173,15 +175,7 @@ impl ReceivingLane {
                         self.write_zeros(&entries, deadline)?;
                         self.receive_data(&entries, deadline)
                     }
-                    Some((codec, packed_bytes)) => {
-                        self.check_all(&entries)?;
-                        self.receive_packed(packed_bytes, deadline)?;
-                        self.unpacking
-                            .unpack(codec, packed_bytes, data_bytes)
-                            .map_err(|violation| self.protocol(violation))?;
-                        self.write_zeros(&entries, deadline)?;
-                        self.write_unpacked(&entries)
-                    }
+                    Some(packed) => self.receive_packed(&entries, data_bytes, packed, deadline),
                 }
             });
         self.entries = entries;
@@ -265,65 +259,6 @@ impl ReceivingLane {
             Ok(_) => Ok(()),
             Err(error) => Err(self.error(error, "receiving pages", begun)),
         }
-    }
-
-    /// Checks all runs of a frame before anything is done for them.
-    fn check_all(&self, entries: &[Entry]) -> Result<(), LaneError> {
-        let lane = self.number;
-        let runs = entries.iter().map(|entry| entry.run);
-        for run in runs.clone() {
-            self.memory
-                .check(run)
-                .map_err(|source| LaneError::Memory { lane, source })?;
-        }
-        self.gate
-            .enter(&self.place, runs)
-            .map(|_| ())
-            .map_err(|run| LaneError::NotPrepared { lane, run })
-    }
-
-    /// Receives compressed data into the lane's own buffer. Its length was checked.
-    fn receive_packed(&mut self, packed_bytes: u32, deadline: Deadline) -> Result<(), LaneError> {
-        let begun = Instant::now();
-        let buffer = self.unpacking.take_buffer();
-        self.segments.set_part(buffer, 0..packed_bytes as usize);
-        let copied = self.segments.fill_front(self.staging.ready());
-        self.staging.consume(copied);
-        let received = if self.segments.bytes() > 0 {
-            self.stream.receive(&mut self.segments, Want::All, deadline)
-        } else {
-            Ok(0)
-        };
-        self.unpacking.give_buffer(self.segments.take_buffer());
-        received
-            .map(|_| ())
-            .map_err(|error| self.error(error, "receiving compressed pages", begun))
-    }
-
-    /// Copies what was decompressed where it belongs.
-    fn write_unpacked(&mut self, entries: &[Entry]) -> Result<(), LaneError> {
-        let lane = self.number;
-        let mut data = self.unpacking.data();
-        let runs = entries
-            .iter()
-            .filter(|entry| !entry.is_zero)
-            .map(|entry| entry.run);
-        let _permit = self
-            .gate
-            .enter(&self.place, runs.clone())
-            .map_err(|run| LaneError::NotPrepared { lane, run })?;
-        for run in runs {
-            // All runs together are as long: the table was checked against the header.
-            let (piece, rest) = data
-                .split_at_checked(run.bytes() as usize)
-                .unwrap_or_default();
-            self.memory
-                .copy_in(run, piece)
-                .map_err(|source| LaneError::Memory { lane, source })?;
-            data = rest;
-            self.counters.runs += 1;
-        }
-        Ok(())
     }
 
     fn confirm(&mut self, number: u64) -> Result<(), LaneError> {

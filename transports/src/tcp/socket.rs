@@ -362,6 +362,28 @@ mod tests {
         drop(answer);
     }
 
+    #[cfg(feature = "compression")]
+    #[test]
+    fn what_the_peer_does_not_take_counts_as_unsent() {
+        use std::io::{Read, Write};
+
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut far, _) = listener.accept().unwrap();
+        assert_eq!(unsent_bytes(&near), Some(0));
+        near.set_nonblocking(true).unwrap();
+        let mut written = 0;
+        while let Ok(count) = (&near).write(&[7; 64 << 10]) {
+            written += count as u64;
+        }
+        let unsent = unsent_bytes(&near).unwrap();
+        assert!(0 < unsent && unsent < written, "{unsent} of {written}");
+        // Taken, all of it leaves.
+        let mut taken = vec![0; written as usize];
+        far.read_exact(&mut taken).unwrap();
+        assert_eq!(unsent_bytes(&near), Some(0));
+    }
+
     #[test]
     fn names_and_addresses_are_resolved() {
         let soon = || Deadline::after(Duration::from_secs(30));
