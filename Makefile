@@ -83,7 +83,7 @@ rdma-test: ## Run the same tests on this host, if it has an RDMA device (ARGS=pi
 	@$(MAKE) --no-print-directory build
 	tests/softroce/suite here '$(ARGS)'
 
-bench: ## Run the micro-benchmarks (about a minute; ARGS=zero runs those named so)
+bench: ## Run the micro-benchmarks (about two minutes; ARGS=zero runs those named so)
 	@$(SETUP) rust cc
 	$(CARGO) bench --locked -p dunlin-bench --bench engine --bench transports -- $(ARGS)
 
