@@ -80,6 +80,13 @@ impl Pinned {
         let now = Counts::now().pinned_kib;
         now.saturating_sub(self.before.pinned_kib) << 10
     }
+
+    /// How many more registrations there are than when this was made; `None` where the program
+    /// `rdma` is not there to list them.
+    pub fn more_registrations(&self) -> Option<usize> {
+        let now = Counts::now().registrations?;
+        now.checked_sub(self.before.registrations?)
+    }
 }
 
 impl Drop for Pinned {
