@@ -16,7 +16,9 @@
 //! | [`fetching`] | the destination fetches, where the transport can |
 //! | [`fences`] | what a fence promises, and its deadlines |
 //! | [`admission`] | who is let in |
+//! | [`opening`] | ranges come and go while lanes are at work |
 //! | [`ending`] | revoking, stopping, and peers that vanish |
+//! | `pinned` | what this process has pinned |
 //! | `session` | what the cases share: two memories, two endpoints, their lanes |
 
 // The suite is test code that lives outside of `cfg(test)`, so that other crates can run it.
@@ -32,8 +34,14 @@ pub mod ending;
 pub mod fences;
 pub mod fetching;
 pub mod moving;
+pub mod opening;
 
+#[cfg(any(test, feature = "rdma"))]
+mod pinned;
 mod session;
+
+#[cfg(any(test, feature = "rdma"))]
+pub use pinned::Pinned;
 
 /// Both endpoints of one session, with no lane and nothing prepared.
 pub struct Pair {
@@ -91,7 +99,7 @@ macro_rules! conformance_tests {
             moving::many_scattered_runs_arrive_and_touch_nothing_else
             moving::runs_in_several_regions_arrive
             moving::zero_pages_read_as_zero
-            moving::later_puts_win_on_one_lane
+            moving::what_is_put_last_stays
             moving::counters_tell_what_was_put
             moving::random_traffic_on_many_lanes_compares_equal
             fetching::offered_pages_can_be_fetched
@@ -111,6 +119,11 @@ macro_rules! conformance_tests {
             admission::a_malformed_contact_is_refused
             admission::waiting_for_a_lane_ends_at_its_deadline
             admission::opening_a_lane_that_nobody_accepts_ends_at_its_deadline
+            opening::a_put_into_what_this_side_retired_is_refused
+            opening::a_range_is_prepared_and_granted_again
+            opening::a_run_over_the_borders_of_both_sides_arrives
+            opening::ranges_come_and_go_while_a_lane_puts_elsewhere
+            opening::registrations_are_counted
             ending::revoking_keeps_out_what_is_under_way
             ending::revoking_stops_a_source_that_goes_on_writing
             ending::stopping_ends_a_blocked_put

@@ -6,7 +6,9 @@
 //! | `error` | why RDMA can't be used, and the way out |
 //! | `wire` | what both ends say to each other in bytes |
 //! | `registrations` | memory registered with the device, on either side |
-//! | `grants` | what the peer lets be written or read, and where its registrations end |
+//! | `grants` | what the peer lets be written or read |
+//! | `pieces` | cutting runs where a registration of either side ends |
+//! | `nearness` | which processors are near a device |
 //! | `watch` | what ends every lane of an endpoint: a stop, an event of the device |
 //! | `connection` | one connected queue pair, its queues and its messages |
 //! | `setup` | how a queue pair becomes connected, and with which settings |
@@ -19,10 +21,27 @@
 //! [`REQUEST_BYTES_MAX`]; each piece is one RDMA write, straight out of the source's guest memory
 //! into the destination's. The pieces of a put are posted as one chain with one doorbell; one in
 //! some asks for a completion. A fence is a message behind the writes on the same queue pair, and
-//! is seen by the destination as a completed receive. Pages of zeros are written from a registered
-//! range of zeros: they cost the link what other pages cost, and keep their order on the lane,
-//! which words over another connection would not. The engine puts as zero only what the
-//! destination may hold otherwise.
+//! is seen by the destination as a completed receive; between two of them writes may pass each other
+//! (relaxed ordering), so no page is put twice there.
+//!
+//! # Pages of zeros
+//!
+//! They are written from a registered range of zeros, and so cost the link what other pages cost.
+//! The engine puts as zero only what the destination may hold otherwise: pages that were sent before
+//! and became zero since. The other way would be a bitmap of them over control, and a thread of the
+//! destination that clears them. `bench/src/bin/rdma_zeros.rs` measures both. On a virtual machine
+//! with 2 cores one thread cleared 64 MiB of cold pages at 11 GB/s, side by side or scattered (93 µs
+//! a MiB; 4 to 6 GB/s, and up to 250 µs, where others used the cores), bitmap and round trip over
+//! loopback included. A write of a MiB takes 84 µs of a link with 12.5 GB/s (100 Gb/s), and no time
+//! of any processor. So the two cross near 11 GB/s, some 90 Gb/s: faster links are better served by
+//! writes, at 5 GB/s (40 Gb/s) a bitmap would take half of the time for these pages, at 3 GB/s (25
+//! Gb/s) a quarter to a third.
+//!
+//! It stays a write, since a bitmap is better only on slower links, and there for few pages; and
+//! since it has a price everywhere. It takes 0.1 s of the destination's processor for each GiB,
+//! which in the pause is what the guest waits for. And words over control keep no order with the
+//! lanes: what is cleared late would take a page that was put since, so each round needed one more
+//! exchange between the fences of all lanes and the first put of the next round.
 //!
 //! There is one protection domain for each endpoint, so for each session: a key of one session
 //! opens nothing in another.
@@ -37,7 +56,9 @@ pub mod source;
 mod connection;
 mod error;
 mod grants;
+mod nearness;
 mod outbox;
+mod pieces;
 mod receiving;
 mod registrations;
 mod sending;
@@ -106,6 +127,11 @@ pub struct Options {
     /// When a packet that is not acknowledged is sent again: after 4.096 µs times two to this power;
     /// devices may take up to four times as long.
     pub ack_timeout: u8,
+    /// Whether the source's memory is paged on demand: registered, and not pinned; the device
+    /// fetches what it sends when it comes to it. For guests that do not fit into what may be
+    /// pinned, on devices that can; each page that is not at hand costs the lane a fault of some
+    /// 10 µs to 1 ms. The destination's memory never is: what a peer may write is pinned.
+    pub on_demand_paging: bool,
     /// How lanes wait for the device.
     pub poll: PollMode,
     /// How long a lane may move nothing in the middle of something.
@@ -127,6 +153,7 @@ impl Default for Options {
             // a path takes to be switched, and below the engine's peer timeout of 5 s, so that a
             // dead path is reported as such. rdma_cm would take 17 s.
             ack_timeout: 14,
+            on_demand_paging: false,
             poll: PollMode::default(),
             // As for TCP: longer than any pause that a working link shows.
             stall_limit: Duration::from_secs(10),
