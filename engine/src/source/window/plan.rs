@@ -184,11 +184,6 @@ impl Plan {
         self.range_chunks
     }
 
-    /// The chunks.
-    pub(super) fn chunks(&self) -> &ChunkPlan {
-        &self.chunks
-    }
-
     /// How many ranges are being opened, and closed.
     pub(super) fn under_way(&self) -> (usize, usize) {
         (self.opening, self.closing)
@@ -203,6 +198,11 @@ impl Plan {
     /// How many portions the round has had so far, beyond the first.
     pub(super) fn crossings(&self) -> u32 {
         self.portion
+    }
+
+    /// Whether the round may have more than one portion.
+    pub(super) fn has_portions(&self) -> bool {
+        self.portion_limit.0 < self.window_bytes
     }
 
     // ---- a round ----
@@ -552,6 +552,14 @@ impl Plan {
             *is_prepared = true;
         }
         self.settle(id)
+    }
+
+    /// Whether a range was asked for, and its grant has not come.
+    pub(super) fn awaits_grant(&self, run: Run) -> bool {
+        let range = self.find(run).and_then(|id| self.ranges.get(id.0 as usize));
+        range.is_some_and(|range| {
+            matches!(range.stage, Stage::Opening { is_granted, .. } if !is_granted)
+        })
     }
 
     /// The destination has granted a range. Whether it is open now; `None` when no such grant was
