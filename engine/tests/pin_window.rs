@@ -18,7 +18,8 @@ use dunlin_engine::pin_budget::PinBudget;
 use dunlin_engine::protocol::MessageKind;
 use dunlin_engine::report::{Outcome, RegistrationReport};
 use dunlin_engine::settings::{OnStall, Verify};
-use dunlin_transports::inmemory::{Faults, Place, Side};
+use dunlin_transports::inmemory::{Faults, Side};
+use dunlin_transports::lane::LaneNumber;
 use dunlin_transports::memory::PAGE_BYTES;
 
 use simulated::session::Ended;
@@ -142,33 +143,40 @@ fn without_registrations_there_is_no_window() {
 /// Law 2: a lane that is held up keeps open what it has written, and all behind it waits.
 #[test]
 fn nothing_is_closed_below_a_lane_that_is_held_up() {
+    let faults: Arc<Mutex<Option<Arc<Faults>>>> = Arc::default();
     let stalled = Arc::new(AtomicBool::new(false));
-    let early = Arc::new(AtomicUsize::new(0));
-    let closes = Arc::new(AtomicUsize::new(0));
-    let session = session(&[16], [SMALL, SMALL], Hooks::default());
+    let [early, closes] = [(); 2].map(|()| Arc::new(AtomicUsize::new(0)));
+    let is_first = AtomicBool::new(true);
+    let hooks = Hooks {
+        // Of the lane that has the first chunk, and so the first portion, nothing arrives for a
+        // while. The other one goes on to the next.
+        rearm_begin: Some(Box::new({
+            let (faults, stalled) = (Arc::clone(&faults), Arc::clone(&stalled));
+            move |_, first, _| {
+                if first.0 == 0 && is_first.swap(false, Ordering::SeqCst) {
+                    let faults = faults.lock().unwrap().clone().unwrap();
+                    let lane = LaneNumber(this_lane());
+                    faults.stall(lane);
+                    stalled.store(true, Ordering::SeqCst);
+                    let stalled = Arc::clone(&stalled);
+                    std::thread::spawn(move || {
+                        std::thread::sleep(Duration::from_millis(150));
+                        stalled.store(false, Ordering::SeqCst);
+                        faults.release(lane);
+                    });
+                }
+            }
+        })),
+        ..Hooks::default()
+    };
+    let session = session(&[16], [SMALL, SMALL], hooks);
+    *faults.lock().unwrap() = Some(Arc::clone(&session.faults));
     session.source.write_all(0..16 * CHUNK, 1);
-    let faults = Arc::downgrade(&session.faults);
-    session.faults.watch({
-        let (stalled, early, closes) = (stalled.clone(), early.clone(), closes.clone());
-        let has_begun = AtomicBool::new(false);
-        move |passage| {
-            let Some(faults) = faults.upgrade() else { return };
-            if passage.control_kind == Some(MessageKind::Close.number()) {
-                closes.fetch_add(1, Ordering::SeqCst);
-                early.fetch_add(usize::from(stalled.load(Ordering::SeqCst)), Ordering::SeqCst);
-            }
-            let Place::Lane(lane) = passage.place else { return };
-            // From its first put on.
-            if passage.bytes > 0 && !has_begun.swap(true, Ordering::SeqCst) {
-                stalled.store(true, Ordering::SeqCst);
-                faults.stall(lane);
-                let stalled = Arc::clone(&stalled);
-                std::thread::spawn(move || {
-                    std::thread::sleep(Duration::from_millis(150));
-                    stalled.store(false, Ordering::SeqCst);
-                    faults.release(lane);
-                });
-            }
+    session.at(MessageKind::Close, {
+        let (early, closes) = (Arc::clone(&early), Arc::clone(&closes));
+        move |_| {
+            closes.fetch_add(1, Ordering::SeqCst);
+            early.fetch_add(usize::from(stalled.load(Ordering::SeqCst)), Ordering::SeqCst);
         }
     });
     let ended = session.run();
@@ -176,6 +184,13 @@ fn nothing_is_closed_below_a_lane_that_is_held_up() {
     assert_eq!(early.load(Ordering::SeqCst), 0, "closed below a lane");
     assert!(closes.load(Ordering::SeqCst) > 0);
     assert_within(&ended, SMALL_WINDOW);
+}
+
+/// The number of the lane on whose thread this is.
+fn this_lane() -> u16 {
+    let thread = std::thread::current();
+    let number = thread.name().and_then(|name| name.strip_prefix("dunlin-"));
+    number.unwrap().parse().unwrap()
 }
 
 /// A page that is touched behind the walk's back is re-armed by the lane, and nothing but the
@@ -291,6 +306,29 @@ fn a_final_set_larger_than_the_window_is_crossed_in_the_pause() {
         let parts: Vec<_> = blackout.parts.iter().map(|part| part.name.as_str()).collect();
         assert!(parts.contains(&"registration"), "{parts:?}");
     }
+}
+
+/// Each portion has a page for one lane only: the others must not hold up its room.
+#[test]
+fn lanes_without_a_share_hold_nobody_up() {
+    let hooks = Hooks {
+        pause: Some(Box::new(|machine| {
+            for chunk in 0..12 {
+                machine.write(chunk * CHUNK + 9 * chunk, 5);
+            }
+            Ok(())
+        })),
+        ..Hooks::default()
+    };
+    let mut session = session(&[12], [SMALL, SMALL], hooks);
+    session.source.write(0, 1);
+    session.set(|settings| {
+        settings.lanes = Some(3);
+        settings.pin_budget = SMALL;
+    });
+    let ended = session.run();
+    ended.assert_moved();
+    assert_within(&ended, SMALL_WINDOW);
 }
 
 /// What is pending when the pause is decided on is opened before it.
