@@ -171,6 +171,9 @@ impl Mover<'_, '_> {
         let tally = match done.result {
             Ok(tally) => tally,
             Err(failure) => {
+                if let (lanes::LaneFailure::Lane(_), Some(event)) = (&failure, self.last_word()) {
+                    return Some(event);
+                }
                 let reason = match failure {
                     lanes::LaneFailure::Lane(_) => StayReason::PeerFailed,
                     lanes::LaneFailure::Rearm(_)
@@ -189,6 +192,29 @@ impl Mover<'_, '_> {
         }
         self.tallies.push(tally);
         self.round_done()
+    }
+
+    /// Why the destination has ended the lanes, where it says so: its ABORTED goes before, but comes
+    /// another way, and tells more than a lane that was closed.
+    fn last_word(&mut self) -> Option<Event> {
+        let in_round = matches!(
+            self.session.state(),
+            State::Copying | State::Finishing { .. }
+        );
+        let deadline = Deadline::after(LAST_WORD_TIME);
+        while in_round && !deadline.passed() {
+            match self.inputs.recv_timeout(deadline.remaining()) {
+                Ok(Input::Link(LinkEvent::Message(message))) => {
+                    if matches!(*message, Message::Aborted(_)) {
+                        return Some(self.heard(*message));
+                    }
+                }
+                // The move is over either way: nothing else matters any more.
+                Ok(Input::Lane(_) | Input::Window(_)) => {}
+                Ok(Input::Link(LinkEvent::Lost(_))) | Err(_) => return None,
+            }
+        }
+        None
     }
 
     /// Ends the round once all lanes, and the walk ahead of them, have.

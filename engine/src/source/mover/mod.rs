@@ -69,6 +69,10 @@ use crate::untouched::Untouched;
 /// How often a waiting source looks at what nobody tells it: a cancel, a deadline.
 const TICK: Duration = Duration::from_millis(5);
 
+/// How long a destination's last word is waited for once a lane has failed. It was sent before the
+/// lane ended, and the guest may be waiting.
+const LAST_WORD_TIME: Duration = Duration::from_millis(20);
+
 /// How often progress is told.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 
