@@ -97,6 +97,11 @@ impl PinBudget {
     }
 }
 
+/// This process's limit on locked memory, in bytes, where it binds.
+pub fn locked_bytes_max() -> Option<u64> {
+    Offer::of_this_host().locked_bytes_max
+}
+
 impl Offer {
     fn of_this_host() -> Self {
         let limit = getrlimit(Resource::Memlock).current;
