@@ -132,7 +132,10 @@ fn an_open_out_of_bounds_ends_the_session() {
     let outside = "not inside one region";
     for (ranges, words) in [
         (vec![run(0, WINDOW_PAGES + 1)], "pin budget"),
-        (vec![run(0, 1000), run(4096, WINDOW_PAGES - 999)], "pin budget"),
+        (
+            vec![run(0, 1000), run(4096, WINDOW_PAGES - 999)],
+            "pin budget",
+        ),
         (vec![run(0, 512), run(0, 512)], "open already"),
         (vec![run(512, 512), run(0, 513)], "open already"),
         (vec![run(0, 512), run(511, 1)], "open already"),
@@ -158,7 +161,13 @@ fn an_open_out_of_bounds_ends_the_session() {
 
 #[test]
 fn what_is_not_open_can_not_be_closed() {
-    for bad in [run(0, 511), run(1, 511), run(512, 512), run(0, 513), run(8192, 100)] {
+    for bad in [
+        run(0, 511),
+        run(1, 511),
+        run(512, 512),
+        run(0, 513),
+        run(8192, 100),
+    ] {
         let (mut source, _lanes) = source();
         open(&mut source, &[run(0, 512)]);
         granted(&mut source, 1);
@@ -187,7 +196,10 @@ fn ranges_out_of_turn_end_the_session() {
             let (mut source, mut lanes) = source();
             open(&mut source, &[run(0, 512)]);
             granted(&mut source, 1);
-            let fences: Vec<_> = lanes.iter_mut().map(|lane| lane.fence().unwrap().0).collect();
+            let fences: Vec<_> = lanes
+                .iter_mut()
+                .map(|lane| lane.fence().unwrap().0)
+                .collect();
             let missing = u64::from(!is_ready);
             source.prepare(fences.iter().map(|fence| fence + missing).collect(), 0);
             if is_ready {
@@ -244,7 +256,10 @@ fn a_put_into_what_is_closed_ends_the_session_and_changes_nothing() {
 /// A source from before there was a window: all is registered before WELCOME, or nothing.
 #[test]
 fn a_source_that_opens_nothing_gets_everything_where_that_fits() {
-    for (budget, fits) in [(PinBudget::Unlimited, true), (PinBudget::Bytes(8 << 20), false)] {
+    for (budget, fits) in [
+        (PinBudget::Unlimited, true),
+        (PinBudget::Bytes(8 << 20), false),
+    ] {
         let mut source = SourceByHand::with(&REGIONS, Hooks::default(), |settings| {
             settings.pin_budget = budget;
         });
@@ -257,7 +272,11 @@ fn a_source_that_opens_nothing_gets_everything_where_that_fits() {
                 panic!("not REFUSED");
             };
             assert!(refused.is_of_transport());
-            assert!(refused.reason().contains("pin budget"), "{}", refused.reason());
+            assert!(
+                refused.reason().contains("pin budget"),
+                "{}",
+                refused.reason()
+            );
             source.by_hand.hang_up();
             assert!(source.ended().is_err());
             continue;
@@ -266,7 +285,12 @@ fn a_source_that_opens_nothing_gets_everything_where_that_fits() {
             panic!("not WELCOME");
         };
         assert_eq!(welcome.pin_budget_bytes, None);
-        let pages: u64 = welcome.grants.pages.iter().map(|pages| u64::from(*pages)).sum();
+        let pages: u64 = welcome
+            .grants
+            .pages
+            .iter()
+            .map(|pages| u64::from(*pages))
+            .sum();
         assert_eq!(pages, REGIONS.iter().sum::<u64>());
     }
 }

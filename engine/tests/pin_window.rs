@@ -59,7 +59,10 @@ fn assert_within(ended: &Ended, window_bytes: u64) -> RegistrationReport {
         assert!(side.peak_bytes <= window_bytes, "{side:?}");
         assert!(side.made > side.ended, "{side:?}");
     }
-    assert_eq!((told.source.made, told.evictions), (there.made, there.ended));
+    assert_eq!(
+        (told.source.made, told.evictions),
+        (there.made, there.ended)
+    );
     told
 }
 
@@ -67,7 +70,9 @@ fn assert_within(ended: &Ended, window_bytes: u64) -> RegistrationReport {
 fn a_guest_larger_than_the_window_arrives_whole() {
     let mut session = session(&[12, 1, 4], [SMALL, PinBudget::Unlimited], Hooks::default());
     let pages = session.source.pages();
-    pages.iter().for_each(|page| session.source.write(page.0, 1));
+    pages
+        .iter()
+        .for_each(|page| session.source.write(page.0, 1));
     session.source.start_writers(2);
     session.set(|settings| {
         settings.lanes = Some(3);
@@ -90,7 +95,10 @@ fn a_guest_larger_than_the_window_arrives_whole() {
 
 #[test]
 fn the_smaller_budget_counts() {
-    for budgets in [[SMALL, PinBudget::Bytes(64 << 20)], [PinBudget::Unlimited, SMALL]] {
+    for budgets in [
+        [SMALL, PinBudget::Bytes(64 << 20)],
+        [PinBudget::Unlimited, SMALL],
+    ] {
         let session = session(&[8], budgets, Hooks::default());
         session.source.write_all(0..8 * CHUNK, 1);
         let ended = session.run();
@@ -176,7 +184,10 @@ fn nothing_is_closed_below_a_lane_that_is_held_up() {
         let (early, closes) = (Arc::clone(&early), Arc::clone(&closes));
         move |_| {
             closes.fetch_add(1, Ordering::SeqCst);
-            early.fetch_add(usize::from(stalled.load(Ordering::SeqCst)), Ordering::SeqCst);
+            early.fetch_add(
+                usize::from(stalled.load(Ordering::SeqCst)),
+                Ordering::SeqCst,
+            );
         }
     });
     let ended = session.run();
@@ -303,7 +314,11 @@ fn a_final_set_larger_than_the_window_is_crossed_in_the_pause() {
         let finals = ended.report.rounds.iter().filter(|round| round.is_final);
         assert_eq!(finals.count(), 2);
         let blackout = ended.report.blackout.unwrap();
-        let parts: Vec<_> = blackout.parts.iter().map(|part| part.name.as_str()).collect();
+        let parts: Vec<_> = blackout
+            .parts
+            .iter()
+            .map(|part| part.name.as_str())
+            .collect();
         assert!(parts.contains(&"registration"), "{parts:?}");
     }
 }
@@ -367,7 +382,10 @@ fn what_is_pending_is_opened_before_the_pause() {
     assert_eq!(in_pause.load(Ordering::SeqCst), 0, "opened in the pause");
     let predicted = ended.report.blackout.unwrap().predicted_parts;
     let term = predicted.iter().find(|part| part.name == "registration");
-    assert!(term.is_some_and(|term| term.duration_ns > 0), "{predicted:?}");
+    assert!(
+        term.is_some_and(|term| term.duration_ns > 0),
+        "{predicted:?}"
+    );
 }
 
 #[test]
@@ -389,7 +407,9 @@ fn a_window_that_stands_still_is_not_waited_for_for_ever() {
         let session = session(&[8], [SMALL, SMALL], Hooks::default());
         session.source.write_all(0..8 * CHUNK, 1);
         // Longer than the peer's timeout, shorter than the watchdog.
-        session.faults.delay_registrations(side, Duration::from_secs(2));
+        session
+            .faults
+            .delay_registrations(side, Duration::from_secs(2));
         let ended = session.run();
         ended.assert_reason("no range was opened or closed");
         ended.assert_stayed(Outcome::PeerFailed);
@@ -457,7 +477,9 @@ fn whatever_the_window_the_guest_arrives_whole() {
         // A seed that fails is in the output, and can be run alone.
         println!("seed {seed}");
         let mut seeded = Seeded(seed);
-        let regions: Vec<u64> = (0..1 + seeded.below(3)).map(|_| 1 + seeded.below(9)).collect();
+        let regions: Vec<u64> = (0..1 + seeded.below(3))
+            .map(|_| 1 + seeded.below(9))
+            .collect();
         let budget = PinBudget::Bytes((8 << 20) + seeded.below(40 << 20));
         let hooks = Hooks {
             pause: (seeded.below(2) == 0).then(|| -> Box<dyn Fn(&_) -> _ + Send + Sync> {

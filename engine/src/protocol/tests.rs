@@ -256,7 +256,10 @@ fn ranges_out_of_bounds_are_refused_and_the_most_fit_their_frame() {
     let most = Ranges::new(&many(RANGES_IN_MESSAGE_MAX));
     assert_eq!(most.to_runs(kind).unwrap().len(), RANGES_IN_MESSAGE_MAX);
     let bytes = Message::Open(most).to_frame().payload.len();
-    assert!(bytes <= frame_limit(kind.number()).unwrap() as usize, "{bytes}");
+    assert!(
+        bytes <= frame_limit(kind.number()).unwrap() as usize,
+        "{bytes}"
+    );
     let grants: Vec<_> = many(RANGES_IN_MESSAGE_MAX)
         .into_iter()
         .map(|range| Grant {

@@ -218,10 +218,11 @@ impl Convergence {
         );
         if let Some(unopened) = now.unopened {
             let each = self.opening_seconds_per_byte;
-            let opening =
-                unopened.bytes as f64 * each.unwrap_or(OPENING_SECONDS_PER_BYTE_ASSUMED);
+            let opening = unopened.bytes as f64 * each.unwrap_or(OPENING_SECONDS_PER_BYTE_ASSUMED);
             // A fence, and words on control there and back.
-            let crossing = self.crossing_seconds.unwrap_or(2.0 * round_trip.as_secs_f64());
+            let crossing = self
+                .crossing_seconds
+                .unwrap_or(2.0 * round_trip.as_secs_f64());
             term(
                 "registration",
                 seconds(opening + f64::from(unopened.crossings) * crossing),
@@ -467,7 +468,10 @@ mod tests {
         // No such term where nothing is registered.
         assert_eq!(part(&convergence, None), None);
         assert_eq!(part(&convergence, unopened(0, 0)), Some(MS(0)));
-        assert_eq!(part(&convergence, unopened(2_000_000_000, 1)), Some(MS(1002)));
+        assert_eq!(
+            part(&convergence, unopened(2_000_000_000, 1)),
+            Some(MS(1002))
+        );
         convergence.sample_opening(100_000_000, MS(100));
         convergence.sample_crossings(4, MS(40));
         // Too little to tell, and nothing to tell of.

@@ -46,6 +46,7 @@ mod built_in {
                 Some(PollChoice::Event) => PollMode::Event,
             },
             stall_limit: defaults.stall_limit,
+            on_demand_paging: choices.on_demand_paging,
         }
     }
 

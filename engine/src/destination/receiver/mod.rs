@@ -39,8 +39,8 @@ use crate::link::{Link, LinkEvent, Opening};
 use crate::milestone::Milestone;
 use crate::outside::{Outside, ReleaseReason};
 use crate::protocol::{
-    Abort, Grants, Lanes, Message, MessageKind, Prepare, Ready, Refused, Running,
-    VERIFY_PAGES_MAX, Verified, VerifyPages, Welcome, WireHost, WireRegistrations, capability,
+    Abort, Grants, Lanes, Message, MessageKind, Prepare, Ready, Refused, Running, VERIFY_PAGES_MAX,
+    Verified, VerifyPages, Welcome, WireHost, WireRegistrations, capability,
 };
 use crate::records::{Durability, Entry, Journal};
 use crate::session::DestinationSession;
@@ -137,9 +137,7 @@ pub(super) fn receive<F: GuestFactory>(
     if let Err(error) = same_shape(hello, &guest) {
         return refused(refuse(&error));
     }
-    let prepared = endpoint(guest.memory().lane_map().clone()).and_then(|endpoint| {
-        Ok(endpoint)
-    });
+    let prepared = endpoint(guest.memory().lane_map().clone()).and_then(|endpoint| Ok(endpoint));
     let endpoint = match prepared {
         Ok(endpoint) => endpoint,
         Err(error) => return refused(error.into()),

@@ -368,7 +368,13 @@ mod tests {
             assert!(matches!(opened, Err(RangeError::Outside(_))), "{outside:?}");
         }
         ledger.open(layout, run(100, 100)).unwrap();
-        for overlapping in [run(100, 100), run(99, 2), run(199, 1), run(0, 512), run(150, 1)] {
+        for overlapping in [
+            run(100, 100),
+            run(99, 2),
+            run(199, 1),
+            run(0, 512),
+            run(150, 1),
+        ] {
             let opened = ledger.open(layout, overlapping);
             assert!(
                 matches!(opened, Err(RangeError::Overlapping(_))),

@@ -52,8 +52,8 @@ use crate::link::{Link, LinkEvent, Opening};
 use crate::milestone::Milestone;
 use crate::outside::{Outside, ReleaseReason};
 use crate::protocol::{
-    Abort, Counts, Hello, Lanes, Message, MessageKind, Prepare, Ready, Running, VERIFY_PAGES_MAX, VERSION_MAX,
-    VERSION_MIN, Verified, VerifyPages, Welcome, WireHost, WireLayout, capability,
+    Abort, Counts, Hello, Lanes, Message, MessageKind, Prepare, Ready, Running, VERIFY_PAGES_MAX,
+    VERSION_MAX, VERSION_MIN, Verified, VerifyPages, Welcome, WireHost, WireLayout, capability,
 };
 use crate::records::verdict::Answer;
 use crate::records::{Durability, Entry, Journal};

@@ -265,7 +265,11 @@ impl Window {
         list_dirty(&self.chunks, dirty, chunks);
         let plan = &mut self.state.lock().plan;
         let mut share = |portion: &[u64]| {
-            let portion = || portion.iter().filter_map(|number| self.chunks.chunk(*number));
+            let portion = || {
+                portion
+                    .iter()
+                    .filter_map(|number| self.chunks.chunk(*number))
+            };
             let total = portion().map(|chunk| dirty_pages(chunk.words(dirty))).sum();
             add_shares(dirty, portion(), total, shares);
         };

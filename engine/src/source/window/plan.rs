@@ -399,7 +399,10 @@ impl Plan {
         if fits(self.held_bytes, self.held) {
             return None;
         }
-        if fits(self.held_bytes - self.closing_bytes, self.held - self.closing) {
+        if fits(
+            self.held_bytes - self.closing_bytes,
+            self.held - self.closing,
+        ) {
             return Some(Step::Wait);
         }
         match self.victim() {
@@ -536,7 +539,9 @@ impl Plan {
     }
 
     fn stage_mut(&mut self, id: RangeId) -> Option<&mut Stage> {
-        self.ranges.get_mut(id.0 as usize).map(|range| &mut range.stage)
+        self.ranges
+            .get_mut(id.0 as usize)
+            .map(|range| &mut range.stage)
     }
 
     /// The range that begins and ends as `run` does.
@@ -557,9 +562,9 @@ impl Plan {
     /// Whether a range was asked for, and its grant has not come.
     pub(super) fn awaits_grant(&self, run: Run) -> bool {
         let range = self.find(run).and_then(|id| self.ranges.get(id.0 as usize));
-        range.is_some_and(|range| {
-            matches!(range.stage, Stage::Opening { is_granted, .. } if !is_granted)
-        })
+        range.is_some_and(
+            |range| matches!(range.stage, Stage::Opening { is_granted, .. } if !is_granted),
+        )
     }
 
     /// The destination has granted a range. Whether it is open now; `None` when no such grant was

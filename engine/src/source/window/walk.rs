@@ -55,7 +55,9 @@ where
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     for _ in 0..cores.min(REGISTERING_MAX) {
         let (window, done) = (Arc::clone(window), done.clone());
-        scope.spawn("dunlin-register", move || register(&window, endpoint, &done))?;
+        scope.spawn("dunlin-register", move || {
+            register(&window, endpoint, &done)
+        })?;
     }
     let (sender, orders) = channel();
     let (window, done) = (Arc::clone(window), done.clone());
@@ -157,7 +159,9 @@ impl Walker<'_> {
                 WalkOrder::Ahead(chunks) => {
                     self.begin(Walk::Ahead, &chunks);
                     let walked = self.walk(&chunks, false);
-                    walked.and_then(|()| self.wait_until_open()).map(|()| chunks)
+                    walked
+                        .and_then(|()| self.wait_until_open())
+                        .map(|()| chunks)
                 }
             };
             let word = match walked {
@@ -209,7 +213,9 @@ impl Walker<'_> {
         let state = self.window.state.lock();
         let all = &self.window.chunks;
         let most = state.plan.range_chunks() as usize;
-        let is_covered = chunks.get(at).is_some_and(|chunk| state.plan.is_covered(*chunk));
+        let is_covered = chunks
+            .get(at)
+            .is_some_and(|chunk| state.plan.is_covered(*chunk));
         drop(state);
         if is_covered {
             return 1;
@@ -217,9 +223,9 @@ impl Walker<'_> {
         let mut before = None;
         let list = chunks.get(at..).unwrap_or_default().iter().take(most);
         let needed = list.enumerate().take_while(|(place, chunk)| {
-            let is_next = before.replace(**chunk).is_none_or(|before| {
-                before + 1 == **chunk && !all.begins_region(**chunk)
-            });
+            let is_next = before
+                .replace(**chunk)
+                .is_none_or(|before| before + 1 == **chunk && !all.begins_region(**chunk));
             let is_touched = || {
                 let chunk = all.chunk(**chunk);
                 chunk.is_some_and(|chunk| !self.context.is_untouched(chunk))

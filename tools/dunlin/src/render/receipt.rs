@@ -356,7 +356,10 @@ fn registration(told: &RegistrationReport) -> String {
         text.push_str(&format!(", {} closed for others", count(told.evictions)));
     }
     if told.wait_ns > 0 {
-        text.push_str(&format!("; lanes waited {} for it", nanoseconds(told.wait_ns)));
+        text.push_str(&format!(
+            "; lanes waited {} for it",
+            nanoseconds(told.wait_ns)
+        ));
     }
     text
 }

@@ -104,7 +104,11 @@ impl World {
 
     fn check(&self) {
         let bytes: u64 = self.seen.values().map(|(run, _)| run.bytes()).sum();
-        assert!(bytes <= self.window_bytes, "{bytes} of {}", self.window_bytes);
+        assert!(
+            bytes <= self.window_bytes,
+            "{bytes} of {}",
+            self.window_bytes
+        );
         let mut end = 0;
         for (run, _) in self.seen.values() {
             assert!(run.first.0 >= end, "{run:?} overlaps the one before it");
@@ -113,7 +117,8 @@ impl World {
     }
 
     fn open(&mut self, named: Named) {
-        self.seen.insert(named.run.first.0, (named.run, Seen::Opening));
+        self.seen
+            .insert(named.run.first.0, (named.run, Seen::Opening));
         self.device.push((named, true));
         self.peer.push((named.run, true));
         self.check();
@@ -222,7 +227,10 @@ impl World {
                 }
                 let first = self.plan.chunks.chunk(chunk).unwrap().first.0;
                 let (_, (run, seen)) = self.seen.range(..=first).next_back().unwrap();
-                assert!(first < run.end().0 && *seen == Seen::Open, "put into {seen:?}");
+                assert!(
+                    first < run.end().0 && *seen == Seen::Open,
+                    "put into {seen:?}"
+                );
                 self.lanes[number].unfenced.push(chunk);
                 self.put.push(chunk);
             }
@@ -315,7 +323,9 @@ impl World {
         self.untouched = untouched.to_vec();
         (self.claimed, self.walked, self.crossed) = (0, 0, 0);
         self.put.clear();
-        self.lanes.iter_mut().for_each(|lane| *lane = Lane::default());
+        self.lanes
+            .iter_mut()
+            .for_each(|lane| *lane = Lane::default());
         self.plan.begin(walk, list);
     }
 
@@ -346,7 +356,11 @@ impl World {
 
     /// What is to come is opened, as far as it fits.
     fn ahead(&mut self, list: &[u64]) {
-        let before: Vec<u64> = list.iter().copied().filter(|c| self.plan.is_covered(*c)).collect();
+        let before: Vec<u64> = list
+            .iter()
+            .copied()
+            .filter(|c| self.plan.is_covered(*c))
+            .collect();
         self.begin(list, &[], Walk::Ahead);
         self.play(Walk::Ahead, false);
         // Nothing that is needed was closed for something else that is.
@@ -361,8 +375,14 @@ impl World {
     /// Every needed chunk was put once.
     fn assert_put(&mut self) {
         self.put.sort_unstable();
-        let needed = self.list.iter().filter(|chunk| !self.untouched.contains(chunk));
-        let mut put = self.put.iter().filter(|chunk| !self.untouched.contains(chunk));
+        let needed = self
+            .list
+            .iter()
+            .filter(|chunk| !self.untouched.contains(chunk));
+        let mut put = self
+            .put
+            .iter()
+            .filter(|chunk| !self.untouched.contains(chunk));
         assert!(needed.eq(&mut put), "put {:?} of {:?}", self.put, self.list);
     }
 }
