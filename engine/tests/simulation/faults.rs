@@ -170,6 +170,11 @@ impl Fault {
         }
     }
 
+    /// Whether pages may arrive as something else.
+    pub(crate) fn damages_pages(&self) -> bool {
+        matches!(self, Self::Corrupt(Place::Lane(_), _))
+    }
+
     /// It happens now. A thread that kills its own process does not return from this.
     pub(crate) fn perform(&self, stage: &Stage) {
         let is_there = match self {

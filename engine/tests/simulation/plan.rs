@@ -188,9 +188,7 @@ impl Plan {
         } else {
             (0..count).map(|_| planned(&mut dice, lanes)).collect()
         };
-        let damages_pages =
-            |planned: &Planned| matches!(planned.fault, Fault::Corrupt(Place::Lane(_), _));
-        let verify = if planned.iter().any(damages_pages) {
+        let verify = if planned.iter().any(|planned| planned.fault.damages_pages()) {
             // Lanes have checksums of their own on a real link. Here the digests must find it.
             Verify::Full
         } else {
@@ -255,6 +253,9 @@ impl Plan {
             2 | 3 => fault(dice, lanes),
             _ => return,
         };
+        if fault.damages_pages() {
+            self.settings.verify = Verify::Full;
+        }
         self.planned.push(Planned {
             moment: Moment::Sends(dice.of(&RANGES)),
             skips: dice.below(3) as u32,
