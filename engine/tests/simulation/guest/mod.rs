@@ -194,7 +194,14 @@ impl Machine {
 
     fn is_wrong(&self, page: u64) -> bool {
         let generation = self.0.ledger.generation(page);
-        self.page(page) != page_content(page, generation)
+        !self.is_untouched(page, generation) && self.page(page) != page_content(page, generation)
+    }
+
+    /// Whether nobody ever wrote a page here. It is not looked at then: that would make it present,
+    /// and the engine would not find it untouched.
+    fn is_untouched(&self, page: u64, generation: u64) -> bool {
+        let known = self.0.generations[page as usize].load(Ordering::SeqCst);
+        self.0.side == Side::Source && generation == 0 && known == 0
     }
 
     /// Ends the threads of the vCPUs.
