@@ -94,7 +94,8 @@ lint: ## Check formatting, lints, documentation, and the licences and sources of
 	$(CARGO) clippy -p dunlin $(FEATURES) --all-targets --locked -- -D warnings
 	$(CARGO) clippy -p dunlin --no-default-features --all-targets --locked -- -D warnings
 	@if $(SETUP) --has rdma-headers; then set -x; \
-	$(CARGO) clippy -p dunlin-transports --features rdma,testing --all-targets --locked -- -D warnings; fi
+	$(CARGO) clippy -p dunlin-transports --features rdma,testing --all-targets --locked -- -D warnings && \
+	$(CARGO) clippy -p dunlin-bench --features rdma --all-targets --locked -- -D warnings; fi
 	$(CARGO) clippy -p dunlin-transports --no-default-features --all-targets --locked -- -D warnings
 	$(CARGO) clippy -p dunlin-transports --features testing,simulation --all-targets --locked -- -D warnings
 	$(CARGO) clippy -p dunlin-engine --no-default-features --all-targets --locked -- -D warnings

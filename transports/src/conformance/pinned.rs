@@ -1,6 +1,7 @@
 //! What this process has pinned and registered, as the kernel counts it: for tests that see to it
 //! that nothing stays.
 
+use std::path::Path;
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -33,15 +34,19 @@ impl Counts {
     }
 }
 
-/// How many registrations of this process `rdma resource show mr` lists.
+/// How many registrations of this process `rdma resource show mr` lists. The kernel notes the
+/// thread that made each, and lists it for as long as that thread is there; `VmPin` knows of all.
 fn registrations() -> Option<usize> {
     let shown = Command::new("rdma")
         .args(["resource", "show", "mr"])
         .output();
     let shown = shown.ok().filter(|shown| shown.status.success())?;
-    let own = format!(" pid {} ", std::process::id());
     let lines = String::from_utf8_lossy(&shown.stdout);
-    let is_own = |line: &&str| format!("{line} ").contains(&own);
+    let is_own = |line: &&str| {
+        let mut words = line.split_whitespace();
+        let thread = words.find(|word| *word == "pid").and_then(|_| words.next());
+        thread.is_some_and(|thread| Path::new("/proc/self/task").join(thread).exists())
+    };
     Some(lines.lines().filter(is_own).count())
 }
 

@@ -74,10 +74,10 @@ fn what_a_session_has_pinned_is_seen_and_gone_with_it() {
     };
     let both_sides = 2 * u64::from(PAGES) * PAGE_BYTES;
     assert!(pinned.more_bytes() >= both_sides);
-    // Memory, messages of each end, and zeros; where the program that lists them is there.
+    // Memory of both, messages of the end that this thread opened, and zeros; where the program
+    // that lists them is there.
     let listed = pinned.more_registrations();
-    assert!(listed.is_none_or(|listed| listed >= 5), "{listed:?}");
-    println!("registrations that `rdma` lists: {listed:?}");
+    assert!(listed.is_none_or(|listed| listed >= 4), "{listed:?}");
     drop(session);
     pinned.assert_as_before();
 }
