@@ -134,7 +134,7 @@ fn a_guest_of_1_gib_moves_with_at_most_128_mib_pinned() -> Result<()> {
     assert_eq!(told["window_bytes"], 127 * MIB);
     for side in ["source", "destination"] {
         let told = told[side]["peak_bytes"].as_u64().context("no peak")?;
-        assert!(told <= 127 * MIB && told >= 100 * MIB, "{side}: {told}");
+        assert!((100 * MIB..=127 * MIB).contains(&told), "{side}: {told}");
     }
     // All of it was registered at one time or another.
     let evictions = told["evictions"].as_u64().context("no evictions")?;
