@@ -40,13 +40,13 @@ mod built_in {
             service_level: choices.service_level,
             pkey_index: choices.pkey_index,
             ack_timeout: choices.ack_timeout.unwrap_or(defaults.ack_timeout),
-            on_demand_paging: defaults.on_demand_paging,
             poll: match choices.poll {
                 None | Some(PollChoice::Adaptive) => defaults.poll,
                 Some(PollChoice::Spin) => PollMode::Spin,
                 Some(PollChoice::Event) => PollMode::Event,
             },
             stall_limit: defaults.stall_limit,
+            on_demand_paging: choices.on_demand_paging,
         }
     }
 
