@@ -17,8 +17,11 @@ use tempfile::TempDir;
 
 use super::fault::{Phase, Side, Victim};
 use super::ledger::Account;
-use crate::host::Link;
+use crate::host;
 use crate::program::{Line, Running, is_alive, is_stopped, signal_process};
+use crate::rdma::Ends;
+use crate::rdma::held::{Things, expect_nothing_held};
+use crate::rdma::wire::Wire;
 use crate::site::{Receiver, Site};
 
 /// The guest's name, at both sites.
@@ -30,11 +33,41 @@ const MEMORY: &str = "24MiB";
 /// A hot set that each round has to do with, and a beat every few milliseconds.
 const WORKLOAD: &str = "hot=2MiB,rate=20MiB/s,beat=4ms";
 
+/// The same for machines that emulate their processor.
+const WORKLOAD_SLOW: &str = "hot=1MiB,rate=2MiB/s,beat=10ms";
+
 /// So that the first round takes some 150 ms, and random moments hit it too.
 const BANDWIDTH: &str = "128MiB/s";
 
 /// How long an answer of a guest's process is waited for.
 const ANSWER_MAX: Duration = Duration::from_millis(200);
+
+/// What moves go over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fabric {
+    /// TCP: the loopback address, or a link of network namespaces where it is to be cut.
+    Tcp,
+    /// RDMA, between these addresses.
+    Rdma(Ends),
+}
+
+impl Fabric {
+    /// How long the other side may be silent in a move whose fault is a silence: short, so that runs
+    /// are, and long enough for a machine that runs several at a time, or emulates its processor
+    /// (there RDMA is seen most).
+    pub fn peer_timeout(self) -> Duration {
+        match self {
+            Self::Tcp => Duration::from_millis(500),
+            Self::Rdma(_) => Duration::from_millis(2000),
+        }
+    }
+}
+
+/// What can be cut between the sites.
+enum Link {
+    Namespaces(host::Link),
+    Wire(Wire),
+}
 
 /// What runs the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -107,7 +140,10 @@ pub struct Arena {
     pub here: Site,
     /// The destination's site.
     pub there: Site,
+    fabric: Fabric,
     link: Option<Link>,
+    /// What devices kept for programs when all began.
+    before: Things,
     receiver: Option<Receiver>,
     /// What earlier receivers said.
     heard: Vec<Line>,
@@ -123,11 +159,13 @@ pub struct Arena {
 /// What an arena is made for.
 #[derive(Clone, Copy, Debug)]
 pub struct Stage {
+    /// What the move goes over.
+    pub fabric: Fabric,
     /// What runs the guest.
     pub kind: GuestKind,
     /// Where the process that passes a milestone is to stop.
     pub phase: Phase,
-    /// Whether the sites are in namespaces with a link that can be cut.
+    /// Whether there is a link between the sites that can be cut.
     pub has_link: bool,
 }
 
@@ -140,11 +178,18 @@ impl Arena {
     pub fn set_up(stage: Stage, link_name: &str) -> Result<Self> {
         let began = Instant::now();
         let directory = tempfile::Builder::new().prefix("dunlin-chaos-").tempdir()?;
-        let link = match stage.has_link {
-            true => Some(Link::new(link_name)?),
-            false => None,
+        let link = match (stage.has_link, stage.fabric) {
+            (false, _) => None,
+            (true, Fabric::Tcp) => Some(Link::Namespaces(host::Link::new(link_name)?)),
+            (true, Fabric::Rdma(ends)) => Some(Link::Wire(
+                Wire::at(ends.destination)?.context("there is no wire to cut")?,
+            )),
         };
-        let namespace = |side: usize| link.as_ref().map(|link| link.namespaces[side].as_str());
+        let namespaces = match &link {
+            Some(Link::Namespaces(link)) => Some(link),
+            _ => None,
+        };
+        let namespace = |side: usize| namespaces.map(|link| link.namespaces[side].as_str());
         let mut here = Site::inside(directory.path(), namespace(0))?;
         let mut there = Site::inside(directory.path(), namespace(1))?;
         // A file that is there before the guest comes is nobody's to remove: it is evidence.
@@ -157,9 +202,14 @@ impl Arena {
         };
         here.set_environment("DUNLIN_STOP_AT", at_source.map(Phase::name));
         there.set_environment("DUNLIN_STOP_AT", at_destination.map(Phase::name));
-        let listen = match &link {
-            Some(link) => format!("tcp://{}:0", link.addresses[1]),
-            None => "tcp://127.0.0.1:0".to_owned(),
+        let (scheme, listen) = match (stage.fabric, namespaces) {
+            (Fabric::Rdma(ends), _) => ("rdma", ends.listen("rdma")),
+            (Fabric::Tcp, Some(link)) => ("tcp", format!("tcp://{}:0", link.addresses[1])),
+            (Fabric::Tcp, None) => ("tcp", "tcp://127.0.0.1:0".to_owned()),
+        };
+        let before = match stage.fabric {
+            Fabric::Tcp => Things::default(),
+            Fabric::Rdma(_) => Things::now()?,
         };
         let receiver = start_receiver(&there, &listen)?;
         let output = format!("file:{}", serial(&here).display());
@@ -169,13 +219,18 @@ impl Arena {
             "--guest",
             stage.kind.name(),
             "--workload",
-            WORKLOAD,
+            match stage.fabric {
+                Fabric::Tcp => WORKLOAD,
+                Fabric::Rdma(_) => WORKLOAD_SLOW,
+            },
             "--serial",
             &output,
         ];
         let guest = here.guest(GUEST, &arguments)?;
         Ok(Self {
-            endpoint: receiver.endpoint.clone(),
+            fabric: stage.fabric,
+            before,
+            endpoint: by(scheme, &receiver.endpoint)?,
             directory,
             here,
             there,
@@ -196,7 +251,9 @@ impl Arena {
     /// When 'send' can't be started.
     pub fn begin(&mut self, peer_timeout: Duration) -> Result<()> {
         let timeout = format!("{}ms", peer_timeout.as_millis());
-        let arguments = [
+        // Room for guests that are stopped in the middle of their pause.
+        let budget = format!("{}ms", self.fabric.peer_timeout().as_millis());
+        let mut arguments = vec![
             "send",
             GUEST,
             "--to",
@@ -207,14 +264,20 @@ impl Arena {
             BANDWIDTH,
             "--peer-timeout",
             &timeout,
-            // Room for guests that are stopped in the middle of their pause.
             "--max-blackout",
-            "500ms",
+            &budget,
             "--blackout-cap",
             "20s",
             "--lanes",
             "2",
         ];
+        let bind = match self.fabric {
+            Fabric::Tcp => None,
+            Fabric::Rdma(ends) => Some(ends.source.to_string()),
+        };
+        if let Some(address) = &bind {
+            arguments.extend(["--bind", address]);
+        }
         self.send = Some(self.here.start(&arguments)?);
         self.tell("the move begins");
         Ok(())
@@ -309,10 +372,10 @@ impl Arena {
     ///
     /// When there is none.
     pub fn set_link(&mut self, is_up: bool) -> Result<()> {
-        self.link
-            .as_ref()
-            .context("there is no link")?
-            .set_up(is_up)?;
+        match self.link.as_ref().context("there is no link")? {
+            Link::Namespaces(link) => link.set_up(is_up)?,
+            Link::Wire(wire) => wire.set_up(is_up)?,
+        }
         self.tell(if is_up {
             "the link is mended"
         } else {
@@ -331,6 +394,19 @@ impl Arena {
     pub fn look_there(&mut self) -> There {
         let pid = self.incoming();
         look(&self.there, pid.filter(|pid| is_alive(*pid)))
+    }
+
+    /// Sees that a move over RDMA has left nothing: what lives holds no memory, the device keeps
+    /// nothing for it or for who died.
+    ///
+    /// # Errors
+    ///
+    /// What is still held.
+    pub fn expect_nothing_held(&self) -> Result<()> {
+        match self.fabric {
+            Fabric::Tcp => Ok(()),
+            Fabric::Rdma(_) => expect_nothing_held(&[&self.here, &self.there], &self.before),
+        }
     }
 
     /// 'send' itself, for who wants to hear it out.
@@ -372,6 +448,12 @@ impl Drop for Arena {
             signal_process(pid, libc::SIGKILL);
         }
     }
+}
+
+/// An endpoint with another scheme.
+fn by(scheme: &str, endpoint: &str) -> Result<String> {
+    let (_, rest) = endpoint.split_once("://").context("no scheme")?;
+    Ok(format!("{scheme}://{rest}"))
 }
 
 fn start_receiver(site: &Site, listen: &str) -> Result<Receiver> {
