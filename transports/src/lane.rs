@@ -164,14 +164,16 @@ pub trait SourceLane: Send {
     /// Which lane this is.
     fn number(&self) -> LaneNumber;
 
-    /// Sends the runs' bytes to the same place in the destination's memory.
+    /// Sends the runs' bytes to the same place in the destination's memory. Every page has to be
+    /// prepared on this side and granted by the other.
     ///
     /// May return before the bytes have left; `fence` settles it. Blocks while the peer takes
     /// nothing, up to the lane's stall limit.
     ///
     /// # Errors
     ///
-    /// Any [`LaneError`]; the lane is of no use afterwards.
+    /// [`LaneError::NotPrepared`] for a page that is not; any other [`LaneError`]. The lane is of no
+    /// use afterwards.
     fn put(&mut self, runs: &[Run]) -> Result<(), LaneError>;
 
     /// Makes the runs read as zero in the destination's memory, in order with the lane's puts.
@@ -265,14 +267,19 @@ pub trait SourceEndpoint: Send + Sync {
     /// How it works here, for the report: for TCP `io_uring` or `writev`.
     fn mechanism(&self) -> String;
 
-    /// Makes a range ready to be sent from (registration).
+    /// Makes just this range ready to be sent from. Where memory is registered, that is done when
+    /// this returns: all of its pages are present and pinned, also those that were untouched. May
+    /// be called from several threads for ranges that do not overlap, while lanes put elsewhere.
     ///
     /// # Errors
     ///
-    /// When the range is not guest memory or the device refuses it.
+    /// When the range is not guest memory, overlaps a registered one, or the device refuses it.
     fn prepare(&self, range: Run) -> Result<(), LaneError>;
 
-    /// Undoes `prepare`. Only ranges that no lane uses any more: fenced since.
+    /// Undoes `prepare`, and forgets the destination's grants for the range: it takes both again
+    /// before anything can be put there. Only for ranges that no lane uses any more: fenced since.
+    /// Where memory is registered, the range consists of ranges as they were prepared, and is no
+    /// longer pinned when this returns. May be called from several threads, as `prepare`.
     ///
     /// # Errors
     ///
@@ -285,18 +292,6 @@ pub trait SourceEndpoint: Send + Sync {
     ///
     /// When a grant is malformed or its range is not guest memory.
     fn accept_grants(&self, grants: &[Grant]) -> Result<(), LaneError>;
-
-    /// Does now what the first put into a range would otherwise have to do (registration), so that
-    /// it need not be done in the blackout. May be called from several threads, ahead of the lanes.
-    /// It may make pages present that were untouched: look for those first.
-    ///
-    /// # Errors
-    ///
-    /// When the range was not prepared or the device refuses it.
-    fn warm(&self, range: Run) -> Result<(), LaneError> {
-        let _ = range;
-        Ok(())
-    }
 
     /// Takes the destination's [`DestinationEndpoint::contact`], before the first lane is opened.
     ///
@@ -322,8 +317,7 @@ pub trait SourceEndpoint: Send + Sync {
         Err(unsupported(LaneNumber(0), "offering memory"))
     }
 
-    /// Whether memory is registered with a device: whether there is any use in
-    /// [`SourceEndpoint::warm`].
+    /// Whether `prepare` registers memory with a device: whether it takes time, and pins.
     fn has_registrations(&self) -> bool {
         false
     }
@@ -331,6 +325,13 @@ pub trait SourceEndpoint: Send + Sync {
     /// Registrations so far.
     fn registrations(&self) -> RegistrationCounters {
         RegistrationCounters::default()
+    }
+
+    /// The processors that are near the device through which lanes go, sorted, as Linux numbers
+    /// them: a lane that runs there waits less for it. Empty where that is not known, or no device
+    /// is nearer to some than to others.
+    fn near_cpus(&self) -> Vec<usize> {
+        Vec::new()
     }
 
     /// Opens a lane.
@@ -356,14 +357,18 @@ pub trait DestinationEndpoint: Send + Sync {
     /// How it works here, for the report.
     fn mechanism(&self) -> String;
 
-    /// Makes a range ready to be written by the peer.
+    /// Makes just this range ready to be written by the peer. Where memory is registered, all of
+    /// its pages are present and pinned when this returns. May be called from several threads for
+    /// ranges that do not overlap, while lanes write elsewhere.
     ///
     /// # Errors
     ///
-    /// When the range is not guest memory or the device refuses it.
+    /// When the range is not guest memory, overlaps a registered one, or the device refuses it.
     fn prepare(&self, range: Run) -> Result<Grant, LaneError>;
 
-    /// Undoes `prepare`.
+    /// Undoes `prepare`: whatever the peer puts there afterwards does not arrive. Where memory is
+    /// registered, the range consists of ranges as they were prepared, and is no longer pinned when
+    /// this returns. May be called from several threads, as `prepare`.
     ///
     /// # Errors
     ///
@@ -412,6 +417,11 @@ pub trait DestinationEndpoint: Send + Sync {
     /// Registrations so far.
     fn registrations(&self) -> RegistrationCounters {
         RegistrationCounters::default()
+    }
+
+    /// The processors that are near the device, as [`SourceEndpoint::near_cpus`] says.
+    fn near_cpus(&self) -> Vec<usize> {
+        Vec::new()
     }
 
     /// Waits for the next lane that shows one of `tickets`; each ticket lets in one lane, once.

@@ -10,7 +10,7 @@
 //! | [`control`] | the traits of the control channel: bounded frames both ways |
 //! | [`deadline`] | points in time by which a wait must end |
 //! | [`runtime`] | what time it is, how threads are started, and where they wait |
-//! | `ranges` | sets of pages |
+//! | `ranges`, `range_map` | sets of pages; ranges as they came |
 //! | `prepared` | which ranges the peer may write, and who is writing now |
 //! | `tcp` | lanes and control over TCP: io_uring, or plain `writev`/`readv` |
 //! | `rdma` | lanes over RDMA: writes from guest memory to guest memory |
@@ -25,7 +25,9 @@ pub mod runtime;
 
 #[cfg(any(test, feature = "tcp", feature = "testing"))]
 mod prepared;
-#[cfg(any(test, feature = "tcp", feature = "rdma", feature = "testing"))]
+#[cfg(any(test, feature = "rdma", feature = "testing"))]
+mod range_map;
+#[cfg(any(test, feature = "tcp", feature = "testing"))]
 mod ranges;
 
 #[cfg(any(test, feature = "testing"))]

@@ -22,10 +22,15 @@ impl SourceRanges {
         ranges.0.insert(range);
     }
 
-    /// Undoes `prepare`; `false` when the range was not prepared.
+    /// Undoes `prepare`, and forgets what the destination granted of it; `false` when the range was
+    /// not prepared.
     pub(crate) fn retire(&self, range: Run) -> bool {
         let mut ranges = self.ranges.write().unwrap_or_else(PoisonError::into_inner);
-        ranges.0.remove(range)
+        let was_prepared = ranges.0.remove(range);
+        if was_prepared {
+            ranges.1.subtract(range);
+        }
+        was_prepared
     }
 
     /// The destination made a range ready to be written.

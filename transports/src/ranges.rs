@@ -44,6 +44,24 @@ impl PreparedRanges {
         true
     }
 
+    /// Takes out whichever of a run's pages are in.
+    pub(crate) fn subtract(&mut self, run: Run) {
+        let (first, end) = (run.first.0, run.end().0);
+        while let Some((&other_first, &other_end)) = self.ranges.range(..end).next_back() {
+            if other_end <= first {
+                break;
+            }
+            self.ranges.remove(&other_first);
+            if end < other_end {
+                self.ranges.insert(end, other_end);
+            }
+            if other_first < first {
+                self.ranges.insert(other_first, first);
+                break;
+            }
+        }
+    }
+
     /// Whether all of a run's pages are in.
     pub(crate) fn contains(&self, run: Run) -> bool {
         self.around(run).is_some()
@@ -72,15 +90,18 @@ mod tests {
     proptest! {
         #[test]
         fn ranges_are_the_set_of_their_pages(
-            steps in proptest::collection::vec((any::<bool>(), 0_u64..60, 1_u32..12), 1..60),
+            steps in proptest::collection::vec((0..3, 0_u64..60, 1_u32..12), 1..60),
         ) {
             let mut ranges = PreparedRanges::default();
             let mut pages = [false; 80];
-            for (add, first, count) in steps {
+            for (step, first, count) in steps {
                 let span = first as usize..first as usize + count as usize;
-                if add {
+                if step == 0 {
                     ranges.insert(run(first, count));
                     pages[span].fill(true);
+                } else if step == 1 {
+                    ranges.subtract(run(first, count));
+                    pages[span].fill(false);
                 } else {
                     let all = pages[span.clone()].iter().all(|page| *page);
                     prop_assert_eq!(ranges.remove(run(first, count)), all);

@@ -11,17 +11,23 @@ mod in_memory {
 
     use super::*;
 
-    struct InMemory;
+    /// With registrations, as RDMA has them, or without.
+    struct InMemory {
+        has_registrations: bool,
+    }
 
     impl Harness for InMemory {
         fn name(&self) -> String {
-            "in-memory".to_owned()
+            format!("in-memory, registrations: {}", self.has_registrations)
         }
 
         fn pair(&self, source: MemoryMap, destination: MemoryMap) -> Pair {
             let faults = Faults::new();
             // Small, so that a put blocks soon.
             faults.set_queue_bytes_max(8 << 20);
+            if self.has_registrations {
+                faults.register_memory();
+            }
             let (source, destination) = pair(source, destination, faults);
             Pair {
                 source: Box::new(source),
@@ -31,7 +37,21 @@ mod in_memory {
         }
     }
 
-    dunlin_transports::conformance_tests!(InMemory);
+    mod without_registrations {
+        use super::InMemory;
+
+        dunlin_transports::conformance_tests!(InMemory {
+            has_registrations: false
+        });
+    }
+
+    mod with_registrations {
+        use super::InMemory;
+
+        dunlin_transports::conformance_tests!(InMemory {
+            has_registrations: true
+        });
+    }
 }
 
 #[cfg(feature = "tcp")]

@@ -8,10 +8,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use dunlin_transports::deadline::Deadline;
-use dunlin_transports::inmemory::{Faults, Place, pair};
+use dunlin_transports::inmemory::{Faults, Place, Side, pair};
 use dunlin_transports::lane::{
     DestinationEndpoint as _, DestinationLane, LaneError, LaneNumber, LaneTicket, LaneToken,
-    SessionId, SourceEndpoint as _, SourceLane,
+    RegistrationCounters, SessionId, SourceEndpoint as _, SourceLane,
 };
 use dunlin_transports::memory::{
     HostMapping, MemoryMap, OwnedMapping, PAGE_BYTES, PageNumber, Run,
@@ -230,4 +230,40 @@ fn a_delay_holds_messages_back_and_keeps_their_order() {
         page(&lanes.destination_memory, 0),
         page(&lanes.source_memory, 0)
     );
+}
+
+#[test]
+fn registrations_are_limited_and_refused_where_ordered() {
+    let faults = Faults::new();
+    faults.register_memory();
+    faults.limit_registrations(Side::Source, 32 * PAGE_BYTES);
+    faults.refuse_registration(Side::Destination, 1);
+    let (source, destination) = pair(memory(), memory(), Arc::clone(&faults));
+    assert!(source.has_registrations() && destination.has_registrations());
+    source.prepare(run(0, 32)).unwrap();
+    let error = source.prepare(run(32, 1)).unwrap_err().to_string();
+    assert!(error.contains("the limit is 131072 bytes"), "{error}");
+    source.retire(run(0, 32)).unwrap();
+    source.prepare(run(32, 1)).unwrap();
+
+    destination.prepare(run(0, 8)).unwrap();
+    let error = destination.prepare(run(8, 8)).unwrap_err().to_string();
+    assert!(error.contains("the device refuses"), "{error}");
+    // Once.
+    destination.prepare(run(8, 8)).unwrap();
+
+    let of = |counts: RegistrationCounters| {
+        (
+            counts.made,
+            counts.ended,
+            counts.bytes / PAGE_BYTES,
+            counts.bytes_max / PAGE_BYTES,
+        )
+    };
+    assert_eq!(of(faults.registrations(Side::Source)), (2, 1, 1, 32));
+    assert_eq!(of(faults.registrations(Side::Destination)), (2, 0, 16, 16));
+    // What an endpoint leaves behind goes with it.
+    drop((source, destination));
+    assert_eq!(of(faults.registrations(Side::Source)), (2, 2, 0, 32));
+    assert_eq!(of(faults.registrations(Side::Destination)), (2, 2, 0, 16));
 }

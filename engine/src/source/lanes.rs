@@ -7,18 +7,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use dunlin_transports::lane::{
-    FenceNumber, LaneCounters, LaneError, LaneNumber, SourceEndpoint, SourceLane,
-};
+use dunlin_transports::lane::{FenceNumber, LaneCounters, LaneError, LaneNumber, SourceLane};
 use dunlin_transports::memory::{MemoryError, MemoryMap, PAGE_BYTES, PageNumber, Run};
 use dunlin_transports::runtime::{Receiver, SyncSender};
 
-use super::warming;
 use crate::chunk::{Chunk, ChunkCursor, is_clean};
 use crate::clock::Timestamp;
 use crate::dirty::{DirtyBitmap, DirtySource};
 use crate::guest::GuestError;
-use crate::layout::Layout;
 use crate::pacing::Pacer;
 use crate::runs::for_each_run;
 use crate::settings::MoveHandle;
@@ -178,11 +174,6 @@ impl<'a> LaneContext<'a> {
 
     fn stopped(&self) -> bool {
         self.stop.load(Ordering::Acquire)
-    }
-
-    /// Registers what the guest ever touched, ahead of the lanes.
-    pub(super) fn warm(&self, endpoint: &dyn SourceEndpoint, layout: &Layout) {
-        warming::warm(endpoint, layout, &self.untouched, || self.stopped());
     }
 }
 

@@ -8,7 +8,6 @@
 //! | `mover` | performs the session's actions, turns what happens into its events |
 //! | [`asking`] | one question to the destination's supervisor |
 //! | `lanes` | the lane threads |
-//! | `warming` | registering memory ahead of them |
 //! | `convergence` | when to pause |
 //! | `blackout` | the pause's timeline |
 
@@ -17,7 +16,6 @@ mod blackout;
 mod convergence;
 mod lanes;
 mod mover;
-mod warming;
 
 use dunlin_transports::control::{ControlChannel, ControlError};
 use dunlin_transports::deadline::Deadline;

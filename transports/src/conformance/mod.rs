@@ -16,6 +16,7 @@
 //! | [`fetching`] | the destination fetches, where the transport can |
 //! | [`fences`] | what a fence promises, and its deadlines |
 //! | [`admission`] | who is let in |
+//! | [`opening`] | ranges come and go while lanes are at work |
 //! | [`ending`] | revoking, stopping, and peers that vanish |
 //! | `session` | what the cases share: two memories, two endpoints, their lanes |
 
@@ -32,6 +33,7 @@ pub mod ending;
 pub mod fences;
 pub mod fetching;
 pub mod moving;
+pub mod opening;
 
 mod session;
 
@@ -106,6 +108,11 @@ macro_rules! conformance_tests {
             admission::a_malformed_contact_is_refused
             admission::waiting_for_a_lane_ends_at_its_deadline
             admission::opening_a_lane_that_nobody_accepts_ends_at_its_deadline
+            opening::a_put_into_what_this_side_retired_is_refused
+            opening::a_range_is_prepared_and_granted_again
+            opening::a_run_over_the_borders_of_both_sides_arrives
+            opening::ranges_come_and_go_while_a_lane_puts_elsewhere
+            opening::registrations_are_counted
             ending::revoking_keeps_out_what_is_under_way
             ending::revoking_stops_a_source_that_goes_on_writing
             ending::stopping_ends_a_blocked_put

@@ -7,8 +7,9 @@ use std::time::Duration;
 use super::{Harness, Pair};
 use crate::deadline::Deadline;
 use crate::lane::{
-    CONTACT_BYTES_MAX, DestinationLane, FenceNumber, GRANT_KEY_BYTES_MAX, IDENTITY_BYTES_MAX,
-    LaneCounters, LaneError, LaneNumber, LaneTicket, LaneToken, SessionId, SourceLane,
+    CONTACT_BYTES_MAX, DestinationEndpoint, DestinationLane, FenceNumber, GRANT_KEY_BYTES_MAX,
+    IDENTITY_BYTES_MAX, LaneCounters, LaneError, LaneNumber, LaneTicket, LaneToken, SessionId,
+    SourceEndpoint, SourceLane,
 };
 use crate::memory::{HostMapping, MemoryMap, OwnedMapping, PAGE_BYTES, PageNumber, Run};
 
@@ -123,6 +124,18 @@ pub(super) fn tickets(lanes: u16) -> Vec<LaneTicket> {
         .collect()
 }
 
+/// Makes a range ready on both sides.
+pub(super) fn prepare(
+    source: &dyn SourceEndpoint,
+    destination: &dyn DestinationEndpoint,
+    range: Run,
+) {
+    source.prepare(range).unwrap();
+    let grant = destination.prepare(range).unwrap();
+    assert!(grant.key.len() <= GRANT_KEY_BYTES_MAX);
+    source.accept_grants(&[grant]).unwrap();
+}
+
 /// The source's lanes and the destination's, in the order of their numbers.
 pub(super) type OpenLanes = (Vec<Box<dyn SourceLane>>, Vec<Box<dyn DestinationLane>>);
 
@@ -160,10 +173,7 @@ impl Session {
     }
 
     pub(super) fn prepare(&self, range: Run) {
-        self.pair.source.prepare(range).unwrap();
-        let grant = self.pair.destination.prepare(range).unwrap();
-        assert!(grant.key.len() <= GRANT_KEY_BYTES_MAX);
-        self.pair.source.accept_grants(&[grant]).unwrap();
+        prepare(&*self.pair.source, &*self.pair.destination, range);
     }
 
     /// Opens lanes 0 to `count`.

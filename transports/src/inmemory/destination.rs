@@ -6,11 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::faults::{Faults, Place};
 use super::network::{Ends, NO_LANE, Network, Verdict, lane_error, memory_error, pieces};
+use super::registrations::{Registrations, Side};
 use super::wire::{self, Message, Way, WireError};
 use crate::deadline::Deadline;
 use crate::lane::{
     self, DestinationLane, FenceNumber, Grant, LaneCounters, LaneError, LaneNumber, LaneTicket,
-    LaneToken,
+    LaneToken, RegistrationCounters,
 };
 use crate::memory::{MemoryMap, Run};
 use crate::prepared::{WriteGate, WriterPlace};
@@ -24,6 +25,7 @@ pub struct DestinationEndpoint {
     /// The queues of its lanes.
     queues: Mutex<Vec<u64>>,
     gate: Arc<WriteGate>,
+    registrations: Registrations,
     used: Mutex<Vec<LaneToken>>,
     confirmed: Arc<Mutex<HashSet<LaneNumber>>>,
 }
@@ -33,12 +35,14 @@ pub(super) const CONTACT: &[u8] = b"in memory";
 
 impl DestinationEndpoint {
     pub(super) fn new(network: Network, memory: MemoryMap) -> Self {
+        let faults = Arc::clone(&network.faults);
         Self {
             network,
             memory,
             stopped: Arc::default(),
             queues: Mutex::default(),
             gate: Arc::default(),
+            registrations: Registrations::new(faults, Side::Destination),
             used: Mutex::default(),
             confirmed: Arc::default(),
         }
@@ -76,7 +80,9 @@ impl lane::DestinationEndpoint for DestinationEndpoint {
 
     fn prepare(&self, range: Run) -> Result<Grant, LaneError> {
         self.memory.check(range).map_err(memory_error)?;
+        self.registrations.register(range)?;
         if !self.gate.prepare(range) {
+            self.registrations.deregister(range, || true);
             return Err(LaneError::Stopped(NO_LANE));
         }
         Ok(Grant {
@@ -87,13 +93,22 @@ impl lane::DestinationEndpoint for DestinationEndpoint {
 
     fn retire(&self, range: Run) -> Result<(), LaneError> {
         // A writer here only copies; there is nothing to interrupt.
-        if self.gate.retire(range, || ()) {
+        let close = || self.gate.retire(range, || ());
+        if self.registrations.deregister(range, close) {
             return Ok(());
         }
         Err(LaneError::NotPrepared {
             lane: NO_LANE,
             run: range,
         })
+    }
+
+    fn has_registrations(&self) -> bool {
+        self.registrations.are_there()
+    }
+
+    fn registrations(&self) -> RegistrationCounters {
+        self.registrations.counters()
     }
 
     fn contact(&self) -> Vec<u8> {

@@ -7,6 +7,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::registrations::Devices;
 use super::wire::Wires;
 use crate::lane::LaneNumber;
 use crate::runtime::Monitor;
@@ -154,6 +155,7 @@ impl Orders {
 pub(super) struct State {
     pub(super) orders: Orders,
     pub(super) wires: Wires,
+    pub(super) devices: Devices,
 }
 
 /// The faults of one network, and the network's state.

@@ -5,6 +5,7 @@
 //! | [`faults`](Faults) | what a test orders: delays, cuts, stalls, silence, flipped bytes |
 //! | `wire` | bounded queues between the ends, on which the faults act |
 //! | [`Network`] | what joins the two endpoints of a session |
+//! | `registrations` | devices that register memory, where a test orders them |
 //! | `source`, `destination` | the endpoints and lanes |
 //! | `control` | the control channel |
 //!
@@ -22,6 +23,7 @@ mod control;
 mod destination;
 mod faults;
 mod network;
+mod registrations;
 mod source;
 mod wire;
 
@@ -29,6 +31,7 @@ pub use control::control_pair;
 pub use destination::DestinationEndpoint;
 pub use faults::{Faults, Passage, Place};
 pub use network::Network;
+pub use registrations::Side;
 pub use source::SourceEndpoint;
 
 /// Both endpoints of one session, joined by a network with these faults.

@@ -9,10 +9,12 @@ use super::faults::Faults;
 use super::network::{
     Ends, NEXT_ID, NO_LANE, Network, Request, Verdict, lane_error, memory_error, pieces,
 };
+use super::registrations::{Registrations, Side};
 use super::wire::{self, Message, WireError};
 use crate::deadline::{Deadline, StallWatch};
 use crate::lane::{
-    self, FenceNumber, Grant, LaneCounters, LaneError, LaneNumber, LaneTicket, SourceLane,
+    self, FenceNumber, Grant, LaneCounters, LaneError, LaneNumber, LaneTicket,
+    RegistrationCounters, SourceLane,
 };
 use crate::memory::{MemoryMap, Run};
 use crate::prepared::SourceRanges;
@@ -26,17 +28,20 @@ pub struct SourceEndpoint {
     /// The queues of its lanes.
     queues: Mutex<Vec<u64>>,
     ranges: Arc<SourceRanges>,
+    registrations: Registrations,
     has_contact: AtomicBool,
 }
 
 impl SourceEndpoint {
     pub(super) fn new(network: Network, memory: MemoryMap) -> Self {
+        let faults = Arc::clone(&network.faults);
         Self {
             network,
             memory,
             stopped: Arc::default(),
             queues: Mutex::default(),
             ranges: Arc::default(),
+            registrations: Registrations::new(faults, Side::Source),
             has_contact: AtomicBool::new(false),
         }
     }
@@ -53,12 +58,14 @@ impl lane::SourceEndpoint for SourceEndpoint {
 
     fn prepare(&self, range: Run) -> Result<(), LaneError> {
         self.memory.check(range).map_err(memory_error)?;
+        self.registrations.register(range)?;
         self.ranges.prepare(range);
         Ok(())
     }
 
     fn retire(&self, range: Run) -> Result<(), LaneError> {
-        if self.ranges.retire(range) {
+        let close = || self.ranges.retire(range);
+        if self.registrations.deregister(range, close) {
             return Ok(());
         }
         Err(LaneError::NotPrepared {
@@ -73,6 +80,14 @@ impl lane::SourceEndpoint for SourceEndpoint {
             self.ranges.grant(grant.range);
         }
         Ok(())
+    }
+
+    fn has_registrations(&self) -> bool {
+        self.registrations.are_there()
+    }
+
+    fn registrations(&self) -> RegistrationCounters {
+        self.registrations.counters()
     }
 
     fn accept_contact(&self, contact: &[u8]) -> Result<(), LaneError> {

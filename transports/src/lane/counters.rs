@@ -35,4 +35,6 @@ pub struct RegistrationCounters {
     pub ended: u64,
     /// Bytes registered, and so pinned, at this moment.
     pub bytes: u64,
+    /// The most that were at any moment.
+    pub bytes_max: u64,
 }

@@ -16,7 +16,7 @@ use super::verbs::{
     Access, ConnectionId, Device, EventChannel, EventKind, Libraries, ProtectionDomain,
 };
 use super::watch::Watch;
-use super::wire::{self, PeerKey, Refusal};
+use super::wire::{self, Refusal};
 use super::{LinkLayer, Options};
 use crate::deadline::Deadline;
 use crate::lane::{
@@ -91,7 +91,7 @@ impl DestinationEndpoint {
         let domain =
             ProtectionDomain::new(&device).map_err(failed("making a protection domain"))?;
         let watch = Watch::new(&device, way.port).map_err(failed("watching it"))?;
-        let registrar = Registrar::new(Arc::clone(&domain), memory);
+        let registrar = Arc::new(Registrar::new(Arc::clone(&domain), memory));
         address.set_port(listener.port());
         Ok(Self {
             listener,
@@ -191,15 +191,8 @@ impl lane::DestinationEndpoint for DestinationEndpoint {
     /// Registers the range for the source's writes: this pins it. Several threads may prepare
     /// ranges that do not overlap, side by side.
     fn prepare(&self, range: Run) -> Result<Grant, LaneError> {
-        let region = self.shared.ranges.open(range)?;
-        let key = PeerKey {
-            key: region.remote_key(),
-            address: region.address(),
-        };
-        Ok(Grant {
-            range,
-            key: key.encode(),
-        })
+        let key = self.shared.ranges.open(range)?.encode();
+        Ok(Grant { range, key })
     }
 
     /// Ends the registrations of a range, which has to consist of ranges as they were prepared: a

@@ -1,34 +1,39 @@
-//! What the peer lets be reached: its ranges, with their keys, and where one ends and the next
-//! begins.
+//! What the peer lets be reached: its ranges, with their keys.
 
-use std::collections::BTreeMap;
-use std::sync::{PoisonError, RwLock};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use super::wire::PeerKey;
+use super::wire::MemoryKey;
 use crate::lane::{Grant, LaneError, LaneNumber};
-use crate::memory::{MemoryMap, PAGE_BYTES, Run};
+use crate::memory::{MemoryMap, PAGE_BYTES, PageNumber, Run};
+use crate::range_map::RangeMap;
 
-/// Part of a run that lies in one of the peer's registrations.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct PeerPiece {
-    pub(super) run: Run,
-    pub(super) address: u64,
-    pub(super) key: u32,
-}
-
-#[derive(Clone, Copy)]
-struct Granted {
-    pages: u32,
-    key: PeerKey,
-}
-
-/// The ranges that the peer granted, by their first page.
+/// The ranges that the peer granted.
 #[derive(Default)]
 pub(super) struct Grants {
-    ranges: RwLock<BTreeMap<u64, Granted>>,
+    ranges: RwLock<RangeMap<MemoryKey>>,
+}
+
+/// The grants as they are now: nobody changes them while this is held, so not for long.
+pub(super) struct GrantsView<'a>(RwLockReadGuard<'a, RangeMap<MemoryKey>>);
+
+impl GrantsView<'_> {
+    /// The range that a page was granted in, and its key.
+    pub(super) fn at(&self, page: PageNumber) -> Option<(Run, MemoryKey)> {
+        self.0.at(page).map(|(range, key)| (range, *key))
+    }
 }
 
 impl Grants {
+    fn ranges(&self) -> RwLockWriteGuard<'_, RangeMap<MemoryKey>> {
+        // No code panics while it holds the lock, so a poisoned state is still a whole one.
+        self.ranges.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// To look ranges up.
+    pub(super) fn view(&self) -> GrantsView<'_> {
+        GrantsView(self.ranges.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Takes the peer's grants. A range that was granted before gets its new key: the peer retired
     /// and prepared it again.
     ///
@@ -47,58 +52,50 @@ impl Grants {
             memory
                 .check(range)
                 .map_err(|source| LaneError::Memory { lane, source })?;
-            let Some(key) = PeerKey::read(&grant.key, range.bytes()) else {
+            let Some(key) = MemoryKey::read(&grant.key, range.bytes()) else {
                 let bytes = grant.key.len();
                 return Err(protocol(format!("a grant with a bad key of {bytes} bytes")));
             };
-            let mut ranges = self.ranges.write().unwrap_or_else(PoisonError::into_inner);
-            let before = ranges.range(..range.end().0).next_back();
-            if let Some((first, granted)) = before
-                && *first + u64::from(granted.pages) > range.first.0
-                && (*first, granted.pages) != (range.first.0, range.pages)
-            {
-                return Err(protocol(format!(
-                    "a grant of {} pages at {} overlaps one of {} pages at page {first}",
-                    range.pages, range.first, granted.pages
-                )));
+            let mut ranges = self.ranges();
+            if let Some(known) = ranges.get_mut(range) {
+                *known = key;
+                continue;
             }
-            let pages = range.pages;
-            ranges.insert(range.first.0, Granted { pages, key });
+            ranges.insert(range, key).map_err(|other| {
+                protocol(format!(
+                    "a grant of {} pages at {} overlaps one of {} pages at {}",
+                    range.pages, range.first, other.pages, other.first
+                ))
+            })?;
         }
         Ok(())
     }
 
-    /// Cuts a run at the borders of the peer's registrations, and hands out the pieces in order.
-    /// `None` when not all of it is granted; pieces before the gap were handed out then.
-    pub(super) fn cut(&self, run: Run, mut take: impl FnMut(PeerPiece)) -> Option<()> {
-        let ranges = self.ranges.read().unwrap_or_else(PoisonError::into_inner);
-        let mut rest = run;
-        while rest.pages > 0 {
-            let (first, granted) = ranges.range(..=rest.first.0).next_back()?;
-            let skipped = rest.first.0 - first;
-            let left = u64::from(granted.pages).checked_sub(skipped)?;
-            let pages = u32::try_from(left).ok()?.min(rest.pages);
-            if pages == 0 {
-                return None;
+    /// Forgets whatever was granted of a range.
+    pub(super) fn forget(&self, range: Run) {
+        let mut ranges = self.ranges();
+        while let Some(other) = ranges.last_overlapping(range) {
+            let Some(key) = ranges.remove(other) else {
+                return;
+            };
+            let behind = other.end().0.saturating_sub(range.end().0);
+            let before = range.first.0.saturating_sub(other.first.0);
+            let skipped = u64::from(other.pages) - behind;
+            let parts = [(other.first, before, 0), (range.end(), behind, skipped)];
+            for (first, pages, skipped) in parts {
+                // Parts of a range that was granted: their number of pages is one of 32 bits.
+                let pages = u32::try_from(pages).unwrap_or(0);
+                let key = MemoryKey {
+                    // Inside the range, whose end was checked to be an address.
+                    address: key.address.wrapping_add(skipped * PAGE_BYTES),
+                    ..key
+                };
+                if pages > 0 {
+                    // What was taken out is free.
+                    let _ = ranges.insert(Run { first, pages }, key);
+                }
             }
-            take(PeerPiece {
-                run: Run {
-                    first: rest.first,
-                    pages,
-                },
-                // Inside the range, whose end was checked to be an address.
-                address: granted.key.address.wrapping_add(skipped * PAGE_BYTES),
-                key: granted.key.key,
-            });
-            rest.first.0 += u64::from(pages);
-            rest.pages -= pages;
         }
-        Some(())
-    }
-
-    /// Whether all of a run is granted.
-    pub(super) fn covers(&self, run: Run) -> bool {
-        run.pages > 0 && self.cut(run, |_| ()).is_some()
     }
 }
 
@@ -106,10 +103,8 @@ impl Grants {
 mod tests {
     use std::sync::Arc;
 
-    use proptest::prelude::*;
-
     use super::*;
-    use crate::memory::{HostMapping, OwnedMapping, PageNumber};
+    use crate::memory::{HostMapping, OwnedMapping};
 
     const LANE: LaneNumber = LaneNumber(0);
 
@@ -125,58 +120,34 @@ mod tests {
         MemoryMap::new(vec![mapping]).unwrap()
     }
 
-    fn grant(range: Run, key: u32) -> Grant {
-        let key = PeerKey {
+    fn key(key: u32, skipped_pages: u64) -> MemoryKey {
+        MemoryKey {
             key,
-            address: u64::from(key) << 32,
-        };
-        Grant {
-            range,
-            key: key.encode(),
+            address: (u64::from(key) << 32) + skipped_pages * PAGE_BYTES,
         }
     }
 
-    #[test]
-    fn a_run_is_cut_where_a_registration_ends() {
-        let grants = Grants::default();
-        let both = [grant(run(0, 10), 1), grant(run(10, 20), 2)];
-        grants.accept(&memory(), &both, LANE).unwrap();
-        let mut pieces = Vec::new();
-        grants.cut(run(8, 5), |piece| pieces.push(piece)).unwrap();
-        let expected = [
-            PeerPiece {
-                run: run(8, 2),
-                address: (1 << 32) + 8 * PAGE_BYTES,
-                key: 1,
-            },
-            PeerPiece {
-                run: run(10, 3),
-                address: 2 << 32,
-                key: 2,
-            },
-        ];
-        assert_eq!(pieces, expected);
-        assert!(!grants.covers(run(29, 2)));
-        assert!(!grants.covers(run(0, 0)));
-        assert!(grants.covers(run(29, 1)));
+    fn grant(range: Run, number: u32) -> Grant {
+        Grant {
+            range,
+            key: key(number, 0).encode(),
+        }
     }
 
     #[test]
     fn bad_grants_are_refused() {
         let grants = Grants::default();
         let memory = memory();
-        grants
-            .accept(&memory, &[grant(run(10, 10), 1)], LANE)
-            .unwrap();
+        let accept = |range, key| grants.accept(&memory, &[grant(range, key)], LANE);
+        accept(run(10, 10), 1).unwrap();
         // Granted anew, with another key.
-        grants
-            .accept(&memory, &[grant(run(10, 10), 2)], LANE)
-            .unwrap();
+        accept(run(10, 10), 2).unwrap();
+        assert_eq!(
+            grants.view().at(PageNumber(19)),
+            Some((run(10, 10), key(2, 0)))
+        );
         for bad in [run(5, 6), run(19, 1), run(10, 9), run(0, 64), run(60, 5)] {
-            assert!(
-                grants.accept(&memory, &[grant(bad, 3)], LANE).is_err(),
-                "{bad:?}"
-            );
+            assert!(accept(bad, 3).is_err(), "{bad:?}");
         }
         let short = Grant {
             range: run(0, 1),
@@ -185,26 +156,31 @@ mod tests {
         assert!(grants.accept(&memory, &[short], LANE).is_err());
     }
 
-    proptest! {
-        #[test]
-        fn pieces_are_the_run(borders in proptest::collection::btree_set(1_u64..64, 0..10), first in 0_u64..64, pages in 1_u32..64) {
-            let grants = Grants::default();
-            let mut at = 0;
-            for (key, border) in borders.into_iter().chain([64]).enumerate() {
-                let range = run(at, (border - at) as u32);
-                grants.accept(&memory(), &[grant(range, key as u32 + 1)], LANE).unwrap();
-                at = border;
-            }
-            let asked = run(first, pages);
-            let mut pieces = Vec::new();
-            let all = grants.cut(asked, |piece| pieces.push(piece)).is_some();
-            prop_assert_eq!(all, asked.end().0 <= 64);
-            let mut next = first;
-            for piece in &pieces {
-                prop_assert_eq!(piece.run.first.0, next);
-                next = piece.run.end().0;
-            }
-            prop_assert_eq!(next, asked.end().0.min(64));
+    #[test]
+    fn what_is_forgotten_is_cut_out() {
+        let grants = Grants::default();
+        let all = [grant(run(0, 10), 1), grant(run(10, 20), 2)];
+        grants.accept(&memory(), &all, LANE).unwrap();
+        grants.forget(run(8, 4));
+        grants.forget(run(20, 5));
+        grants.forget(run(40, 5));
+        let expected = [
+            (7, Some((run(0, 8), key(1, 0)))),
+            (8, None),
+            (11, None),
+            (12, Some((run(12, 8), key(2, 2)))),
+            (19, Some((run(12, 8), key(2, 2)))),
+            (20, None),
+            (24, None),
+            (25, Some((run(25, 5), key(2, 15)))),
+            (30, None),
+        ];
+        for (page, expected) in expected {
+            assert_eq!(grants.view().at(PageNumber(page)), expected, "{page}");
         }
+        grants.forget(run(0, 64));
+        grants
+            .accept(&memory(), &[grant(run(0, 64), 3)], LANE)
+            .unwrap();
     }
 }

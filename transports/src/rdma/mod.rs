@@ -6,7 +6,8 @@
 //! | `error` | why RDMA can't be used, and the way out |
 //! | `wire` | what both ends say to each other in bytes |
 //! | `registrations` | memory registered with the device, on either side |
-//! | `grants` | what the peer lets be written or read, and where its registrations end |
+//! | `grants` | what the peer lets be written or read |
+//! | `pieces` | cutting runs where a registration of either side ends |
 //! | `watch` | what ends every lane of an endpoint: a stop, an event of the device |
 //! | `connection` | one connected queue pair, its queues and its messages |
 //! | `setup` | how a queue pair becomes connected, and with which settings |
@@ -38,6 +39,7 @@ mod connection;
 mod error;
 mod grants;
 mod outbox;
+mod pieces;
 mod receiving;
 mod registrations;
 mod sending;

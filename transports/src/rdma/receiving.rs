@@ -7,6 +7,7 @@ use std::time::Instant;
 use super::connection::{Connection, FENCES_IN_FLIGHT_MAX};
 use super::destination::Shared;
 use super::outbox::Outbox;
+use super::pieces::Cutter;
 use super::verbs::{Completion, CompletionStatus, Transfer};
 use super::waiting::{Pause, Waiter};
 use super::wire::Message;
@@ -14,7 +15,7 @@ use crate::deadline::Deadline;
 use crate::lane::{
     DestinationLane, DeviceCounters, FenceNumber, LaneCounters, LaneError, LaneNumber,
 };
-use crate::memory::{PAGE_BYTES, PageNumber, Run};
+use crate::memory::Run;
 
 /// The destination's end of a lane.
 pub(super) struct ReceivingLane {
@@ -190,33 +191,19 @@ impl ReceivingLane {
         memory
             .check(run)
             .map_err(|source| LaneError::Memory { lane, source })?;
-        let not_ready = LaneError::NotPrepared { lane, run };
+        let (own, peer) = (self.shared.ranges.view(), self.shared.offers.view());
+        let mut cutter = Cutter::new(|page| own.at(page), |page| peer.at(page));
         let mut reads = Vec::new();
-        let mut whole = true;
-        let offered = self.shared.offers.cut(run, |offered| {
-            let mut done = 0;
-            while done < offered.run.pages && whole {
-                let first = PageNumber(offered.run.first.0 + u64::from(done));
-                let Some(region) = self.shared.ranges.of(first) else {
-                    whole = false;
-                    break;
-                };
-                let left = region.range().end().0 - first.0;
-                let pages = (offered.run.pages - done)
-                    .min(self.outbox.request_pages())
-                    .min(u32::try_from(left).unwrap_or(u32::MAX));
-                let into = region.piece(first, pages);
-                let read = Transfer::Read {
-                    into,
-                    from_address: offered.address + u64::from(done) * PAGE_BYTES,
-                    from_key: offered.key,
-                };
-                reads.push((read, u64::from(into.bytes)));
-                done += pages;
-            }
-        });
-        if offered.is_none() || !whole {
-            return Err(not_ready);
+        let mut rest = run;
+        while rest.pages > 0 {
+            let piece = cutter.next(&mut rest, self.outbox.request_pages());
+            let piece = piece.ok_or(LaneError::NotPrepared { lane, run })?;
+            let read = Transfer::Read {
+                into: piece.own,
+                from_address: piece.peer_address,
+                from_key: piece.peer_key,
+            };
+            reads.push((read, u64::from(piece.own.bytes)));
         }
         Ok(reads)
     }

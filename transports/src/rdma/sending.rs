@@ -5,20 +5,34 @@ use std::time::Duration;
 
 use super::connection::{Connection, FENCES_IN_FLIGHT_MAX};
 use super::outbox::Outbox;
+use super::pieces::Cutter;
 use super::source::{Shared, ZERO_PAGES};
-use super::verbs::{Completion, CompletionStatus, Transfer};
+use super::verbs::{Completion, CompletionStatus, LocalPiece, Transfer};
 use super::waiting::{Pause, Waiter};
 use super::wire::Message;
 use crate::deadline::StallWatch;
 use crate::lane::{DeviceCounters, FenceNumber, LaneCounters, LaneError, LaneNumber, SourceLane};
-use crate::memory::{PAGE_BYTES, PageNumber, Run};
+use crate::memory::{PageNumber, Run};
+
+/// How many pieces of a put are cut at a time: some µs in which a range that is prepared or retired
+/// elsewhere waits to be noted, and more than a chunk of the engine's has.
+const PIECES_MAX: usize = 512;
+
+/// What a put writes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// The runs' bytes.
+    Bytes,
+    /// Zeros.
+    Zeros,
+}
 
 /// The source's end of a lane.
 pub(super) struct SendingLane {
     connection: Arc<Connection>,
     shared: Arc<Shared>,
     outbox: Outbox,
-    /// Pieces of the run that is being put; keeps its memory.
+    /// Pieces of the runs that are being put; keeps its memory.
     pieces: Vec<(Transfer, u64)>,
     /// Receives that completed; keeps its memory.
     arrived: Vec<Completion>,
@@ -83,10 +97,7 @@ impl SendingLane {
                 .check(*run)
                 .map_err(|source| LaneError::Memory { lane, source })?;
         }
-        match self.shared.first_unready(runs) {
-            Some(run) => Err(LaneError::NotPrepared { lane, run }),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     /// Takes what has completed. Returns whether anything had.
@@ -214,55 +225,73 @@ impl SendingLane {
         Ok(())
     }
 
-    /// Cuts a run at the borders of both sides' registrations and at `pages_max`, and adds a write
-    /// for each piece.
-    fn add(&mut self, run: Run, pages_max: u32, zero: bool) -> Result<(), LaneError> {
-        let mut pieces = std::mem::take(&mut self.pieces);
-        pieces.clear();
-        let mut failed = None;
-        let shared = Arc::clone(&self.shared);
-        let granted = shared.grants.cut(run, |granted| {
-            let mut done = 0;
-            while done < granted.run.pages && failed.is_none() {
-                let first = PageNumber(granted.run.first.0 + u64::from(done));
-                let wanted = (granted.run.pages - done).min(pages_max);
-                let from = if zero {
-                    Ok(shared.zeros.piece(PageNumber(0), wanted))
-                } else {
-                    shared.sent.of(first).map(|region| {
-                        let left = region.range().end().0.saturating_sub(first.0);
-                        let pages = wanted.min(u32::try_from(left).unwrap_or(u32::MAX));
-                        region.piece(first, pages)
-                    })
-                };
-                match from {
-                    Ok(from) => {
-                        let to_address = granted.address + u64::from(done) * PAGE_BYTES;
-                        let write = Transfer::Write {
-                            from,
-                            to_address,
-                            to_key: granted.key,
-                        };
-                        pieces.push((write, u64::from(from.bytes)));
-                        done += from.bytes / PAGE_BYTES as u32;
-                    }
-                    Err(error) => failed = Some(error),
-                }
-            }
-        });
+    /// Adds writes for all runs.
+    fn add(&mut self, runs: &[Run], kind: Kind) -> Result<(), LaneError> {
         let lane = self.connection.number();
-        if granted.is_none() {
-            failed.get_or_insert(LaneError::NotPrepared { lane, run });
+        let mut pieces = std::mem::take(&mut self.pieces);
+        let mut rest = runs.iter().copied();
+        let mut run = None;
+        let mut has_begun = false;
+        loop {
+            pieces.clear();
+            let cut = self.cut(&mut run, &mut rest, kind, &mut pieces);
+            if let Err(run) = cut {
+                let error = LaneError::NotPrepared { lane, run };
+                // A put that has half left is of no use to anybody.
+                return Err(if has_begun { self.fail(error) } else { error });
+            }
+            if pieces.is_empty() {
+                break;
+            }
+            has_begun = true;
+            for (write, bytes) in &pieces {
+                self.push(*write, *bytes, false)?;
+            }
         }
-        let pushed = match failed {
-            // Part of the put may have left.
-            Some(error) => Err(self.fail(error)),
-            None => pieces
-                .iter()
-                .try_for_each(|(write, bytes)| self.push(*write, *bytes, false)),
-        };
         self.pieces = pieces;
-        pushed
+        Ok(())
+    }
+
+    /// Cuts runs at the borders of both sides' registrations, until there are [`PIECES_MAX`] or all
+    /// are done. What is left of the run that was begun is in `run`.
+    ///
+    /// # Errors
+    ///
+    /// A run that is not prepared and granted as a whole.
+    fn cut(
+        &self,
+        run: &mut Option<Run>,
+        runs: &mut impl Iterator<Item = Run>,
+        kind: Kind,
+        pieces: &mut Vec<(Transfer, u64)>,
+    ) -> Result<(), Run> {
+        // Held for as long as this takes, some µs; nothing is posted or waited for meanwhile.
+        let (own, peer) = (self.shared.sent.view(), self.shared.grants.view());
+        let mut cutter = Cutter::new(|page| own.at(page), |page| peer.at(page));
+        let zeros = &self.shared.zeros;
+        let (pages_max, zero) = match kind {
+            Kind::Bytes => (self.outbox.request_pages(), None),
+            Kind::Zeros => (
+                self.outbox.request_pages().min(ZERO_PAGES),
+                Some(zeros.piece(PageNumber(0), ZERO_PAGES)),
+            ),
+        };
+        while pieces.len() < PIECES_MAX {
+            let Some(mut rest) = run.take().or_else(|| runs.next()) else {
+                break;
+            };
+            let piece = cutter.next(&mut rest, pages_max).ok_or(rest)?;
+            let bytes = piece.own.bytes;
+            let from = zero.map_or(piece.own, |zero| LocalPiece { bytes, ..zero });
+            let write = Transfer::Write {
+                from,
+                to_address: piece.peer_address,
+                to_key: piece.peer_key,
+            };
+            pieces.push((write, u64::from(bytes)));
+            *run = (rest.pages > 0).then_some(rest);
+        }
+        Ok(())
     }
 }
 
@@ -273,8 +302,8 @@ impl SourceLane for SendingLane {
 
     fn put(&mut self, runs: &[Run]) -> Result<(), LaneError> {
         self.check(runs)?;
+        self.add(runs, Kind::Bytes)?;
         for run in runs {
-            self.add(*run, self.outbox.request_pages(), false)?;
             self.counters.runs += 1;
             self.counters.payload_bytes += run.bytes();
             self.counters.wire_bytes += run.bytes();
@@ -284,8 +313,8 @@ impl SourceLane for SendingLane {
 
     fn put_zero(&mut self, runs: &[Run]) -> Result<(), LaneError> {
         self.check(runs)?;
+        self.add(runs, Kind::Zeros)?;
         for run in runs {
-            self.add(*run, ZERO_PAGES.min(self.outbox.request_pages()), true)?;
             self.counters.zero_pages += u64::from(run.pages);
             self.counters.wire_bytes += run.bytes();
         }

@@ -2,13 +2,13 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::connection::{Connection, Parts};
 use super::error::RdmaError;
 use super::grants::Grants;
-use super::registrations::{OpenRanges, Registrar, SentPieces};
+use super::registrations::{OpenRanges, Registrar};
 use super::sending::SendingLane;
 use super::setup::{RESOLVE_LIMIT_MS, Role, Setup, Way, canonical, next_event};
 use super::verbs::{
@@ -16,14 +16,13 @@ use super::verbs::{
     MemoryRegion, ProtectionDomain, RegisterError,
 };
 use super::watch::Watch;
-use super::wire::{self, PeerKey, Refusal};
+use super::wire::{self, Refusal};
 use super::{LinkLayer, Options};
 use crate::deadline::Deadline;
 use crate::lane::{
     self, Grant, LaneError, LaneNumber, LaneTicket, RegistrationCounters, SourceLane,
 };
 use crate::memory::{HostMapping, MemoryMap, OwnedMapping, PAGE_BYTES, PageNumber, Run};
-use crate::ranges::PreparedRanges;
 
 /// The name of a lane where an endpoint's call concerns none.
 const NO_LANE: LaneNumber = LaneNumber(0);
@@ -43,19 +42,10 @@ const REJECTED_NOBODY_LISTENS: i32 = 8;
 pub(super) struct Shared {
     pub(super) watch: Arc<Watch>,
     pub(super) options: Options,
-    pub(super) prepared: RwLock<PreparedRanges>,
     pub(super) grants: Grants,
-    pub(super) sent: SentPieces,
+    /// What may be sent from.
+    pub(super) sent: OpenRanges,
     pub(super) zeros: MemoryRegion,
-}
-
-impl Shared {
-    /// The first of `runs` that is not ready on both sides.
-    pub(super) fn first_unready(&self, runs: &[Run]) -> Option<Run> {
-        let prepared = self.prepared.read().unwrap_or_else(PoisonError::into_inner);
-        let is_ready = |run: &&Run| prepared.contains(**run) && self.grants.covers(**run);
-        runs.iter().find(|run| !is_ready(run)).copied()
-    }
 }
 
 /// The source's side of a session's lanes.
@@ -99,14 +89,14 @@ impl SourceEndpoint {
             ProtectionDomain::new(&device).map_err(failed("making a protection domain"))?;
         let zeros = zeros(&domain).map_err(failed("registering zeros"))?;
         let watch = Watch::new(&device, way.port).map_err(failed("watching it"))?;
-        let registrar = || Registrar::new(Arc::clone(&domain), memory.clone());
-        let offers = OpenRanges::new(registrar(), Access::PeerReads);
+        // One for both, so that what it counts is all that is pinned at a time.
+        let registrar = Arc::new(Registrar::new(Arc::clone(&domain), memory));
+        let offers = OpenRanges::new(Arc::clone(&registrar), Access::PeerReads);
         let shared = Shared {
             watch: Arc::new(watch),
             options,
-            prepared: RwLock::default(),
             grants: Grants::default(),
-            sent: SentPieces::new(registrar()),
+            sent: OpenRanges::new(registrar, Access::Send),
             zeros,
         };
         Ok(Self {
@@ -123,15 +113,6 @@ impl SourceEndpoint {
 
     fn memory(&self) -> &MemoryMap {
         self.shared.sent.registrar().memory()
-    }
-
-    fn check(&self, range: Run) -> Result<(), LaneError> {
-        self.memory()
-            .check(range)
-            .map_err(|source| LaneError::Memory {
-                lane: NO_LANE,
-                source,
-            })
     }
 
     /// Connects, and shows the ticket.
@@ -247,50 +228,25 @@ impl lane::SourceEndpoint for SourceEndpoint {
         format!("{device} port {port}, {}", self.link_layer)
     }
 
-    /// Permits sending from a range. It is registered when a put needs it, or by `warm`.
+    /// Registers the range, to be sent from: this pins it, and makes present what was not.
     fn prepare(&self, range: Run) -> Result<(), LaneError> {
-        self.check(range)?;
-        let prepared = self.shared.prepared.write();
-        prepared
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(range);
-        Ok(())
+        self.shared.sent.open(range).map(drop)
     }
 
     fn retire(&self, range: Run) -> Result<(), LaneError> {
-        let prepared = self.shared.prepared.write();
-        let was_prepared = prepared
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(range);
-        // An offer of the same range ends with it, if there is one.
-        let was_offered = self.offers.close(range).is_ok();
-        self.shared.sent.end(range);
-        if was_prepared || was_offered {
-            return Ok(());
+        let retired = self.shared.sent.close(range);
+        if retired.is_ok() {
+            self.shared.grants.forget(range);
         }
-        Err(LaneError::NotPrepared {
-            lane: NO_LANE,
-            run: range,
-        })
+        // An offer of the same range ends with it, if there is one.
+        match self.offers.close(range) {
+            Ok(()) => Ok(()),
+            Err(_) => retired,
+        }
     }
 
     fn accept_grants(&self, grants: &[Grant]) -> Result<(), LaneError> {
         self.shared.grants.accept(self.memory(), grants, NO_LANE)
-    }
-
-    fn warm(&self, range: Run) -> Result<(), LaneError> {
-        self.check(range)?;
-        let prepared = self.shared.prepared.read();
-        let is_prepared = prepared
-            .unwrap_or_else(PoisonError::into_inner)
-            .contains(range);
-        if !is_prepared {
-            return Err(LaneError::NotPrepared {
-                lane: NO_LANE,
-                run: range,
-            });
-        }
-        self.shared.sent.warm(range)
     }
 
     fn accept_contact(&self, contact: &[u8]) -> Result<(), LaneError> {
@@ -308,15 +264,8 @@ impl lane::SourceEndpoint for SourceEndpoint {
     }
 
     fn offer(&self, range: Run) -> Result<Grant, LaneError> {
-        let region = self.offers.open(range)?;
-        let key = PeerKey {
-            key: region.remote_key(),
-            address: region.address(),
-        };
-        Ok(Grant {
-            range,
-            key: key.encode(),
-        })
+        let key = self.offers.open(range)?.encode();
+        Ok(Grant { range, key })
     }
 
     fn has_registrations(&self) -> bool {
@@ -324,13 +273,7 @@ impl lane::SourceEndpoint for SourceEndpoint {
     }
 
     fn registrations(&self) -> RegistrationCounters {
-        let sent = self.shared.sent.registrar().counters();
-        let offered = self.offers.registrar().counters();
-        RegistrationCounters {
-            made: sent.made + offered.made,
-            ended: sent.ended + offered.ended,
-            bytes: sent.bytes + offered.bytes,
-        }
+        self.shared.sent.registrar().counters()
     }
 
     fn open_lane(

@@ -192,14 +192,15 @@ pub(super) fn identity(source: End, destination: End) -> Vec<u8> {
     bytes
 }
 
-/// What a peer may reach: a registration's key, and the address of its first byte.
+/// A registration as requests name it: its key, for this side's device or for the peer's, and the
+/// address of its first byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct PeerKey {
+pub(super) struct MemoryKey {
     pub(super) key: u32,
     pub(super) address: u64,
 }
 
-impl PeerKey {
+impl MemoryKey {
     pub(super) fn encode(self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(KEY_BYTES);
         bytes.extend(self.key.to_le_bytes());
@@ -321,14 +322,14 @@ mod tests {
 
     #[test]
     fn a_key_whose_range_would_wrap_is_refused() {
-        let key = PeerKey {
+        let key = MemoryKey {
             key: 7,
             address: u64::MAX - 4096,
         };
-        assert_eq!(PeerKey::read(&key.encode(), 4096), Some(key));
-        assert_eq!(PeerKey::read(&key.encode(), 4097), None);
-        assert_eq!(PeerKey::read(&[], 1), None);
-        assert_eq!(PeerKey::read(&[0; 13], 1), None);
+        assert_eq!(MemoryKey::read(&key.encode(), 4096), Some(key));
+        assert_eq!(MemoryKey::read(&key.encode(), 4097), None);
+        assert_eq!(MemoryKey::read(&[], 1), None);
+        assert_eq!(MemoryKey::read(&[0; 13], 1), None);
     }
 
     #[test]
@@ -345,7 +346,7 @@ mod tests {
             let _ = read_introduction(&bytes);
             let _ = Refusal::read(&bytes);
             let _ = read_contact(&bytes, control);
-            let _ = PeerKey::read(&bytes, 1 << 40);
+            let _ = MemoryKey::read(&bytes, 1 << 40);
             let _ = Message::read(&bytes);
         }
     }

@@ -73,9 +73,6 @@ impl Mover<'_, '_> {
                 self.pending.set_range(first, shape.bytes / PAGE_BYTES);
             }
         }
-        if let Err(error) = self.start_warming() {
-            return self.stop(StayReason::Failed, &format!("starting a thread: {error}"));
-        }
         if self.identities.iter().any(|identity| !identity.is_empty()) {
             return Event::OpenedUnconfirmed;
         }
@@ -88,18 +85,6 @@ impl Mover<'_, '_> {
         self.naming_limit = Some(Deadline::after(self.settings.peer_timeout));
         let identities = std::mem::take(&mut self.identities);
         self.send(&Message::Lanes(Lanes::new(identities)))
-    }
-
-    /// Registers memory ahead of the lanes, on a thread of its own, where the transport has
-    /// registrations.
-    fn start_warming(&self) -> std::io::Result<()> {
-        let (endpoint, context) = (self.endpoint, self.context);
-        if endpoint.has_registrations() {
-            let layout = self.offer.layout.clone();
-            let work = move || context.warm(endpoint, &layout);
-            self.scope.spawn("dunlin-warm", work)?;
-        }
-        Ok(())
     }
 
     pub(super) fn open_lanes(&mut self) -> Result<Vec<Box<dyn SourceLane>>, String> {

@@ -126,7 +126,8 @@ impl Session {
 
     /// The source's memory, as its own requests name it.
     fn own_piece(&self, bytes: u32) -> LocalPiece {
-        let region = self.source.shared.sent.of(PageNumber(0)).unwrap();
+        let view = self.source.shared.sent.view();
+        let region = view.region(PageNumber(0)).unwrap();
         LocalPiece {
             address: region.address(),
             bytes,
@@ -136,7 +137,8 @@ impl Session {
 
     /// Address and key of the destination's memory.
     fn target(&self) -> (u64, u32) {
-        let region = self.destination.shared.ranges.of(PageNumber(0)).unwrap();
+        let view = self.destination.shared.ranges.view();
+        let region = view.region(PageNumber(0)).unwrap();
         (region.address(), region.remote_key())
     }
 

@@ -130,9 +130,11 @@ fn the_sources_memory_can_be_neither_written_nor_read_unless_offered() {
             return;
         };
         // What the source sends from has a key too; it opens nothing to the peer.
-        let region = session.source.shared.sent.of(PageNumber(0)).unwrap();
+        let sent = session.source.shared.sent.view();
+        let region = sent.region(PageNumber(0)).unwrap();
         let (address, key) = (region.address(), region.remote_key());
-        let own = session.destination.shared.ranges.of(PageNumber(0)).unwrap();
+        let ranges = session.destination.shared.ranges.view();
+        let own = ranges.region(PageNumber(0)).unwrap();
         let own = LocalPiece {
             address: own.address(),
             bytes: 4096,
