@@ -1,16 +1,26 @@
 //! The wire between two software devices on a veth pair: taken down, and mended.
 //!
 //! When a network interface goes down, the kernel forgets its IPv6 addresses and all routes over
-//! it, and does not bring back what a person had added. So a wire remembers what there was.
+//! it, and does not bring back what a person had added. So a wire remembers what there was. And
+//! while it is down, what would go over it vanishes without a word, as behind a switch: both ends
+//! are on one host, so their packets would find another way.
+//!
+//! An rxe device whose link went down under connections may let nobody connect any more once it is
+//! up again (seen with Linux 6.1: requests leave one device, and the other one never answers). So
+//! such devices are made anew before the next scenario, while nobody uses them.
 
 use std::net::IpAddr;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::program::{Output, Running};
+
+/// An interface that swallows what it is given.
+const HOLE: &str = "dunlin-hole";
 
 /// The network interface below a device, which goes down and up. Up again with this value's end.
 #[derive(Debug)]
@@ -80,6 +90,13 @@ impl Wire {
     pub fn set_up(&self, up: bool) -> Result<()> {
         let dev = self.interface.as_str();
         if !up {
+            // Of an earlier wire, perhaps.
+            if !Path::new("/sys/class/net").join(HOLE).exists() {
+                ip(&["link", "add", HOLE, "type", "dummy"])?;
+            }
+            ip(&["link", "set", HOLE, "up"])?;
+            // With IPv6 the address goes too, and nothing can be sent from it.
+            self.lead_routes(&["-4"], HOLE)?;
             ip(&["link", "set", dev, "down"])?;
             return Ok(());
         }
@@ -87,10 +104,17 @@ impl Wire {
         for address in &self.addresses {
             ip(&["address", "replace", address, "dev", dev])?;
         }
+        self.lead_routes(&["-4", "-6"], dev)
+    }
+
+    fn lead_routes(&self, families: &[&str], interface: &str) -> Result<()> {
         for (family, route) in &self.routes {
+            if !families.contains(family) {
+                continue;
+            }
             let mut words = vec![*family, "route", "replace"];
             words.extend(route.split_whitespace());
-            words.extend(["dev", dev]);
+            words.extend(["dev", interface]);
             ip(&words)?;
         }
         Ok(())
@@ -116,12 +140,66 @@ fn addresses(interface: &str) -> Result<Vec<String>> {
     Ok(all.iter().filter_map(text).collect())
 }
 
+/// How long the last users of a device may take to be gone.
+const UNUSED_TIME_MAX: Duration = Duration::from_secs(20);
+
+/// Makes all rxe devices of virtual interfaces anew, under their names.
+///
+/// # Errors
+///
+/// When one is in use (Linux 6.1 hangs when it is removed then), or can't be made again.
+pub fn renew_devices() -> Result<()> {
+    let devices = std::fs::read_dir("/sys/class/infiniband").context("there is no device")?;
+    for device in devices.flatten() {
+        // Only rxe has it: the interface that it is made of.
+        let Ok(interface) = std::fs::read_to_string(device.path().join("parent")) else {
+            continue;
+        };
+        let (device, interface) = (device.file_name(), interface.trim().to_owned());
+        let device = device.to_string_lossy().into_owned();
+        if Path::new("/sys/class/net")
+            .join(&interface)
+            .join("device")
+            .exists()
+        {
+            continue;
+        }
+        let end = Instant::now() + UNUSED_TIME_MAX;
+        while !users(&device)?.is_empty() {
+            if Instant::now() >= end {
+                bail!("{device} is in use: {:?}", users(&device)?);
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        rdma(&["link", "delete", &device])?;
+        rdma(&["link", "add", &device, "type", "rxe", "netdev", &interface])?;
+    }
+    Ok(())
+}
+
+/// The processes that have a device open.
+fn users(device: &str) -> Result<Vec<Value>> {
+    let listed = rdma(&["-j", "resource", "show", "ctx", "dev", device])?;
+    if listed.stdout.trim().is_empty() {
+        return Ok(Vec::new());
+    }
+    Ok(listed.json()?.as_array().cloned().unwrap_or_default())
+}
+
+fn rdma(arguments: &[&str]) -> Result<Output> {
+    run("rdma", arguments)
+}
+
 fn ip(arguments: &[&str]) -> Result<Output> {
-    let mut command = Command::new("ip");
+    run("ip", arguments)
+}
+
+fn run(program: &str, arguments: &[&str]) -> Result<Output> {
+    let mut command = Command::new(program);
     command.args(arguments);
     let output = Running::start(command)?.wait()?;
     if output.code != 0 {
-        bail!("ip {arguments:?}: {}", output.stderr);
+        bail!("{program} {arguments:?}: {}", output.stderr);
     }
     Ok(output)
 }

@@ -21,7 +21,7 @@ use crate::host;
 use crate::program::{Line, Running, is_alive, is_stopped, signal_process};
 use crate::rdma::Ends;
 use crate::rdma::held::{Things, expect_nothing_held};
-use crate::rdma::wire::Wire;
+use crate::rdma::wire::{Wire, renew_devices};
 use crate::site::{Receiver, Site};
 
 /// The guest's name, at both sites.
@@ -181,9 +181,11 @@ impl Arena {
         let link = match (stage.has_link, stage.fabric) {
             (false, _) => None,
             (true, Fabric::Tcp) => Some(Link::Namespaces(host::Link::new(link_name)?)),
-            (true, Fabric::Rdma(ends)) => Some(Link::Wire(
-                Wire::at(ends.destination)?.context("there is no wire to cut")?,
-            )),
+            (true, Fabric::Rdma(ends)) => {
+                renew_devices()?;
+                let wire = Wire::at(ends.destination)?;
+                Some(Link::Wire(wire.context("there is no wire to cut")?))
+            }
         };
         let namespaces = match &link {
             Some(Link::Namespaces(link)) => Some(link),
@@ -280,6 +282,16 @@ impl Arena {
         }
         self.send = Some(self.here.start(&arguments)?);
         self.tell("the move begins");
+        Ok(())
+    }
+
+    /// Moves go over this transport from here on: `tcp`, `rdma` or `auto`.
+    ///
+    /// # Errors
+    ///
+    /// When the endpoint is none.
+    pub fn go_over(&mut self, transport: &str) -> Result<()> {
+        self.endpoint = by(transport, &self.endpoint)?;
         Ok(())
     }
 
