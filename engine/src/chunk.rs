@@ -125,6 +125,28 @@ impl ChunkPlan {
     }
 }
 
+impl ChunkPlan {
+    /// The number of the chunk that a page lies in; `None` when it is in none.
+    pub fn number_of(&self, page: PageNumber) -> Option<u64> {
+        let region = self
+            .regions
+            .partition_point(|region| region.first_page <= page.0)
+            .checked_sub(1)?;
+        let region = self.regions.get(region)?;
+        let in_region = page.0 - region.first_page;
+        (in_region < region.pages)
+            .then(|| region.first_chunk + in_region / u64::from(self.chunk_pages))
+    }
+
+    /// Whether a chunk is the first of its region.
+    pub fn begins_region(&self, number: u64) -> bool {
+        let region = self
+            .regions
+            .binary_search_by_key(&number, |region| region.first_chunk);
+        region.is_ok()
+    }
+}
+
 /// Hands out the chunks of a plan, each once a round. Shared by all lanes.
 #[derive(Debug)]
 pub struct ChunkCursor {
@@ -178,27 +200,39 @@ impl ChunkCursor {
 /// starts and ends with a word that is not clean and lies in one region; no two overlap; every
 /// dirty page is in one of them.
 pub fn share_by_bytes(bitmap: &DirtyBitmap, layout: &Layout, lanes: usize) -> Vec<Vec<Chunk>> {
-    let lanes = lanes.max(1);
+    let plan = ChunkPlan::new(layout, CHUNK_PAGES);
+    let mut shares = vec![Vec::new(); lanes.max(1)];
+    let chunks = (0..plan.chunks()).filter_map(|number| plan.chunk(number));
+    add_shares(bitmap, chunks, bitmap.count(), &mut shares);
+    shares
+}
+
+/// As [`share_by_bytes`], for some of the chunks, which have `total` dirty pages; adds each lane's
+/// share to what it has.
+pub fn add_shares(
+    bitmap: &DirtyBitmap,
+    chunks: impl Iterator<Item = Chunk>,
+    total: u64,
+    of: &mut [Vec<Chunk>],
+) {
     let mut shares = Shares {
-        of: vec![Vec::new(); lanes],
-        total: bitmap.count(),
+        of,
+        total,
         shared: 0,
         lane: 0,
         lane_end: 0,
     };
     shares.lane_end = shares.end_of(0);
-    let plan = ChunkPlan::new(layout, CHUNK_PAGES);
-    for chunk in (0..plan.chunks()).filter_map(|number| plan.chunk(number)) {
+    for chunk in chunks {
         let words = chunk.words(bitmap);
         if !is_clean(words) {
             shares.add(chunk, words);
         }
     }
-    shares.of
 }
 
-struct Shares {
-    of: Vec<Vec<Chunk>>,
+struct Shares<'a> {
+    of: &'a mut [Vec<Chunk>],
     total: u64,
     /// Dirty pages given out so far.
     shared: u64,
@@ -207,7 +241,7 @@ struct Shares {
     lane_end: u64,
 }
 
-impl Shares {
+impl Shares<'_> {
     fn end_of(&self, lane: usize) -> u64 {
         let end = u128::from(self.total) * (lane as u128 + 1) / self.of.len() as u128;
         // At most `total`.
@@ -341,13 +375,19 @@ mod tests {
             for chunk in &chunks {
                 prop_assert_eq!(chunk.first.0 % 64, 0);
                 prop_assert!(chunk.pages > 0 && chunk.pages <= 1 << exponent);
+                let number = chunks.iter().position(|other| other == chunk).unwrap() as u64;
+                prop_assert_eq!(plan.number_of(chunk.first), Some(number));
+                let is_first = layout.region_of(chunk.first).unwrap().1 == 0;
+                prop_assert_eq!(plan.begins_region(number), is_first);
                 let last = PageNumber(chunk.first.0 + u64::from(chunk.pages) - 1);
+                prop_assert_eq!(plan.number_of(last), Some(number));
                 prop_assert_eq!(
                     layout.region_of(chunk.first).unwrap().0,
                     layout.region_of(last).unwrap().0
                 );
             }
             prop_assert_eq!(plan.chunk(plan.chunks()), None);
+            prop_assert_eq!(plan.number_of(PageNumber(layout.page_span())), None);
         }
 
         #[test]

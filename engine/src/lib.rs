@@ -16,6 +16,7 @@
 //! | [`destination`] | the destination's side |
 //! | [`chunk`], [`runs`], [`zero`], [`untouched`], [`pacing`] | the way of a page, one step each |
 //! | [`host`], [`affinity`] | the machine that this process runs on, and its CPUs |
+//! | [`pin_budget`] | how much memory is registered with a device at once |
 //! | [`clock`] | points in time that can be told to another process |
 //! | `kvm` | dirty tracking and vCPU/VM state of KVM guests |
 //! | `process` | dirty tracking of a process's own memory |
@@ -36,6 +37,7 @@ mod link;
 pub mod milestone;
 pub mod outside;
 pub mod pacing;
+pub mod pin_budget;
 #[cfg(feature = "process")]
 pub mod process;
 pub mod protocol;

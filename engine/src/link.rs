@@ -66,6 +66,24 @@ pub(crate) struct Link {
     reader: Option<JoinHandle<()>>,
 }
 
+/// Sends messages from another thread than the session's.
+#[derive(Clone)]
+pub(crate) struct Speaker {
+    sender: SharedSender,
+    peer_timeout: Duration,
+}
+
+impl Speaker {
+    /// As [`Link::send`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub(crate) fn send(&self, message: &Message) -> Result<(), ControlError> {
+        send(&self.sender, message, Deadline::after(self.peer_timeout))
+    }
+}
+
 type SharedSender = Arc<Mutex<Box<dyn ControlSender>>>;
 
 impl Link {
@@ -140,6 +158,14 @@ impl Link {
             message,
             deadline.earlier(Deadline::after(self.peer_timeout)),
         )
+    }
+
+    /// For another thread that has to say something.
+    pub(crate) fn speaker(&self) -> Speaker {
+        Speaker {
+            sender: Arc::clone(&self.sender),
+            peer_timeout: self.peer_timeout,
+        }
     }
 
     /// Ends the connection: nothing is sent or heard over it any more.

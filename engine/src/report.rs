@@ -94,6 +94,10 @@ pub struct Report {
     /// The time in which it was not known who owns the guest; `None` when there was none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub in_doubt: Option<InDoubtReport>,
+    /// Memory that was registered with a device while the move ran; `None` for a transport that
+    /// registers nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub registration: Option<RegistrationReport>,
     /// How the two memories compared.
     pub verification: VerificationReport,
     /// The machine on which each side ran.
@@ -142,6 +146,40 @@ pub struct RoundReport {
     pub sent_bytes: u64,
     /// The blackout predicted at its end; 0 for the final round.
     pub predicted_blackout_ns: u64,
+    /// How long the lane that waited longest for memory to be registered did so.
+    #[serde(default)]
+    pub registration_wait_ns: u64,
+    /// Pages of memory that was touched too late to be registered, put off to the next round.
+    #[serde(default)]
+    pub postponed_pages: u64,
+}
+
+/// Memory that was registered with a device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegistrationReport {
+    /// The most guest memory that could be registered at once on each side; `None`: all of it.
+    pub window_bytes: Option<u64>,
+    /// The source's registrations.
+    pub source: RegisteredReport,
+    /// The destination's, as it says; `None` where it was not heard to the end.
+    pub destination: Option<RegisteredReport>,
+    /// Ranges that were closed to make room for others.
+    pub evictions: u64,
+    /// How long lanes waited for memory to be registered: in each round the one that waited longest.
+    pub wait_ns: u64,
+    /// Pages of memory that was touched too late to be registered, put off to the next round.
+    pub postponed_pages: u64,
+}
+
+/// One side's registrations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegisteredReport {
+    /// How many were made.
+    pub made: u64,
+    /// How many of them were ended before the move was over.
+    pub ended: u64,
+    /// The most that was registered at once.
+    pub peak_bytes: u64,
 }
 
 /// The pause.

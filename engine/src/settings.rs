@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::pin_budget::PinBudget;
 use crate::session::Decision;
 
 /// Comparing memory afterwards may take this long, and one more second for each [`VERIFY_PACE`].
@@ -65,6 +66,8 @@ pub struct MoveSettings {
     pub cpus: Vec<usize>,
     /// How long the peer may be silent before it counts as gone.
     pub peer_timeout: Duration,
+    /// How much guest memory is registered at once on this side, for transports that register it.
+    pub pin_budget: PinBudget,
 }
 
 impl Default for MoveSettings {
@@ -80,6 +83,7 @@ impl Default for MoveSettings {
             lanes: None,
             cpus: Vec::new(),
             peer_timeout: Duration::from_secs(5),
+            pin_budget: PinBudget::default(),
         }
     }
 }

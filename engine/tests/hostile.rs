@@ -16,19 +16,27 @@ use std::time::{Duration, Instant};
 use dunlin_engine::destination::ReceiveError;
 use dunlin_engine::guest::PageClaim;
 use dunlin_engine::protocol::{
-    Abort, Counts, Grants, Hello, Lanes, Message, MessageKind, Ping, Pong, Prepare, Ready, Refused,
-    Running, Verified, VerifyPages, Welcome,
+    Abort, Counts, Grants, Hello, Lanes, Message, MessageKind, Ping, Pong, Prepare, Ranges, Ready,
+    Refused, Running, Verified, VerifyPages, Welcome, WireRegistrations,
 };
 use dunlin_engine::report::Outcome;
 use dunlin_transports::control::Frame;
 use dunlin_transports::inmemory::Place;
-use dunlin_transports::lane::SourceLane;
-use dunlin_transports::memory::PageNumber;
+use dunlin_transports::lane::{Grant, SourceLane};
+use dunlin_transports::memory::{PageNumber, Run};
 
 use simulated::by_hand::{DestinationByHand, SourceByHand, good_prepare};
 use simulated::{Call, Hooks, Seeded, Session};
 
 const REGIONS: [u64; 2] = [600, 64];
+
+/// The first region.
+fn whole() -> Run {
+    Run {
+        first: PageNumber(0),
+        pages: 600,
+    }
+}
 
 /// One message of each kind, in order as far as a message alone can be.
 fn one_of_each(hello: Hello) -> Vec<Message> {
@@ -47,6 +55,7 @@ fn one_of_each(hello: Hello) -> Vec<Message> {
             host: Default::default(),
             mechanism: String::new(),
             contact: None,
+            pin_budget_bytes: None,
         }),
         Message::Refused(Refused::new("no")),
         Message::Prepare(good_prepare(vec![1, 1], 0)),
@@ -61,6 +70,13 @@ fn one_of_each(hello: Hello) -> Vec<Message> {
         Message::Verified(Verified::default()),
         Message::Lanes(Lanes::new(vec![vec![1]; 2])),
         Message::LanesConfirmed,
+        Message::Open(Ranges::new(&[whole()])),
+        Message::Grants(Grants::new(&[Grant {
+            range: whole(),
+            key: Vec::new(),
+        }])),
+        Message::Close(Ranges::new(&[whole()])),
+        Message::Closed(Ranges::new(&[whole()])),
     ]
 }
 
@@ -592,6 +608,11 @@ fn a_destination_that_makes_figures_up_spoils_only_figures() {
             different: figure(),
             examples: vec!["\u{1b}[31mlies".repeat(100); 50],
             guest_visible_ns: Some(figure()),
+            registrations: Some(WireRegistrations {
+                made: figure(),
+                ended: figure(),
+                bytes_max: figure(),
+            }),
         }));
         there.by_hand.hear_out();
         let report = there.ended();

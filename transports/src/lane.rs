@@ -1,8 +1,8 @@
 //! The lane verbs, and the endpoints that open lanes.
 //!
-//! A **lane** is one ordered path from source to destination, used by one thread. What is put on a
-//! lane reaches the destination's memory in the order in which it was put; between lanes there is
-//! no order but a fence on each. Everything above these traits is blind to the transport.
+//! A **lane** is one path from source to destination, used by one thread. A fence is seen behind all
+//! that was put on its lane before it; between lanes there is no order but a fence on each.
+//! Everything above these traits is blind to the transport.
 //!
 //! Both ends describe memory by the same [`Run`]s of the same layout, so a put names no address:
 //! it goes from the run's place on this side to the same place on the other.
@@ -12,6 +12,9 @@
 //! - After `fence(n)` and the peer's word for it, all that was put before on that lane is in the
 //!   destination's memory. The word is the destination's own, sent once it *saw* the fence behind
 //!   the data; completion on the source is never taken for it.
+//! - What is put twice, whether bytes or zeros, ends as it was put last if the word for a fence
+//!   between the two had come. Without that it may end as either of them, or as a mixture: a device
+//!   may let writes pass each other on the way into memory.
 //! - A put may read the source's memory until the lane's next fence is confirmed. A guest that
 //!   writes the page meanwhile makes the copy torn; its dirty tracking sees to it that the page is
 //!   sent again.
@@ -176,7 +179,7 @@ pub trait SourceLane: Send {
     /// use afterwards.
     fn put(&mut self, runs: &[Run]) -> Result<(), LaneError>;
 
-    /// Makes the runs read as zero in the destination's memory, in order with the lane's puts.
+    /// Makes the runs read as zero in the destination's memory: a put whose bytes are zero.
     ///
     /// # Errors
     ///

@@ -23,6 +23,7 @@ pub use self::admission::{Hello, read_hello, refuse};
 pub use self::settling::{Asked, answer_doubt};
 use crate::guest::{GuestError, GuestFactory};
 use crate::outside::Outside;
+use crate::pin_budget::PinBudget;
 use crate::protocol::{MessageError, VERSION_MAX, VERSION_MIN};
 use crate::records::Journal;
 
@@ -41,6 +42,8 @@ pub struct ReceiveSettings {
     /// How long acquiring what the guest holds outside may take. It is inside the pause, so the
     /// source's cap bounds it too.
     pub acquire_timeout: Duration,
+    /// How much of one guest's memory is registered at once, for transports that register it.
+    pub pin_budget: PinBudget,
 }
 
 impl Default for ReceiveSettings {
@@ -51,6 +54,7 @@ impl Default for ReceiveSettings {
             lanes_max: LANES_MAX,
             cpus: Vec::new(),
             acquire_timeout: Duration::from_secs(5),
+            pin_budget: PinBudget::default(),
         }
     }
 }

@@ -122,6 +122,19 @@ pub struct Grants {
     pub keys: Vec<ByteVec>,
 }
 
+/// OPEN, CLOSE and CLOSED: ranges of pages, at most
+/// [`RANGES_IN_MESSAGE_MAX`](super::RANGES_IN_MESSAGE_MAX).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Ranges {
+    /// First page of each range.
+    #[n(0)]
+    pub first: Vec<u64>,
+    /// Pages of each range.
+    #[n(1)]
+    pub pages: Vec<u32>,
+}
+
 /// WELCOME.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
@@ -148,6 +161,11 @@ pub struct Welcome {
     /// the control connection's address.
     #[n(6)]
     pub contact: Option<ByteVec>,
+    /// The most bytes of guest memory that the destination keeps registered at once; absent where
+    /// nothing is registered, or all of it is already. Where it is there, the source has to ask for
+    /// each range (OPEN).
+    #[n(7)]
+    pub pin_budget_bytes: Option<u64>,
 }
 
 /// REFUSED.
@@ -326,6 +344,21 @@ pub struct VerifyPages {
     pub claims: ByteVec,
 }
 
+/// A side's registrations in the whole move.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct WireRegistrations {
+    /// How many were made.
+    #[n(0)]
+    pub made: u64,
+    /// How many were ended while the move ran.
+    #[n(1)]
+    pub ended: u64,
+    /// The most bytes that were registered at once.
+    #[n(2)]
+    pub bytes_max: u64,
+}
+
 /// VERIFIED.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
@@ -348,6 +381,9 @@ pub struct Verified {
     /// The longest gap that the guest measured; absent when it does not measure.
     #[n(5)]
     pub guest_visible_ns: Option<u64>,
+    /// The destination's registrations; absent where it registers nothing.
+    #[n(6)]
+    pub registrations: Option<WireRegistrations>,
 }
 
 /// ASK.

@@ -9,10 +9,10 @@ use minicbor::bytes::ByteArray;
 use uuid::Uuid;
 
 use super::body::{
-    Abort, Ask, Grants, Hello, Lanes, Ready, Refused, VerifyPages, Welcome, WireAnswer, WireClaim,
-    WireHost, WireLayout, WireRegion,
+    Abort, Ask, Grants, Hello, Lanes, Ranges, Ready, Refused, VerifyPages, Welcome, WireAnswer,
+    WireClaim, WireHost, WireLayout, WireRegion,
 };
-use super::limits::{REASON_BYTES_MAX, TEXT_BYTES_MAX, VERIFY_PAGES_MAX};
+use super::limits::{RANGES_IN_MESSAGE_MAX, REASON_BYTES_MAX, TEXT_BYTES_MAX, VERIFY_PAGES_MAX};
 use super::message::{MessageError, MessageKind};
 use crate::clock::Timestamp;
 use crate::guest::{GuestIdentity, GuestOffer, PageClaim, valid_guest_name};
@@ -142,10 +142,21 @@ impl Grants {
     ///
     /// When the three lists differ in length or a key is too long.
     pub fn to_grants(&self) -> Result<Vec<Grant>, MessageError> {
-        let bad = |reason: String| MessageError::OutOfBounds {
-            kind: MessageKind::Welcome,
-            reason,
-        };
+        self.checked(MessageKind::Welcome)
+    }
+
+    /// The grants of a GRANTS.
+    ///
+    /// # Errors
+    ///
+    /// As for `to_grants`; or when there is none, or more than [`RANGES_IN_MESSAGE_MAX`].
+    pub fn to_batch(&self) -> Result<Vec<Grant>, MessageError> {
+        check_batch(MessageKind::Grants, self.first.len())?;
+        self.checked(MessageKind::Grants)
+    }
+
+    fn checked(&self, kind: MessageKind) -> Result<Vec<Grant>, MessageError> {
+        let bad = |reason: String| MessageError::OutOfBounds { kind, reason };
         if self.first.len() != self.pages.len() || self.first.len() != self.keys.len() {
             return Err(bad("grants of uneven length".to_owned()));
         }
@@ -164,6 +175,51 @@ impl Grants {
             })
             .collect())
     }
+}
+
+impl Ranges {
+    /// The message's body for these ranges, at most [`RANGES_IN_MESSAGE_MAX`].
+    pub fn new(ranges: &[Run]) -> Self {
+        Self {
+            first: ranges.iter().map(|range| range.first.0).collect(),
+            pages: ranges.iter().map(|range| range.pages).collect(),
+        }
+    }
+
+    /// The ranges of a message of kind `kind`. Whether they are guest memory is not looked at.
+    ///
+    /// # Errors
+    ///
+    /// When the two lists differ in length, or there is no range, or too many, or an empty one, or
+    /// one that passes the last page number.
+    pub fn to_runs(&self, kind: MessageKind) -> Result<Vec<Run>, MessageError> {
+        let bad = |reason: String| MessageError::OutOfBounds { kind, reason };
+        check_batch(kind, self.first.len())?;
+        if self.first.len() != self.pages.len() {
+            return Err(bad("ranges of uneven length".to_owned()));
+        }
+        let range = |(first, pages): (&u64, &u32)| {
+            if *pages == 0 || first.checked_add(u64::from(*pages)).is_none() {
+                return Err(bad(format!("a range of {pages} pages at page {first}")));
+            }
+            Ok(Run {
+                first: PageNumber(*first),
+                pages: *pages,
+            })
+        };
+        self.first.iter().zip(&self.pages).map(range).collect()
+    }
+}
+
+/// Whether a message may name so many ranges.
+fn check_batch(kind: MessageKind, ranges: usize) -> Result<(), MessageError> {
+    if ranges == 0 || ranges > RANGES_IN_MESSAGE_MAX {
+        return Err(MessageError::OutOfBounds {
+            kind,
+            reason: format!("{ranges} ranges; 1 to {RANGES_IN_MESSAGE_MAX} are possible"),
+        });
+    }
+    Ok(())
 }
 
 impl Welcome {

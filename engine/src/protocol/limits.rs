@@ -1,6 +1,6 @@
 //! How long each message may be, and why.
 
-use dunlin_transports::lane::{IDENTITY_BYTES_MAX, LANES_MAX};
+use dunlin_transports::lane::{GRANT_KEY_BYTES_MAX, IDENTITY_BYTES_MAX, LANES_MAX};
 
 use super::message::MessageKind;
 use crate::state::STATE_BYTES_MAX;
@@ -18,6 +18,22 @@ pub const TEXT_BYTES_MAX: usize = 256;
 
 /// The most pages that one VERIFY_PAGES describes: 16 MiB of guest memory.
 pub const VERIFY_PAGES_MAX: usize = 4096;
+
+/// The most ranges that one OPEN, GRANTS, CLOSE or CLOSED names: 2 GiB of guest memory in ranges of
+/// 8 MiB.
+pub const RANGES_IN_MESSAGE_MAX: usize = 256;
+
+/// The most ranges of one session that are open, being opened or being closed at once. Ranges of
+/// 8 MiB are that many in 128 GiB; beyond, they are larger. It bounds both sides' tables, and stays
+/// well below the number of memory regions that a NIC has (131,072 and more).
+pub const RANGES_MAX: usize = 16_384;
+
+/// OPEN, CLOSE, CLOSED: 9 bytes of first page and 5 of length for each range.
+const RANGES_BYTES_MAX: u32 = RANGES_IN_MESSAGE_MAX as u32 * 14 + 16;
+
+/// GRANTS: the same, and a key with its two bytes of heading.
+const GRANTS_BYTES_MAX: u32 =
+    RANGES_BYTES_MAX + RANGES_IN_MESSAGE_MAX as u32 * (GRANT_KEY_BYTES_MAX as u32 + 2);
 
 /// WELCOME: 64 tokens and a grant of at most some 100 bytes for each of 1,024 regions.
 const WELCOME_BYTES_MAX: u32 = 256 << 10;
@@ -46,6 +62,8 @@ pub fn frame_limit(kind: u16) -> Option<u32> {
         MessageKind::Prepare => PREPARE_BYTES_MAX,
         MessageKind::VerifyPages => VERIFY_BYTES_MAX,
         MessageKind::Lanes => LANES_BYTES_MAX,
+        MessageKind::Open | MessageKind::Close | MessageKind::Closed => RANGES_BYTES_MAX,
+        MessageKind::Grants => GRANTS_BYTES_MAX,
         MessageKind::Ready | MessageKind::Running | MessageKind::Verified => RECORD_BYTES_MAX,
         MessageKind::Refused
         | MessageKind::Ping

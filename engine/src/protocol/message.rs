@@ -5,8 +5,8 @@ use minicbor::{Decode, Encode};
 use thiserror::Error;
 
 use super::body::{
-    Abort, Ask, Hello, Lanes, Ping, Pong, Prepare, Ready, Refused, Running, Verified, VerifyPages,
-    Welcome, WireAnswer,
+    Abort, Ask, Grants, Hello, Lanes, Ping, Pong, Prepare, Ranges, Ready, Refused, Running,
+    Verified, VerifyPages, Welcome, WireAnswer,
 };
 use crate::layout::LayoutError;
 use crate::state::StateError;
@@ -43,8 +43,8 @@ pub enum MessageError {
 
 macro_rules! kinds {
     ($($(#[$doc:meta])* $kind:ident = $number:literal,)*) => {
-        /// The messages' numbers on the wire. 22 to 29 are kept for registration of ranges while
-        /// the move runs, 33 to 39 for opaque byte streams.
+        /// The messages' numbers on the wire. 26 to 29 are kept for what registration may yet
+        /// need, 33 to 39 for opaque byte streams.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum MessageKind {
             $($(#[$doc])* $kind,)*
@@ -102,6 +102,14 @@ kinds! {
     Lanes = 20,
     /// Destination: these they are here too; put.
     LanesConfirmed = 21,
+    /// Source: register these ranges for my writes.
+    Open = 22,
+    /// Destination: these are, with these keys.
+    Grants = 23,
+    /// Source: nothing of mine goes there any more; deregister them.
+    Close = 24,
+    /// Destination: they are.
+    Closed = 25,
     /// Source, in doubt, to the destination's supervisor: what became of the guest?
     Ask = 30,
     /// Supervisor: this.
@@ -147,6 +155,14 @@ pub enum Message {
     Lanes(Lanes),
     /// See [`MessageKind::LanesConfirmed`].
     LanesConfirmed,
+    /// See [`MessageKind::Open`].
+    Open(Ranges),
+    /// See [`MessageKind::Grants`].
+    Grants(Grants),
+    /// See [`MessageKind::Close`].
+    Close(Ranges),
+    /// See [`MessageKind::Closed`].
+    Closed(Ranges),
     /// See [`MessageKind::Ask`].
     Ask(Ask),
     /// See [`MessageKind::Answer`].
@@ -176,6 +192,10 @@ impl Message {
             Self::Verified(_) => MessageKind::Verified,
             Self::Lanes(_) => MessageKind::Lanes,
             Self::LanesConfirmed => MessageKind::LanesConfirmed,
+            Self::Open(_) => MessageKind::Open,
+            Self::Grants(_) => MessageKind::Grants,
+            Self::Close(_) => MessageKind::Close,
+            Self::Closed(_) => MessageKind::Closed,
             Self::Ask(_) => MessageKind::Ask,
             Self::Answer(_) => MessageKind::Answer,
             Self::Settled => MessageKind::Settled,
@@ -197,6 +217,8 @@ impl Message {
             Self::VerifyPages(body) => encoded(body),
             Self::Verified(body) => encoded(body),
             Self::Lanes(body) => encoded(body),
+            Self::Open(body) | Self::Close(body) | Self::Closed(body) => encoded(body),
+            Self::Grants(body) => encoded(body),
             Self::Ask(body) => encoded(body),
             Self::Answer(body) => encoded(body),
             Self::Commit
@@ -239,6 +261,10 @@ impl Message {
             MessageKind::Verified => Self::Verified(decoded(kind, bytes)?),
             MessageKind::Lanes => Self::Lanes(decoded(kind, bytes)?),
             MessageKind::LanesConfirmed => Self::LanesConfirmed,
+            MessageKind::Open => Self::Open(decoded(kind, bytes)?),
+            MessageKind::Grants => Self::Grants(decoded(kind, bytes)?),
+            MessageKind::Close => Self::Close(decoded(kind, bytes)?),
+            MessageKind::Closed => Self::Closed(decoded(kind, bytes)?),
             MessageKind::Ask => Self::Ask(decoded(kind, bytes)?),
             MessageKind::Answer => Self::Answer(decoded(kind, bytes)?),
             MessageKind::Settled => Self::Settled,

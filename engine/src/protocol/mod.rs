@@ -9,6 +9,8 @@
 //!          │ ── LANES ────────────────────────────▶ │  only for a transport whose lanes have
 //!          │ ◀────────────────── LANES_CONFIRMED ── │  identities: which connection each is
 //!          │ ══ rounds: pages, fences ════════════▶ │  fences answered on the lanes
+//!          │ ── OPEN, CLOSE ──────────────────────▶ │  only where memory is registered: which
+//!          │ ◀───────────────────── GRANTS, CLOSED ─ │  ranges the lanes may write, up to PREPARE
 //!          │ ◀─────────── PING / PONG, any time ──▶ │
 //!   paused │ ══ final round, last fences ═════════▶ │
 //!          │ ── PREPARE ──────────────────────────▶ │  fence numbers, counts, digests, state
@@ -40,11 +42,13 @@ mod message;
 mod tests;
 
 pub use body::{
-    Abort, Ask, Counts, Grants, Hello, Lanes, Ping, Pong, Prepare, Ready, Refused, Running,
+    Abort, Ask, Counts, Grants, Hello, Lanes, Ping, Pong, Prepare, Ranges, Ready, Refused, Running,
     Verified, VerifyPages, Welcome, WireAnswer, WireClaim, WireHost, WireLayout, WireRegion,
+    WireRegistrations,
 };
 pub use limits::{
-    HELLO_BYTES_MAX, REASON_BYTES_MAX, TEXT_BYTES_MAX, VERIFY_PAGES_MAX, frame_limit,
+    HELLO_BYTES_MAX, RANGES_IN_MESSAGE_MAX, RANGES_MAX, REASON_BYTES_MAX, TEXT_BYTES_MAX,
+    VERIFY_PAGES_MAX, frame_limit,
 };
 pub use message::{Message, MessageError, MessageKind};
 
@@ -61,8 +65,12 @@ pub mod capability {
     /// The guest can check its own pages while it runs.
     pub const SELF_CHECK: u64 = 1 << 1;
 
+    /// Ranges are opened and closed while the move runs. Without it a destination that registers
+    /// memory has to register all of it before WELCOME.
+    pub const PIN_WINDOW: u64 = 1 << 2;
+
     /// All that this build has.
-    pub const ALL: u64 = FULL_DIGESTS | SELF_CHECK;
+    pub const ALL: u64 = FULL_DIGESTS | SELF_CHECK | PIN_WINDOW;
 }
 
 /// The version that two ranges have in common, the newest; `None` when they have none.

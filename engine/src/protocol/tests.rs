@@ -1,8 +1,8 @@
 //! Every message over the wire, golden bytes, and bytes that are none.
 
 use dunlin_transports::control::Frame;
-use dunlin_transports::lane::SessionId;
-use dunlin_transports::memory::PageNumber;
+use dunlin_transports::lane::{GRANT_KEY_BYTES_MAX, Grant, SessionId};
+use dunlin_transports::memory::{PageNumber, Run};
 use proptest::prelude::*;
 use uuid::Uuid;
 
@@ -49,6 +49,13 @@ fn hello() -> Hello {
     }
 }
 
+fn run(first: u64, pages: u32) -> Run {
+    Run {
+        first: PageNumber(first),
+        pages,
+    }
+}
+
 fn messages() -> Vec<Message> {
     let claim = |generation| PageClaim {
         digest: 9,
@@ -69,6 +76,7 @@ fn messages() -> Vec<Message> {
             host: WireHost::default(),
             mechanism: "io_uring".to_owned(),
             contact: None,
+            pin_budget_bytes: None,
         }),
         Message::Refused(Refused::new("no room")),
         Message::Ping(Ping { sent_ns: 1 }),
@@ -108,6 +116,13 @@ fn messages() -> Vec<Message> {
         }),
         Message::Lanes(Lanes::new(vec![vec![1, 2], vec![3; 64]])),
         Message::LanesConfirmed,
+        Message::Open(Ranges::new(&[run(512, 2048), run(4096, 512)])),
+        Message::Grants(Grants::new(&[Grant {
+            range: run(512, 2048),
+            key: vec![7; 12],
+        }])),
+        Message::Close(Ranges::new(&[run(512, 2048)])),
+        Message::Closed(Ranges::new(&[run(512, 2048)])),
         Message::Ask(Ask::new(SessionId([5; 16]), Uuid::from_u128(6), 7)),
         Message::Answer(WireAnswer::new(Answer::Aborted, "its process is gone")),
         Message::Settled,
@@ -181,6 +196,96 @@ fn golden_lanes_and_what_belongs_to_them() {
     let payload = Message::Refused(refused.clone()).to_frame().payload;
     assert_eq!(payload, [0xa2, 0, 0x61, b'x', 1, 1]);
     assert!(refused.is_of_transport() && !Refused::new("x").is_of_transport());
+}
+
+#[test]
+fn golden_ranges_and_grants() {
+    let ranges = || Ranges::new(&[run(512, 2048), run(1 << 40, 1)]);
+    let golden = [
+        0xa2, 0, 0x82, 0x19, 2, 0, 0x1b, 0, 0, 1, 0, 0, 0, 0, 0, 1, 0x82, 0x19, 8, 0, 1,
+    ];
+    for (message, kind) in [
+        (Message::Open(ranges()), 22),
+        (Message::Close(ranges()), 24),
+        (Message::Closed(ranges()), 25),
+    ] {
+        let frame = message.to_frame();
+        assert_eq!((frame.kind, frame.payload.as_slice()), (kind, &golden[..]));
+    }
+    let grant = Grant {
+        range: run(1, 2),
+        key: vec![9, 8],
+    };
+    let frame = Message::Grants(Grants::new(&[grant])).to_frame();
+    let golden = [0xa3, 0, 0x81, 1, 1, 0x81, 2, 2, 0x81, 0x42, 9, 8];
+    assert_eq!((frame.kind, frame.payload.as_slice()), (23, &golden[..]));
+}
+
+/// What tells of a window comes behind what was there before; without it nothing changes.
+#[test]
+fn golden_fields_of_the_window() {
+    let Some(Message::Welcome(mut welcome)) = messages().into_iter().nth(1) else {
+        panic!("another message");
+    };
+    let without = Message::Welcome(welcome.clone()).to_frame().payload;
+    welcome.pin_budget_bytes = Some(7 << 20);
+    let with = Message::Welcome(welcome).to_frame().payload;
+    assert_eq!(with.get(1..without.len()), without.get(1..));
+    assert_eq!(
+        with.get(without.len()..),
+        Some(&[7, 0x1a, 0, 0x70, 0, 0][..])
+    );
+    let verified = Verified {
+        registrations: Some(WireRegistrations {
+            made: 3,
+            ended: 2,
+            bytes_max: 5,
+        }),
+        ..Verified::default()
+    };
+    let golden = [
+        0xa6, 0, 0, 1, 0, 2, 0, 3, 0, 4, 0x80, 6, 0xa3, 0, 3, 1, 2, 2, 5,
+    ];
+    assert_eq!(Message::Verified(verified).to_frame().payload, golden);
+}
+
+#[test]
+fn ranges_out_of_bounds_are_refused_and_the_most_fit_their_frame() {
+    let kind = MessageKind::Open;
+    let many = |count: usize| vec![run(u64::MAX - (1 << 33), u32::MAX); count];
+    let most = Ranges::new(&many(RANGES_IN_MESSAGE_MAX));
+    assert_eq!(most.to_runs(kind).unwrap().len(), RANGES_IN_MESSAGE_MAX);
+    let bytes = Message::Open(most).to_frame().payload.len();
+    assert!(
+        bytes <= frame_limit(kind.number()).unwrap() as usize,
+        "{bytes}"
+    );
+    let grants: Vec<_> = many(RANGES_IN_MESSAGE_MAX)
+        .into_iter()
+        .map(|range| Grant {
+            range,
+            key: vec![0; GRANT_KEY_BYTES_MAX],
+        })
+        .collect();
+    let grants = Grants::new(&grants);
+    assert_eq!(grants.to_batch().unwrap().len(), RANGES_IN_MESSAGE_MAX);
+    let frame = Message::Grants(grants).to_frame();
+    assert!(frame.payload.len() <= frame_limit(frame.kind).unwrap() as usize);
+
+    let uneven = Ranges {
+        first: vec![1, 2],
+        pages: vec![1],
+    };
+    assert!(uneven.to_runs(kind).is_err());
+    for bad in [
+        vec![],
+        many(RANGES_IN_MESSAGE_MAX + 1),
+        vec![run(3, 0)],
+        vec![run(u64::MAX, 1)],
+    ] {
+        assert!(Ranges::new(&bad).to_runs(kind).is_err(), "{bad:?}");
+    }
+    assert!(Grants::default().to_batch().is_err());
 }
 
 #[test]
@@ -267,7 +372,7 @@ fn a_peers_text_can_not_steer_the_terminal() {
 proptest! {
     #[test]
     fn mutated_frames_never_panic(
-        which in 0_usize..17,
+        which in 0_usize..24,
         at in any::<prop::sample::Index>(),
         value in any::<u8>(),
         cut in any::<prop::sample::Index>(),
@@ -289,6 +394,10 @@ proptest! {
             }
             Ok(Message::VerifyPages(pages)) => drop(pages.claims()),
             Ok(Message::Lanes(lanes)) => drop(lanes.identities(2)),
+            Ok(Message::Open(ranges) | Message::Close(ranges) | Message::Closed(ranges)) => {
+                drop(ranges.to_runs(MessageKind::Open));
+            }
+            Ok(Message::Grants(grants)) => drop(grants.to_batch()),
             Ok(_) | Err(_) => {}
         }
     }

@@ -53,6 +53,12 @@ pub enum Event {
     Lanes,
     /// All lanes are here, and are those that LANES names.
     LanesConfirmed,
+    /// OPEN came.
+    Open,
+    /// CLOSE came.
+    Close,
+    /// Ranges were registered or deregistered, as asked for.
+    RangesDone,
     /// PREPARE came.
     Prepare,
     /// All fences were seen, what was counted and digested agrees, the state is loaded.
@@ -92,6 +98,12 @@ pub enum Action {
     ConfirmLanes,
     /// Send LANES_CONFIRMED.
     SendLanesConfirmed,
+    /// Register the ranges that OPEN names.
+    OpenRanges,
+    /// Deregister those that CLOSE names.
+    CloseRanges,
+    /// Send GRANTS and CLOSED for what is done.
+    TellRanges,
     /// See all fences, compare, load.
     Load,
     /// Acquire what the guest needs outside of this host.
@@ -160,6 +172,11 @@ impl DestinationSession {
         self.state
     }
 
+    /// Whether the lanes are known to be the source's.
+    pub fn has_confirmed_lanes(&self) -> bool {
+        self.identities == Identities::Confirmed
+    }
+
     /// Whether nothing can happen any more.
     pub fn is_over(&self) -> bool {
         matches!(self.state, State::Released | State::Aborted | State::Broken)
@@ -176,6 +193,15 @@ impl DestinationSession {
                 self.identities = Identities::Confirmed;
                 (State::Receiving, vec![Action::SendLanesConfirmed])
             }
+            (State::Receiving, Event::Open) if self.identities != Identities::Said => {
+                (State::Receiving, vec![Action::OpenRanges])
+            }
+            (State::Receiving, Event::Close) if self.identities != Identities::Said => {
+                (State::Receiving, vec![Action::CloseRanges])
+            }
+            (State::Receiving, Event::RangesDone) => (State::Receiving, vec![Action::TellRanges]),
+            // Behind PREPARE nobody waits for it.
+            (_, Event::RangesDone) => return Vec::new(),
             // Who has asked whether the lanes are its own puts nothing before it knows.
             (State::Receiving, Event::Prepare) if self.identities == Identities::Said => {
                 self.abort()

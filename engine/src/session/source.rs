@@ -72,8 +72,14 @@ pub enum Event {
     RoundDone,
     /// After a round: another one is worth it.
     Continue,
+    /// After a round: as `Converged`, but there are ranges to be opened before the guest is paused.
+    ConvergedUnopened,
     /// After a round: the prediction is within the budget (or a switchover was asked for anyway).
     Converged,
+    /// GRANTS came.
+    Grants,
+    /// CLOSED came.
+    Closed,
     /// Every writer has stopped, and what they wrote last is collected.
     Paused,
     /// Device state is saved; `dirtied`: saving wrote guest memory.
@@ -114,6 +120,12 @@ pub enum Action {
     StartRound,
     /// Judge the round that ended: continue, converge or stop.
     Judge,
+    /// Open what the final round will need, as far as is known, while the guest runs.
+    OpenPending,
+    /// Give the grants to the lanes.
+    AcceptGrants,
+    /// Count the closed ranges' room as free.
+    AcceptClosed,
     /// Stop every writer and collect.
     Pause,
     /// Start a round of the paused guest, shared out by bytes.
@@ -230,6 +242,9 @@ impl SourceSession {
             | (State::Naming, Event::LanesConfirmed)
             | (State::Copying, Event::Continue) => (State::Copying, vec![Action::StartRound]),
             (State::Copying, Event::RoundDone) => (State::Copying, vec![Action::Judge]),
+            (State::Copying, Event::ConvergedUnopened) => {
+                (State::Copying, vec![Action::OpenPending])
+            }
             (State::Copying, Event::Converged) => (State::Pausing, vec![Action::Pause]),
             (State::Pausing, Event::Paused) => (
                 State::Finishing { saved: false },
@@ -246,6 +261,12 @@ impl SourceSession {
             (State::Saving, Event::Saved { dirtied: false })
             | (State::Finishing { saved: true }, Event::RoundDone) => {
                 (State::Preparing, vec![Action::SendPrepare])
+            }
+            (state, Event::Grants) if Self::has_ranges(state) => {
+                (state, vec![Action::AcceptGrants])
+            }
+            (state, Event::Closed) if Self::has_ranges(state) => {
+                (state, vec![Action::AcceptClosed])
             }
             (State::Preparing, Event::Ready) => (State::GivingUp, vec![Action::RecordGiveUp]),
             (State::GivingUp, Event::GaveUp) => (State::Committed, vec![Action::SendCommit]),
@@ -283,6 +304,19 @@ impl SourceSession {
         };
         self.state = next;
         actions
+    }
+
+    /// Whether the destination may still talk of ranges: from the first round on, and until it
+    /// answers PREPARE, behind which it has nothing more to say of them.
+    fn has_ranges(state: State) -> bool {
+        matches!(
+            state,
+            State::Copying
+                | State::Pausing
+                | State::Finishing { .. }
+                | State::Saving
+                | State::Preparing
+        )
     }
 
     /// COMMIT may have arrived, and nobody says so.

@@ -260,3 +260,74 @@ fn lanes_are_named_once_and_before_anything_else() {
         [DestinationAction::Load]
     );
 }
+
+#[test]
+fn ranges_are_opened_and_closed_only_between_the_lanes_and_prepare() {
+    use DestinationEvent::{Close, Lanes, LanesConfirmed, Loaded, Open, Prepare, RangesDone};
+    let gives_up = |session: &DestinationSession, event| {
+        let mut session = session.clone();
+        session.on(event);
+        matches!(
+            session.state(),
+            DestinationState::Aborted | DestinationState::Aborting
+        )
+    };
+    let mut session = DestinationSession::new();
+    session.on(Lanes);
+    // Whose lanes they are is not known yet.
+    assert!(gives_up(&session, Open) && gives_up(&session, Close));
+    session.on(LanesConfirmed);
+    assert_eq!(session.on(Open), [DestinationAction::OpenRanges]);
+    assert_eq!(session.on(RangesDone), [DestinationAction::TellRanges]);
+    assert_eq!(session.on(Close), [DestinationAction::CloseRanges]);
+    session.on(Prepare);
+    assert!(gives_up(&session, Open) && gives_up(&session, Close));
+    // What is done late is nobody's business any more.
+    assert!(session.on(RangesDone).is_empty());
+    session.on(Loaded);
+    assert!(session.on(RangesDone).is_empty());
+    assert_eq!(session.state(), DestinationState::Acquiring);
+    assert!(gives_up(&ready(), Open) && gives_up(&ready(), Close));
+    assert!(ready().on(RangesDone).is_empty());
+}
+
+#[test]
+fn the_destination_speaks_of_ranges_only_while_the_source_may_need_them() {
+    use SourceEvent::{Closed, Grants};
+    let accepts = |session: &SourceSession, event, action| {
+        let mut session = session.clone();
+        let (state, actions) = (session.state(), session.on(event));
+        actions == [action] && session.state() == state
+    };
+    let both = |session: &SourceSession| {
+        let grants = accepts(session, Grants, SourceAction::AcceptGrants);
+        let closed = accepts(session, Closed, SourceAction::AcceptClosed);
+        assert_eq!(grants, closed);
+        grants
+    };
+    let mut session = SourceSession::new();
+    for event in [SourceEvent::Begin, SourceEvent::Welcome] {
+        session.on(event);
+        assert!(!both(&session));
+    }
+    session.on(SourceEvent::Opened);
+    assert!(both(&session));
+    let opened = session.on(SourceEvent::ConvergedUnopened);
+    assert_eq!(opened, [SourceAction::OpenPending]);
+    assert!(both(&session));
+    for event in [
+        SourceEvent::Converged,
+        SourceEvent::Paused,
+        SourceEvent::RoundDone,
+        SourceEvent::Saved { dirtied: false },
+    ] {
+        session.on(event);
+        assert!(both(&session), "{:?}", session.state());
+    }
+    // READY ends it; and behind the give-up it is as good as a lost connection.
+    session.on(SourceEvent::Ready);
+    assert!(!both(&session));
+    session.on(SourceEvent::GaveUp);
+    session.on(Grants);
+    assert_eq!(session.state(), SourceState::InDoubt);
+}

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use dunlin_transports::memory::PAGE_BYTES;
 
+use super::window::Unopened;
 use crate::report::PredictedPart;
 use crate::settings::OnStall;
 
@@ -49,6 +50,12 @@ const RESUME_ASSUMED: Duration = Duration::from_micros(200);
 /// A round trip before one was measured.
 const ROUND_TRIP_ASSUMED: Duration = Duration::from_millis(1);
 
+/// Registering memory on both sides before it was measured, in seconds a byte: 2 GB/s.
+const OPENING_SECONDS_PER_BYTE_ASSUMED: f64 = 5e-10;
+
+/// What was opened in less than this says nothing about the cost of a byte.
+const OPENING_SAMPLE_BYTES_MIN: u64 = 1 << 20;
+
 /// Digesting memory, in bytes a second and thread. Assumed.
 const DIGEST_BYTES_PER_S_ASSUMED: f64 = 4e9;
 
@@ -67,6 +74,8 @@ pub(super) struct Circumstances {
     pub(super) digest_bytes: u64,
     /// Threads that digest.
     pub(super) digest_threads: u32,
+    /// What the final round would have to register; `None` for a transport that registers nothing.
+    pub(super) unopened: Option<Unopened>,
 }
 
 /// What the blackout would cost.
@@ -126,6 +135,10 @@ pub(super) struct Convergence {
     goodput: Option<f64>,
     /// How long all lanes together take to re-arm and scan a page.
     scan_seconds_per_page: Option<f64>,
+    /// What registering a byte takes, many being registered at once.
+    opening_seconds_per_byte: Option<f64>,
+    /// How long a lane waits when it goes on from one portion of the window to the next.
+    crossing_seconds: Option<f64>,
     best: Option<Duration>,
     rounds_without_progress: u32,
     rounds_within_budget: u32,
@@ -160,6 +173,24 @@ impl Convergence {
         }
     }
 
+    /// Takes in what a round registered, and the time in which it did.
+    pub(super) fn sample_opening(&mut self, bytes: u64, took: Duration) {
+        if bytes >= OPENING_SAMPLE_BYTES_MIN {
+            smooth(
+                &mut self.opening_seconds_per_byte,
+                took.as_secs_f64() / bytes as f64,
+            );
+        }
+    }
+
+    /// Takes in how long the slowest lane of a round waited, in so many crossings.
+    pub(super) fn sample_crossings(&mut self, crossings: u32, waited: Duration) {
+        if crossings > 0 {
+            let each = waited.as_secs_f64() / f64::from(crossings);
+            smooth(&mut self.crossing_seconds, each);
+        }
+    }
+
     /// Guest bytes a second that all lanes together move, smoothed.
     pub(super) fn goodput(&self) -> f64 {
         self.goodput.unwrap_or(GOODPUT_ASSUMED).max(1.0)
@@ -185,6 +216,18 @@ impl Convergence {
             "final-round",
             seconds(bytes / self.goodput() + scan) + round_trip / 2,
         );
+        if let Some(unopened) = now.unopened {
+            let each = self.opening_seconds_per_byte;
+            let opening = unopened.bytes as f64 * each.unwrap_or(OPENING_SECONDS_PER_BYTE_ASSUMED);
+            // A fence, and words on control there and back.
+            let crossing = self
+                .crossing_seconds
+                .unwrap_or(2.0 * round_trip.as_secs_f64());
+            term(
+                "registration",
+                seconds(opening + f64::from(unopened.crossings) * crossing),
+            );
+        }
         term("save-state", VCPU_STATE_ASSUMED * vcpus);
         if now.digest_bytes > 0 {
             let rate = DIGEST_BYTES_PER_S_ASSUMED * f64::from(now.digest_threads.max(1));
@@ -245,6 +288,12 @@ impl Convergence {
             (true, OnStall::Switchover | OnStall::Abort) => Verdict::GiveIn,
         }
     }
+}
+
+/// Takes a sample in.
+fn smooth(value: &mut Option<f64>, sample: f64) {
+    let old = value.unwrap_or(sample);
+    *value = Some(old + (sample - old) * GOODPUT_SAMPLE_WEIGHT);
 }
 
 /// A duration of so many seconds; what no clock can represent counts as a year.
@@ -400,6 +449,37 @@ mod tests {
             ..Circumstances::default()
         };
         assert!(convergence.predict(now).total() < MS(10));
+    }
+
+    #[test]
+    fn what_is_not_registered_costs_what_it_did_before() {
+        let part = |convergence: &Convergence, unopened| {
+            let now = Circumstances {
+                round_trip: Some(MS(1)),
+                unopened,
+                ..Circumstances::default()
+            };
+            let parts = convergence.predict(now).parts;
+            let part = parts.iter().find(|part| part.name == "registration");
+            part.map(|part| Duration::from_nanos(part.duration_ns))
+        };
+        let unopened = |bytes, crossings| Some(Unopened { bytes, crossings });
+        let mut convergence = Convergence::default();
+        // No such term where nothing is registered.
+        assert_eq!(part(&convergence, None), None);
+        assert_eq!(part(&convergence, unopened(0, 0)), Some(MS(0)));
+        assert_eq!(
+            part(&convergence, unopened(2_000_000_000, 1)),
+            Some(MS(1002))
+        );
+        convergence.sample_opening(100_000_000, MS(100));
+        convergence.sample_crossings(4, MS(40));
+        // Too little to tell, and nothing to tell of.
+        convergence.sample_opening(1000, Duration::from_secs(1));
+        convergence.sample_crossings(0, Duration::from_secs(1));
+        assert_eq!(part(&convergence, unopened(50_000_000, 2)), Some(MS(70)));
+        convergence.sample_opening(100_000_000, MS(300));
+        assert_eq!(part(&convergence, unopened(50_000_000, 0)), Some(MS(100)));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use dunlin_transports::lane::{FenceNumber, LaneCounters, LaneError, LaneNumber, 
 use dunlin_transports::memory::{MemoryError, MemoryMap, PAGE_BYTES, PageNumber, Run};
 use dunlin_transports::runtime::{Receiver, SyncSender};
 
+use super::window::{Gate, Window};
 use crate::chunk::{Chunk, ChunkCursor, is_clean};
 use crate::clock::Timestamp;
 use crate::dirty::{DirtyBitmap, DirtySource};
@@ -33,6 +34,9 @@ pub(super) enum LaneFailure {
     /// A page to be sent is not guest memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// The window did not open what the round needs: an error of this program.
+    #[error("the memory at {0} was not registered for its round")]
+    Unopened(PageNumber),
 }
 
 /// What a lane did in a round.
@@ -46,6 +50,10 @@ pub(super) struct LaneTally {
     pub(super) sent_bytes: u64,
     /// Time in the lane's own verbs.
     pub(super) sending: Duration,
+    /// The time that it waited for memory to be registered.
+    pub(super) waiting: Duration,
+    /// Pages of memory that was not registered, put off to the next round.
+    pub(super) postponed_pages: u64,
     /// The other time, but for what the lane was held back on purpose.
     pub(super) scanning: Duration,
     /// The last fence.
@@ -167,6 +175,15 @@ impl<'a> LaneContext<'a> {
         }
     }
 
+    /// Whether all of a chunk is proven to read as zero (law 5: proof only where its tracking was
+    /// armed before).
+    pub(super) fn is_untouched(&self, chunk: Chunk) -> bool {
+        let mut untouched = 0;
+        self.untouched
+            .for_each_range(chunk.run(), |run| untouched += u64::from(run.pages));
+        untouched >= u64::from(chunk.pages)
+    }
+
     /// Tells lanes to leave their round. Blocked ones are ended by their endpoint.
     pub(super) fn stop(&self) {
         self.stop.store(true, Ordering::Release);
@@ -181,6 +198,7 @@ impl<'a> LaneContext<'a> {
 pub(super) fn serve<E: From<LaneDone>>(
     lane: Box<dyn SourceLane>,
     context: &LaneContext<'_>,
+    window: Option<Arc<Window>>,
     orders: &Receiver<Order>,
     done: &SyncSender<E>,
 ) {
@@ -188,6 +206,9 @@ pub(super) fn serve<E: From<LaneDone>>(
     let mut worker = LaneWorker {
         lane,
         context,
+        window,
+        portion: 0,
+        is_fenced: true,
         data: Vec::new(),
         zero: Vec::new(),
     };
@@ -218,6 +239,12 @@ pub(super) fn serve<E: From<LaneDone>>(
 struct LaneWorker<'a> {
     lane: Box<dyn SourceLane>,
     context: &'a LaneContext<'a>,
+    /// Where memory is registered: what has to be asked before a chunk is put.
+    window: Option<Arc<Window>>,
+    /// The portion of this round in which the lane is.
+    portion: u32,
+    /// Whether all that was put is confirmed.
+    is_fenced: bool,
     /// Runs of the chunk at hand that carry bytes; kept for its allocation.
     data: Vec<Run>,
     /// Runs of the chunk at hand that are zero; kept for its allocation.
@@ -229,6 +256,7 @@ impl LaneWorker<'_> {
         let begin = Timestamp::now();
         let mut tally = LaneTally::default();
         let mut held_back = Duration::ZERO;
+        self.portion = 0;
         match &round.sharing {
             Sharing::Claimed(cursor) => {
                 while let Some(chunk) = cursor.claim() {
@@ -250,13 +278,21 @@ impl LaneWorker<'_> {
         }
         let fencing = Timestamp::now();
         tally.fence = self.lane.fence()?;
-        if matches!(round.sharing, Sharing::Claimed(_)) {
+        let window = self.window.as_ref();
+        // Others may be waiting for the room that this lane's portions take.
+        let is_waited_for = window.is_some_and(|window| window.has_portions());
+        if matches!(round.sharing, Sharing::Claimed(_)) || is_waited_for {
             self.lane
                 .wait_fence(tally.fence, self.context.peer_timeout)?;
+            self.is_fenced = true;
+            if let Some(window) = window {
+                window.pass(self.lane.number(), u32::MAX);
+            }
         }
         let end = Timestamp::now();
         tally.sending += end.since(fencing);
-        tally.scanning = end.since(begin).saturating_sub(held_back + tally.sending);
+        let elsewhere = held_back + tally.sending + tally.waiting;
+        tally.scanning = end.since(begin).saturating_sub(elsewhere);
         tally.counters = self.lane.counters();
         Ok(tally)
     }
@@ -265,6 +301,7 @@ impl LaneWorker<'_> {
         if fence != FenceNumber(0) {
             self.lane.wait_fence(fence, self.context.peer_timeout)?;
         }
+        self.is_fenced = true;
         Ok(LaneTally {
             fence,
             counters: self.lane.counters(),
@@ -284,12 +321,16 @@ impl LaneWorker<'_> {
         if is_clean(words) {
             return Ok(Duration::ZERO);
         }
+        let is_open = self.pass_gate(chunk, tally)?;
         // Law 1: from here on a write shows up in the next collection. Only now may a byte of
         // these pages be read, or asked about.
         for source in &self.context.sources {
             source.rearm(chunk.first, words)?;
         }
         self.sort(round, chunk, words, tally)?;
+        if !is_open {
+            self.postpone(round, chunk, tally)?;
+        }
 
         let data_pages: u64 = self.data.iter().map(|run| u64::from(run.pages)).sum();
         let bytes = data_pages * PAGE_BYTES;
@@ -305,6 +346,7 @@ impl LaneWorker<'_> {
             held_back = Timestamp::now().since(begin);
         }
         let putting = Timestamp::now();
+        self.is_fenced &= self.data.is_empty() && self.zero.is_empty();
         if !self.data.is_empty() {
             // Marked before they leave: from now on their zeros have to be sent as well.
             self.data
@@ -323,6 +365,53 @@ impl LaneWorker<'_> {
             .fetch_sub(dealt_with, Ordering::Relaxed);
         self.context.sent_bytes.fetch_add(bytes, Ordering::Relaxed);
         Ok(held_back)
+    }
+
+    /// Waits until a chunk can be put, where memory is registered for it; on the way, has what was
+    /// put in earlier portions confirmed. `false`: it was untouched, and is not registered.
+    fn pass_gate(&mut self, chunk: Chunk, tally: &mut LaneTally) -> Result<bool, LaneFailure> {
+        let Some(window) = &self.window else {
+            return Ok(true);
+        };
+        let lane = self.lane.number();
+        loop {
+            let asking = Timestamp::now();
+            let gate = window.ask(lane, chunk.first, &mut self.portion, self.is_fenced);
+            let asked = Timestamp::now();
+            tally.waiting += asked.since(asking);
+            match gate {
+                Gate::Open => return Ok(true),
+                Gate::Unneeded => return Ok(false),
+                Gate::Stopped => return Err(LaneError::Stopped(lane).into()),
+                Gate::Behind(portion) => {
+                    let fence = self.lane.fence()?;
+                    self.lane.wait_fence(fence, self.context.peer_timeout)?;
+                    tally.sending += Timestamp::now().since(asked);
+                    self.is_fenced = true;
+                    self.portion = portion;
+                    window.pass(lane, portion);
+                }
+            }
+        }
+    }
+
+    /// Puts off the pages of a chunk that was touched behind the walk's back. They are collected and
+    /// re-armed, so only this keeps them from being lost.
+    fn postpone(
+        &mut self,
+        round: &Round,
+        chunk: Chunk,
+        tally: &mut LaneTally,
+    ) -> Result<(), LaneFailure> {
+        let Some(window) = self.window.as_ref().filter(|_| round.is_first) else {
+            return Err(LaneFailure::Unopened(chunk.first));
+        };
+        for runs in [&mut self.data, &mut self.zero] {
+            window.postpone(runs);
+            tally.postponed_pages += runs.iter().map(|run| u64::from(run.pages)).sum::<u64>();
+            runs.clear();
+        }
+        Ok(())
     }
 
     /// Sorts a chunk's dirty pages into runs that carry bytes and runs that are zero.

@@ -8,6 +8,7 @@
 //! | `mover` | performs the session's actions, turns what happens into its events |
 //! | [`asking`] | one question to the destination's supervisor |
 //! | `lanes` | the lane threads |
+//! | `window` | registering memory ahead of them, and no more than a budget at once |
 //! | `convergence` | when to pause |
 //! | `blackout` | the pause's timeline |
 
@@ -16,6 +17,7 @@ mod blackout;
 mod convergence;
 mod lanes;
 mod mover;
+mod window;
 
 use dunlin_transports::control::{ControlChannel, ControlError};
 use dunlin_transports::deadline::Deadline;
@@ -123,6 +125,7 @@ impl Report {
             goodput_bytes_per_s: 0,
             blackout: None,
             in_doubt: None,
+            registration: None,
             verification: VerificationReport {
                 method: "none".to_owned(),
                 ..VerificationReport::default()

@@ -192,6 +192,8 @@ impl World {
             }
             // Lanes without identities: what comes before the rounds changes nothing of the handover.
             Action::ConfirmLanes | Action::SendLanesConfirmed => None,
+            // Nothing is registered either.
+            Action::OpenRanges | Action::CloseRanges | Action::TellRanges => None,
             Action::Load | Action::RevokeAccess | Action::CheckPages | Action::CloseLanes => None,
         };
         self.destination.events.extend(event);

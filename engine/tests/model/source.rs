@@ -203,6 +203,8 @@ impl World {
                 None
             }
             Action::SendLanes | Action::FenceLanes | Action::CloseLanes | Action::Ask => None,
+            // Nothing is registered here: what is open changes nothing of the handover.
+            Action::OpenPending | Action::AcceptGrants | Action::AcceptClosed => None,
         };
         match event {
             Some(event) => self.source_takes(event),

@@ -345,6 +345,7 @@ impl DestinationByHand {
             contact: Some(self.endpoint.contact())
                 .filter(|contact| !contact.is_empty())
                 .map(Into::into),
+            pin_budget_bytes: None,
         }
     }
 

@@ -18,6 +18,7 @@
 //! | [`admission`] | who is let in |
 //! | [`opening`] | ranges come and go while lanes are at work |
 //! | [`ending`] | revoking, stopping, and peers that vanish |
+//! | `pinned` | what this process has pinned |
 //! | `session` | what the cases share: two memories, two endpoints, their lanes |
 
 // The suite is test code that lives outside of `cfg(test)`, so that other crates can run it.
@@ -35,7 +36,12 @@ pub mod fetching;
 pub mod moving;
 pub mod opening;
 
+#[cfg(any(test, feature = "rdma"))]
+mod pinned;
 mod session;
+
+#[cfg(any(test, feature = "rdma"))]
+pub use pinned::Pinned;
 
 /// Both endpoints of one session, with no lane and nothing prepared.
 pub struct Pair {
@@ -88,7 +94,7 @@ macro_rules! conformance_tests {
             moving::many_scattered_runs_arrive_and_touch_nothing_else
             moving::runs_in_several_regions_arrive
             moving::zero_pages_read_as_zero
-            moving::later_puts_win_on_one_lane
+            moving::what_is_put_last_stays
             moving::counters_tell_what_was_put
             moving::random_traffic_on_many_lanes_compares_equal
             fetching::offered_pages_can_be_fetched

@@ -99,8 +99,8 @@ pub fn zero_pages_read_as_zero(harness: &dyn Harness) {
     }
 }
 
-/// On one lane the last word counts, whether bytes or zero, with no fence between.
-pub fn later_puts_win_on_one_lane(harness: &dyn Harness) {
+/// What is put again once the earlier put is fenced is what stays, whether bytes or zeros.
+pub fn what_is_put_last_stays(harness: &dyn Harness) {
     let session = Session::prepared(harness, &[64]);
     let (mut lane, _serving) = session.open_served();
     let is_zero = |page: u64| {
@@ -110,11 +110,14 @@ pub fn later_puts_win_on_one_lane(harness: &dyn Harness) {
     };
 
     lane.put(&[run(0, 32)]).unwrap();
-    lane.put_zero(&[run(4, 8)]).unwrap();
-    lane.put(&[run(6, 2)]).unwrap();
-    lane.put_zero(&[run(7, 1)]).unwrap();
     lane.put_zero(&[run(40, 4)]).unwrap();
+    settle(&mut *lane);
+    lane.put_zero(&[run(4, 8)]).unwrap();
     lane.put(&[run(41, 1)]).unwrap();
+    settle(&mut *lane);
+    lane.put(&[run(6, 2)]).unwrap();
+    settle(&mut *lane);
+    lane.put_zero(&[run(7, 1)]).unwrap();
     settle(&mut *lane);
     for page in (0..4).chain([6]).chain(12..32).chain([41]) {
         assert_same(&session, run(page, 1));
@@ -128,8 +131,8 @@ pub fn later_puts_win_on_one_lane(harness: &dyn Harness) {
     for seed in 10..30 {
         scribble(&session.source_memory, run(50, 2), seed);
         lane.put(&[run(50, 2)]).unwrap();
+        settle(&mut *lane);
     }
-    settle(&mut *lane);
     assert_same(&session, run(50, 2));
 }
 

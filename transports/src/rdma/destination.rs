@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::connection::{Connection, Parts};
 use super::error::RdmaError;
 use super::grants::Grants;
+use super::nearness::processors_near;
 use super::receiving::ReceivingLane;
 use super::registrations::{OpenRanges, Registrar};
 use super::setup::{Role, Setup, Way, canonical, next_event};
@@ -250,6 +251,10 @@ impl lane::DestinationEndpoint for DestinationEndpoint {
 
     fn registrations(&self) -> RegistrationCounters {
         self.shared.ranges.registrar().counters()
+    }
+
+    fn near_cpus(&self) -> Vec<usize> {
+        processors_near(self.device.name())
     }
 
     fn accept_lane(

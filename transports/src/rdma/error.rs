@@ -106,6 +106,18 @@ pub enum RdmaError {
         /// What it said.
         event: String,
     },
+    /// The device can't page on demand.
+    #[error(
+        "on-demand paging was asked for, and RDMA device {device} can't write out of memory that \
+         is not pinned: {lack}; leave it off (memory is pinned then), or name a device that can \
+         (`ibv_devinfo -v` shows it)"
+    )]
+    NoPagingOnDemand {
+        /// The device.
+        device: String,
+        /// What it lacks.
+        lack: &'static str,
+    },
     /// The limit for pinned memory is in the way.
     #[error(
         "registering {bytes} bytes of memory, {registered} being registered already: the limit for \

@@ -8,6 +8,7 @@
 //! | `registrations` | memory registered with the device, on either side |
 //! | `grants` | what the peer lets be written or read |
 //! | `pieces` | cutting runs where a registration of either side ends |
+//! | `nearness` | which processors are near a device |
 //! | `watch` | what ends every lane of an endpoint: a stop, an event of the device |
 //! | `connection` | one connected queue pair, its queues and its messages |
 //! | `setup` | how a queue pair becomes connected, and with which settings |
@@ -38,6 +39,7 @@ pub mod source;
 mod connection;
 mod error;
 mod grants;
+mod nearness;
 mod outbox;
 mod pieces;
 mod receiving;
@@ -108,6 +110,11 @@ pub struct Options {
     /// When a packet that is not acknowledged is sent again: after 4.096 µs times two to this power;
     /// devices may take up to four times as long.
     pub ack_timeout: u8,
+    /// Whether the source's memory is paged on demand: registered, and not pinned; the device
+    /// fetches what it sends when it comes to it. For guests that do not fit into what may be
+    /// pinned, on devices that can; each page that is not at hand costs the lane a fault of some
+    /// 10 µs to 1 ms. The destination's memory never is: what a peer may write is pinned.
+    pub on_demand_paging: bool,
     /// How lanes wait for the device.
     pub poll: PollMode,
     /// How long a lane may move nothing in the middle of something.
@@ -129,6 +136,7 @@ impl Default for Options {
             // a path takes to be switched, and below the engine's peer timeout of 5 s, so that a
             // dead path is reported as such. rdma_cm would take 17 s.
             ack_timeout: 14,
+            on_demand_paging: false,
             poll: PollMode::default(),
             // As for TCP: longer than any pause that a working link shows.
             stall_limit: Duration::from_secs(10),

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::connection::{Connection, Parts};
 use super::error::RdmaError;
 use super::grants::Grants;
+use super::nearness::processors_near;
 use super::registrations::{OpenRanges, Registrar};
 use super::sending::SendingLane;
 use super::setup::{RESOLVE_LIMIT_MS, Role, Setup, Way, canonical, next_event};
@@ -86,6 +87,15 @@ impl SourceEndpoint {
                 source,
             }
         };
+        let mut access = Access::Send;
+        if options.on_demand_paging {
+            let lack = device.lacks_for_paging();
+            if let Some(lack) = lack.map_err(failed("asking whether it can page on demand"))? {
+                let device = device.name().to_owned();
+                return Err(RdmaError::NoPagingOnDemand { device, lack });
+            }
+            access = Access::SendOnDemand;
+        }
         let domain =
             ProtectionDomain::new(&device).map_err(failed("making a protection domain"))?;
         let zeros = zeros(&domain).map_err(failed("registering zeros"))?;
@@ -97,7 +107,7 @@ impl SourceEndpoint {
             watch: Arc::new(watch),
             options,
             grants: Grants::default(),
-            sent: OpenRanges::new(registrar, Access::Send),
+            sent: OpenRanges::new(registrar, access),
         };
         Ok(Self {
             control,
@@ -233,7 +243,8 @@ impl lane::SourceEndpoint for SourceEndpoint {
         format!("{device} port {port}, {}", self.link_layer)
     }
 
-    /// Registers the range, to be sent from: this pins it, and makes present what was not.
+    /// Registers the range, to be sent from: this pins it, and makes present what was not, unless
+    /// its pages are fetched on demand.
     fn prepare(&self, range: Run) -> Result<(), LaneError> {
         self.shared.sent.open(range).map(drop)
     }
@@ -279,6 +290,10 @@ impl lane::SourceEndpoint for SourceEndpoint {
 
     fn registrations(&self) -> RegistrationCounters {
         self.shared.sent.registrar().counters()
+    }
+
+    fn near_cpus(&self) -> Vec<usize> {
+        processors_near(self.device.name())
     }
 
     fn open_lane(

@@ -22,6 +22,12 @@ impl<F: GuestFactory> Destination<'_, F> {
                     number,
                     counters,
                 } => self.fence(lane, number, counters),
+                Input::RangesDone => Some(Event::RangesDone),
+                // Behind PREPARE nothing depends on it, and all access ends soon.
+                Input::RangeFailed(_) if self.session.state() != State::Receiving => None,
+                Input::RangeFailed(error) => {
+                    Some(self.failed(&format!("registering memory: {error}")))
+                }
                 // Once access is revoked, lanes end by themselves.
                 Input::LaneFailed(_) if self.is_past_lanes() => None,
                 Input::LaneFailed(error) => Some(self.failed(&error.to_string())),
@@ -78,7 +84,15 @@ impl<F: GuestFactory> Destination<'_, F> {
                 self.identities = Some(lanes);
                 Event::Lanes
             }
+            Message::Open(ranges) => self.heard_ranges(&ranges, MessageKind::Open, Event::Open),
+            Message::Close(ranges) => self.heard_ranges(&ranges, MessageKind::Close, Event::Close),
             Message::Prepare(prepare) => {
+                let opening = self.ranges.as_ref().map_or(0, OpenRanges::opening);
+                if opening > 0 {
+                    return self.failed(&format!(
+                        "PREPARE came while {opening} ranges were being opened"
+                    ));
+                }
                 self.prepare_received = Timestamp::now();
                 let cap = Duration::from_nanos(prepare.blackout_cap_ns).min(BLACKOUT_CAP_MAX);
                 self.handover_limit = cap + self.settings.peer_timeout;

@@ -6,7 +6,7 @@ use super::*;
 
 /// How many threads prepare memory at most: registering is the kernel's work for each page, and
 /// threads beyond some few wait for the same locks.
-const PREPARERS_MAX: usize = 8;
+pub(super) const PREPARERS_MAX: usize = 8;
 
 /// Prepares all of a guest's memory. Where that means registering it with a device, several threads
 /// do it, each a piece at a time.

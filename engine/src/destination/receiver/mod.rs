@@ -6,12 +6,14 @@
 //! | `happenings` | messages, lanes and time become events |
 //! | `lanes` | tokens, grants, letting lanes in, a thread for each |
 //! | `loading` | checking PREPARE, loading state, comparing pages |
+//! | `ranges` | memory that is registered while the move runs |
 //! | `owning` | this side's record, and what the guest holds outside |
 
 mod happenings;
 mod lanes;
 mod loading;
 mod owning;
+mod ranges;
 
 use std::collections::VecDeque;
 use std::sync::mpsc::RecvTimeoutError;
@@ -25,7 +27,8 @@ use dunlin_transports::lane::{
 use dunlin_transports::memory::{PAGE_BYTES, PageNumber, Run};
 use dunlin_transports::runtime::{self, Receiver, Scope, SyncSender, sync_channel};
 
-use self::lanes::{issue_tickets, prepare_all, start_lanes};
+use self::lanes::{PREPARERS_MAX, issue_tickets, prepare_all, start_lanes};
+use self::ranges::{OpenRanges, Pool, start_pool};
 use super::{Arrival, Hello, ReceiveError, ReceiveSettings, Received};
 use crate::affinity::{lane_cpus, pin_current_thread};
 use crate::clock::{Timestamp, boot_id};
@@ -36,8 +39,8 @@ use crate::link::{Link, LinkEvent, Opening};
 use crate::milestone::Milestone;
 use crate::outside::{Outside, ReleaseReason};
 use crate::protocol::{
-    Abort, Grants, Lanes, Message, Prepare, Ready, Refused, Running, VERIFY_PAGES_MAX, Verified,
-    VerifyPages, Welcome, WireHost, capability,
+    Abort, Grants, Lanes, Message, MessageKind, Prepare, Ready, Refused, Running, VERIFY_PAGES_MAX,
+    Verified, VerifyPages, Welcome, WireHost, WireRegistrations, capability,
 };
 use crate::records::{Durability, Entry, Journal};
 use crate::session::DestinationSession;
@@ -78,6 +81,9 @@ enum Input {
         counters: Option<LaneCounters>,
     },
     LaneFailed(LaneError),
+    /// Ranges were registered or deregistered.
+    RangesDone,
+    RangeFailed(LaneError),
 }
 
 impl From<LinkEvent> for Input {
@@ -131,12 +137,9 @@ pub(super) fn receive<F: GuestFactory>(
     if let Err(error) = same_shape(hello, &guest) {
         return refused(refuse(&error));
     }
-    let prepared = endpoint(guest.memory().lane_map().clone()).and_then(|endpoint| {
-        let grants = prepare_all(endpoint.as_ref(), &guest)?;
-        Ok((endpoint, grants))
-    });
-    let (endpoint, grants) = match prepared {
-        Ok(prepared) => prepared,
+    let prepared = endpoint(guest.memory().lane_map().clone()).and_then(|endpoint| Ok(endpoint));
+    let endpoint = match prepared {
+        Ok(endpoint) => endpoint,
         Err(error) => return refused(error.into()),
     };
     if endpoint.transport() != hello.transport() {
@@ -146,6 +149,10 @@ pub(super) fn receive<F: GuestFactory>(
             "lanes over '{wanted}' are asked for, this side has '{here}'"
         )));
     }
+    let (grants, pin_budget_bytes) = match let_in(endpoint.as_ref(), &guest, hello, settings) {
+        Ok(prepared) => prepared,
+        Err(error) => return refused(error),
+    };
     let tickets = match issue_tickets(hello, settings) {
         Ok(tickets) => tickets,
         Err(error) => return refused(refuse(&error)),
@@ -167,6 +174,7 @@ pub(super) fn receive<F: GuestFactory>(
         contact: Some(endpoint.contact())
             .filter(|contact| !contact.is_empty())
             .map(Into::into),
+        pin_budget_bytes,
     }));
     if let Err(error) = welcome {
         let (words, deadline) = (error.to_string(), Deadline::after(LAST_WORD_TIME));
@@ -174,6 +182,7 @@ pub(super) fn receive<F: GuestFactory>(
         return Err(error.into());
     }
 
+    let pool = Pool::default();
     runtime::scope(|scope| {
         let began = Timestamp::now();
         let receiver = Destination {
@@ -183,6 +192,8 @@ pub(super) fn receive<F: GuestFactory>(
             seen: vec![0; tickets.len()],
             open: vec![false; tickets.len()],
             identities: None,
+            pool: &pool,
+            ranges: pin_budget_bytes.map(|budget| OpenRanges::new(budget, &pool)),
             naming_limit: None,
             counters: vec![Some(LaneCounters::default()); tickets.len()],
             inputs,
@@ -207,16 +218,47 @@ pub(super) fn receive<F: GuestFactory>(
             source_knows: false,
             has_recorded_running: false,
         };
-        let started = start_lanes(
-            scope,
-            endpoint.as_ref(),
-            tickets,
-            hello,
-            settings,
-            inputs_sender,
-        );
+        let pool_started = match pin_budget_bytes {
+            Some(_) => start_pool(&scope, &pool, endpoint.as_ref(), &inputs_sender),
+            None => Ok(()),
+        };
+        let started = pool_started.and_then(|()| {
+            start_lanes(
+                scope,
+                endpoint.as_ref(),
+                tickets,
+                hello,
+                settings,
+                inputs_sender,
+            )
+        });
         receiver.run(started)
     })
+}
+
+/// What the source may write from the start, and how much it may have opened at once. A source that
+/// can open ranges while the move runs begins with none of them.
+fn let_in<G: IncomingGuest>(
+    endpoint: &dyn DestinationEndpoint,
+    guest: &G,
+    hello: &Hello,
+    settings: &ReceiveSettings,
+) -> Result<(Vec<Grant>, Option<u64>), ReceiveError> {
+    if endpoint.has_registrations() {
+        let guest_bytes = hello.offer().layout.bytes();
+        let budget = settings.pin_budget.window_bytes(guest_bytes);
+        let budget = budget.map_err(|error| ReceiveError::Transport(error.to_string()))?;
+        if hello.message.capabilities & capability::PIN_WINDOW != 0 {
+            return Ok((Vec::new(), Some(budget)));
+        }
+        if budget < guest_bytes {
+            return Err(ReceiveError::Transport(format!(
+                "the source does not open memory in parts, and {guest_bytes} bytes are more than \
+                 this side's pin budget allows"
+            )));
+        }
+    }
+    Ok((prepare_all(endpoint, guest)?, None))
 }
 
 /// Whether the guest that was made has the memory that was asked for.
@@ -254,6 +296,9 @@ struct Destination<'a, F: GuestFactory> {
     open: Vec<bool>,
     /// What LANES said, until it was compared.
     identities: Option<Lanes>,
+    pool: &'a Pool,
+    /// Where memory is registered: what is open.
+    ranges: Option<OpenRanges<'a>>,
     /// When all lanes have to be here, once LANES is.
     naming_limit: Option<Deadline>,
     /// The last fence seen on each lane.
@@ -310,6 +355,9 @@ impl<F: GuestFactory> Destination<'_, F> {
                 self.confirm_lanes()
             }
             Action::SendLanesConfirmed => self.send(&Message::LanesConfirmed),
+            Action::OpenRanges => self.open_ranges(),
+            Action::CloseRanges => self.close_ranges(),
+            Action::TellRanges => self.tell_ranges(),
             Action::Load => self.load(),
             Action::Acquire => Some(self.acquire()),
             Action::RevokeAccess => {
@@ -356,7 +404,10 @@ impl<F: GuestFactory> Destination<'_, F> {
                 lost
             }
             Action::CheckPages => self.check_pages(),
-            Action::SendVerified => self.send(&Message::Verified(self.verified.clone())),
+            Action::SendVerified => {
+                self.verified.registrations = self.registrations();
+                self.send(&Message::Verified(self.verified.clone()))
+            }
             Action::SendAborted => {
                 let reason = self.reason.clone().unwrap_or_default();
                 let aborted = Message::Aborted(Abort::new(&reason));
@@ -417,7 +468,18 @@ impl<F: GuestFactory> Destination<'_, F> {
         self.hello.offer().identity.epoch.saturating_add(1)
     }
 
+    fn registrations(&self) -> Option<WireRegistrations> {
+        let counters = self.endpoint.registrations();
+        let has_registrations = self.endpoint.has_registrations();
+        has_registrations.then_some(WireRegistrations {
+            made: counters.made,
+            ended: counters.ended,
+            bytes_max: counters.bytes_max,
+        })
+    }
+
     fn finish(mut self) -> Result<Received<F::Guest>, ReceiveError> {
+        self.pool.stop();
         self.endpoint.stop();
         let epoch = self.epoch();
         match (self.session.state(), self.guest.take(), self.broken.take()) {

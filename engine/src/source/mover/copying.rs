@@ -40,7 +40,11 @@ impl Mover<'_, '_> {
 
     /// Opens the lanes, starts their threads and the tracking of writes.
     pub(super) fn open(&mut self) -> Event {
-        let lanes = match self.open_lanes() {
+        let lanes = self.open_lanes().and_then(|lanes| {
+            self.make_window(lanes.len())?;
+            Ok(lanes)
+        });
+        let lanes = match lanes {
             Ok(lanes) => lanes,
             Err(reason) => {
                 if let Some(overdue) = self.overdue() {
@@ -104,11 +108,6 @@ impl Mover<'_, '_> {
         self.endpoint
             .accept_grants(&grants)
             .map_err(|error| error.to_string())?;
-        for range in self.guest.memory().lane_map().whole() {
-            self.endpoint
-                .prepare(range)
-                .map_err(|error| error.to_string())?;
-        }
         if self.settings.lanes.is_some() && tickets.len() < usize::from(asked) {
             let granted = tickets.len();
             self.observer.note(&format!(
@@ -134,14 +133,14 @@ impl Mover<'_, '_> {
         cpu: Option<usize>,
     ) -> std::io::Result<()> {
         let (orders_sender, orders) = channel();
-        let context = self.context;
+        let (context, window) = (self.context, self.window());
         let done = self.inputs_sender.clone();
         let name = format!("dunlin-{}", lane.number().0);
         self.scope.spawn(name, move || {
             if let Some(cpu) = cpu {
                 pin_current_thread(cpu);
             }
-            lanes::serve(lane, context, &orders, &done);
+            lanes::serve(lane, context, window, &orders, &done);
         })?;
         self.orders.push(orders_sender);
         Ok(())
@@ -155,17 +154,24 @@ impl Mover<'_, '_> {
             Sharing::Claimed(Box::new(ChunkCursor::new(plan))),
             is_first,
             false,
+            false,
         );
     }
 
     pub(super) fn start_final_round(&mut self) {
-        let shares = share_by_bytes(&self.pending, &self.offer.layout, self.orders.len());
+        let (shares, must_open) = self.divide();
         let is_first = self.report.rounds.is_empty();
-        self.begin_round(Sharing::Divided(shares), is_first, true);
+        self.begin_round(Sharing::Divided(shares), is_first, true, must_open);
     }
 
-    /// Hands the pending pages to the lanes.
-    pub(super) fn begin_round(&mut self, sharing: Sharing, is_first: bool, is_final: bool) {
+    /// Hands the pending pages to the lanes; `must_open`: not all of a divided round is open.
+    pub(super) fn begin_round(
+        &mut self,
+        sharing: Sharing,
+        is_first: bool,
+        is_final: bool,
+        must_open: bool,
+    ) {
         let empty = self.spare.pop();
         let empty = empty.unwrap_or_else(|| DirtyBitmap::new(self.offer.layout.page_span()));
         let dirty = std::mem::replace(&mut self.pending, empty);
@@ -186,6 +192,7 @@ impl Mover<'_, '_> {
             sharing,
             is_first,
         });
+        self.start_walk(&round, must_open);
         self.order(&Order::Round(Arc::clone(&round)));
         self.shared_round = Some(round);
     }
@@ -215,7 +222,10 @@ impl Mover<'_, '_> {
             round.zero_pages += tally.zero_pages;
             round.skipped_pages += tally.skipped_pages;
             round.sent_bytes += tally.sent_bytes;
+            round.postponed_pages += tally.postponed_pages;
         }
+        let waited = self.sample_opening(&tallies);
+        round.registration_wait_ns = nanoseconds(waited);
         if !round.is_final {
             let slowest =
                 |time: fn(&LaneTally) -> Duration| tallies.iter().map(time).max().unwrap_or(took);
@@ -228,6 +238,12 @@ impl Mover<'_, '_> {
         }
         self.report.sent_bytes += round.sent_bytes;
         if let Some(timeline) = &mut self.timeline {
+            if !waited.is_zero() {
+                // The slowest lane's, as if it had all been at the begin.
+                let end = self.round_begin.0.saturating_add(nanoseconds(waited));
+                let end = Timestamp(end).min(Timestamp::now());
+                timeline.mark("registration", Side::Source, end);
+            }
             timeline.mark_now("final-round");
         }
         self.report.rounds.push(round);
@@ -239,6 +255,7 @@ impl Mover<'_, '_> {
             return self.stop(StayReason::Failed, &reason);
         }
         let dirty_pages = self.pending.count();
+        let unopened = self.unopened();
         let round_took = Duration::from_nanos(
             self.report
                 .rounds
@@ -257,6 +274,7 @@ impl Mover<'_, '_> {
                 0
             },
             digest_threads: u32::from(self.report.lanes),
+            unopened,
         });
         let predicted = self.prediction.total();
         if let Some(round) = self.report.rounds.last_mut() {
@@ -275,6 +293,9 @@ impl Mover<'_, '_> {
             .saved_by_a_round(dirty_pages, self.dirty_rate);
         match self.convergence.judge(rounds, predicted, saved, limits) {
             Verdict::Continue => Event::Continue,
+            Verdict::Switch if unopened.is_some_and(|unopened| unopened.bytes > 0) => {
+                Event::ConvergedUnopened
+            }
             Verdict::Switch => Event::Converged,
             Verdict::GiveIn => {
                 let reason = format!(
@@ -296,6 +317,9 @@ impl Mover<'_, '_> {
         for source in &self.sources {
             let collected = source.collect(&mut self.pending);
             collected.map_err(|error| format!("collecting ({}): {error}", source.name()))?;
+        }
+        if let Some(window) = self.window() {
+            window.take_postponed(&mut self.pending);
         }
         self.collect_took = Timestamp::now().since(begin);
         Ok(())

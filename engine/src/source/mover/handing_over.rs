@@ -60,12 +60,22 @@ impl Mover<'_, '_> {
     pub(super) fn fence_lanes(&mut self) -> Option<Event> {
         self.tallies.clear();
         self.order(&Order::ConfirmFence);
-        match self.next_event() {
-            Event::RoundDone => {
-                self.mark("fence");
-                None
+        loop {
+            match self.next_event() {
+                Event::RoundDone => {
+                    self.mark("fence");
+                    return None;
+                }
+                // Ranges that were closed in the round before.
+                event @ (Event::Grants | Event::Closed) => {
+                    for action in self.session.on(event) {
+                        if let Some(event) = self.perform(action) {
+                            return Some(event);
+                        }
+                    }
+                }
+                other => return Some(other),
             }
-            other => Some(other),
         }
     }
 
@@ -163,6 +173,7 @@ impl Mover<'_, '_> {
     /// Ends the lanes' threads and the tracking of writes.
     pub(super) fn close_lanes(&mut self) {
         self.context.stop();
+        self.stop_window();
         self.orders.clear();
         self.endpoint.stop();
         for source in &self.sources {

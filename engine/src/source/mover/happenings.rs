@@ -21,6 +21,7 @@ impl Mover<'_, '_> {
                 Input::Link(LinkEvent::Lost(reason)) => Some(self.lost(&reason)),
                 Input::Link(LinkEvent::Message(message)) => Some(self.heard(*message)),
                 Input::Lane(done) => self.lane_done(done),
+                Input::Window(done) => self.window_done(done),
             };
             if let Some(event) = event {
                 return event;
@@ -43,6 +44,9 @@ impl Mover<'_, '_> {
             if let Some(limit) = self.settings.timeout.filter(|limit| elapsed >= *limit) {
                 let reason = format!("not done within {} s", limit.as_secs_f64());
                 return Some(self.stop(StayReason::TimedOut, &reason));
+            }
+            if let Some(reason) = self.window_overdue() {
+                return Some(self.stop(StayReason::PeerFailed, &reason));
             }
             let greeting = self.session.state() == State::Greeting;
             if greeting && elapsed >= self.greeting_timeout() {
@@ -101,6 +105,20 @@ impl Mover<'_, '_> {
                 }
                 Event::LanesConfirmed
             }
+            Message::Grants(grants) => match grants.to_batch() {
+                Ok(grants) => {
+                    self.grants = grants;
+                    Event::Grants
+                }
+                Err(error) => self.lost(&error.to_string()),
+            },
+            Message::Closed(ranges) => match ranges.to_runs(MessageKind::Closed) {
+                Ok(closed) => {
+                    self.closed = closed;
+                    Event::Closed
+                }
+                Err(error) => self.lost(&error.to_string()),
+            },
             Message::Refused(refused) => {
                 self.report.another_transport_may_do = refused.is_of_transport();
                 self.because(&refused.reason());
@@ -153,11 +171,14 @@ impl Mover<'_, '_> {
         let tally = match done.result {
             Ok(tally) => tally,
             Err(failure) => {
+                if let (lanes::LaneFailure::Lane(_), Some(event)) = (&failure, self.last_word()) {
+                    return Some(event);
+                }
                 let reason = match failure {
                     lanes::LaneFailure::Lane(_) => StayReason::PeerFailed,
-                    lanes::LaneFailure::Rearm(_) | lanes::LaneFailure::Memory(_) => {
-                        StayReason::Failed
-                    }
+                    lanes::LaneFailure::Rearm(_)
+                    | lanes::LaneFailure::Memory(_)
+                    | lanes::LaneFailure::Unopened(_) => StayReason::Failed,
                 };
                 return Some(self.stop(reason, &failure.to_string()));
             }
@@ -170,7 +191,35 @@ impl Mover<'_, '_> {
             *counters = tally.counters;
         }
         self.tallies.push(tally);
-        if self.tallies.len() < self.orders.len() {
+        self.round_done()
+    }
+
+    /// Why the destination has ended the lanes, where it says so: its ABORTED goes before, but comes
+    /// another way, and tells more than a lane that was closed.
+    fn last_word(&mut self) -> Option<Event> {
+        let in_round = matches!(
+            self.session.state(),
+            State::Copying | State::Finishing { .. }
+        );
+        let deadline = Deadline::after(LAST_WORD_TIME);
+        while in_round && !deadline.passed() {
+            match self.inputs.recv_timeout(deadline.remaining()) {
+                Ok(Input::Link(LinkEvent::Message(message))) => {
+                    if matches!(*message, Message::Aborted(_)) {
+                        return Some(self.heard(*message));
+                    }
+                }
+                // The move is over either way: nothing else matters any more.
+                Ok(Input::Lane(_) | Input::Window(_)) => {}
+                Ok(Input::Link(LinkEvent::Lost(_))) | Err(_) => return None,
+            }
+        }
+        None
+    }
+
+    /// Ends the round once all lanes, and the walk ahead of them, have.
+    pub(super) fn round_done(&mut self) -> Option<Event> {
+        if self.tallies.len() < self.orders.len() || self.is_walking() {
             return None;
         }
         self.close_round();

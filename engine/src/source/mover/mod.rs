@@ -5,6 +5,7 @@
 //! | here | the mover: what it holds, and which action is performed where |
 //! | `happenings` | messages, lanes, time and the operator become events |
 //! | `copying` | the guest runs: greeting, lanes, rounds |
+//! | `opening` | ranges of memory that are registered while the move runs |
 //! | `handing_over` | the guest is paused, and what follows |
 //! | `in_doubt` | the connection was lost behind the give-up: holding the guest, asking |
 //! | `recording` | this side's record, and what the guest holds outside |
@@ -14,6 +15,7 @@ mod copying;
 mod handing_over;
 mod happenings;
 mod in_doubt;
+mod opening;
 mod recording;
 mod telling;
 
@@ -24,19 +26,23 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
 use dunlin_transports::deadline::Deadline;
-use dunlin_transports::lane::{LANES_MAX, LaneCounters, SourceEndpoint, SourceLane};
-use dunlin_transports::memory::PAGE_BYTES;
+use dunlin_transports::lane::{
+    Grant, LANES_MAX, LaneCounters, RegistrationCounters, SourceEndpoint, SourceLane,
+};
+use dunlin_transports::memory::{PAGE_BYTES, Run};
 use dunlin_transports::runtime::{
     self, Receiver, Scope, Sender, SyncSender, channel, sync_channel,
 };
 
 use self::in_doubt::Doubt;
+use self::opening::Opener;
 use super::blackout::Timeline;
 use super::convergence::{Circumstances, Convergence, Limits, Prediction, RoundSample, Verdict};
 use super::lanes::{self, LaneContext, LaneDone, LaneTally, Order, Round, Sharing};
+use super::window::{self, Unopened, WalkOrder, Window, WindowDone};
 use super::{MoveObserver, Peer, Reconnect};
 use crate::affinity::{lane_cpus, pin_current_thread};
-use crate::chunk::{CHUNK_PAGES, ChunkCursor, ChunkPlan, share_by_bytes};
+use crate::chunk::{CHUNK_PAGES, Chunk, ChunkCursor, ChunkPlan, share_by_bytes};
 use crate::clock::{Timestamp, boot_id};
 use crate::digest::digests;
 use crate::dirty::{DirtyBitmap, DirtySource};
@@ -46,14 +52,14 @@ use crate::link::{Link, LinkEvent, Opening};
 use crate::milestone::Milestone;
 use crate::outside::{Outside, ReleaseReason};
 use crate::protocol::{
-    Abort, Counts, Hello, Lanes, Message, Prepare, Ready, Running, VERIFY_PAGES_MAX, VERSION_MAX,
-    VERSION_MIN, Verified, VerifyPages, Welcome, WireHost, WireLayout, capability,
+    Abort, Counts, Hello, Lanes, Message, MessageKind, Prepare, Ready, Running, VERIFY_PAGES_MAX,
+    VERSION_MAX, VERSION_MIN, Verified, VerifyPages, Welcome, WireHost, WireLayout, capability,
 };
 use crate::records::verdict::Answer;
 use crate::records::{Durability, Entry, Journal};
 use crate::report::{
-    BlackoutReport, Hosts, InDoubtReport, Outcome, Phase, Progress, Report, RoundReport, Side,
-    VerificationReport,
+    BlackoutReport, Hosts, InDoubtReport, Outcome, Phase, Progress, RegisteredReport,
+    RegistrationReport, Report, RoundReport, Side, VerificationReport,
 };
 use crate::session::source::{Action, Event, State};
 use crate::session::{Decision, SourceSession, StayReason};
@@ -62,6 +68,10 @@ use crate::untouched::Untouched;
 
 /// How often a waiting source looks at what nobody tells it: a cancel, a deadline.
 const TICK: Duration = Duration::from_millis(5);
+
+/// How long a destination's last word is waited for once a lane has failed. It was sent before the
+/// lane ended, and the guest may be waiting.
+const LAST_WORD_TIME: Duration = Duration::from_millis(20);
 
 /// How often progress is told.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
@@ -77,11 +87,18 @@ const LANES_AUTO_MAX: usize = 8;
 enum Input {
     Link(LinkEvent),
     Lane(LaneDone),
+    Window(WindowDone),
 }
 
 impl From<LinkEvent> for Input {
     fn from(event: LinkEvent) -> Self {
         Self::Link(event)
+    }
+}
+
+impl From<WindowDone> for Input {
+    fn from(done: WindowDone) -> Self {
+        Self::Window(done)
     }
 }
 
@@ -170,6 +187,9 @@ pub(super) fn migrate(
             link,
             inputs_sender,
             orders: Vec::new(),
+            opening: None,
+            grants: Vec::new(),
+            closed: Vec::new(),
             session: SourceSession::new(),
             reason: None,
             began: Timestamp::now(),
@@ -228,6 +248,11 @@ struct Mover<'scope, 'env> {
     inputs_sender: SyncSender<Input>,
     /// A sender for each lane thread; dropping them ends the threads.
     orders: Vec<Sender<Order>>,
+    /// Where memory is registered: what is open, and who opens it.
+    opening: Option<Opener>,
+    /// What GRANTS and CLOSED said, until it was taken in.
+    grants: Vec<Grant>,
+    closed: Vec<Run>,
     session: SourceSession,
     /// Why the move is ending, where it is not going well: the first reason counts.
     reason: Option<String>,
@@ -322,6 +347,9 @@ impl Mover<'_, '_> {
                 None
             }
             Action::Judge => Some(self.judge()),
+            Action::OpenPending => self.open_pending(),
+            Action::AcceptGrants => self.accept_grants(),
+            Action::AcceptClosed => self.accept_closed(),
             Action::Pause => Some(self.pause()),
             Action::StartFinalRound => {
                 self.start_final_round();

@@ -119,6 +119,7 @@ impl Mover<'_, '_> {
     }
 
     pub(super) fn finish(mut self) -> Report {
+        self.stop_window();
         let now = Timestamp::now();
         let mut report = self.report.clone();
         report.session = self.session_id.to_string();
@@ -137,6 +138,7 @@ impl Mover<'_, '_> {
                 .map(|w| w.host.to_host())
                 .unwrap_or_default(),
         };
+        report.registration = self.registration_report();
         report.wire_bytes = self.counters.iter().map(|lane| lane.wire_bytes).sum();
         let rounds_ns: u64 = report.rounds.iter().map(|round| round.duration_ns).sum();
         let sent = u128::from(report.sent_bytes) * 1_000_000_000;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
+use dunlin_engine::pin_budget::PinBudget;
 use dunlin_vmm::size::parse_size;
 use dunlin_vmm::spec::VCPUS_MAX;
 use dunlin_vmm::workload::Workload;
@@ -12,7 +13,8 @@ use uuid::Uuid;
 use super::endpoint::Endpoint;
 use super::rdma::RdmaChoices;
 use super::values::{
-    BackingChoice, GuestKind, GuestName, Lanes, ReceiveBacking, TrackingChoice, some_duration,
+    BackingChoice, GuestKind, GuestName, Lanes, ReceiveBacking, TrackingChoice, pin_budget,
+    some_duration,
 };
 use super::{HookChoices, Runtime, State};
 use crate::exit::{Exit, help};
@@ -231,6 +233,10 @@ pub(crate) struct Demo {
     /// The budget for the pause
     #[arg(long, value_name = "TIME", default_value = "50ms", value_parser = some_duration)]
     pub(crate) max_blackout: std::time::Duration,
+    /// The most guest memory that is registered for RDMA at once, on either side: a size of at least
+    /// 8MiB, unlimited, or auto
+    #[arg(long, value_name = "SIZE", default_value = "auto", value_parser = pin_budget)]
+    pub(crate) pin_budget: PinBudget,
     /// Write the report as JSON to this file
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,

@@ -125,6 +125,7 @@ fn send_help() -> String {
         "Examples:
   dunlin send vm1 --to tcp://host-b
   dunlin send vm1 --to rdma://host-b --max-blackout 10ms --rdma-device mlx5_0
+  dunlin send vm1 --to rdma://host-b --pin-budget 4GiB
   dunlin send vm1 --to tcp://[2001:db8::2]:7471 --lanes 4
   dunlin send vm1 --to auto://host-b --max-bandwidth 200MiB/s --on-stall switchover
   dunlin send vm1 --to tcp://host-b --json --quiet --timeout 5min

@@ -1,7 +1,10 @@
 //! What an operator may decide about RDMA: the flags of `send` and of `receive`.
 
 use clap::{Args, ValueEnum};
+use dunlin_engine::pin_budget::PinBudget;
 use serde::{Deserialize, Serialize};
+
+use super::values::{pin_budget, pin_budget_text};
 
 /// Choices for lanes over RDMA. What is not said follows from the address that is dialled or
 /// listened at.
@@ -48,6 +51,11 @@ pub(crate) struct RdmaChoices {
         help_heading = "RDMA options"
     )]
     pub(crate) poll: Option<PollChoice>,
+    /// The most guest memory that is registered with the device, and so pinned, at once: a size of
+    /// at least 8MiB, unlimited, or auto; the smaller one of both sides counts [default: auto, which
+    /// heeds the limit on locked memory and leaves a quarter of the memory that is free]
+    #[arg(long = "pin-budget", value_name = "SIZE", help_heading = "RDMA options", value_parser = pin_budget)]
+    pub(crate) pin_budget: Option<PinBudget>,
 }
 
 /// How a lane waits for its device.
@@ -77,6 +85,7 @@ impl RdmaChoices {
             ("rdma-pkey", number(self.pkey_index)),
             ("rdma-ack-timeout", byte(self.ack_timeout)),
             ("poll", poll.map(|value| value.get_name().to_owned())),
+            ("pin-budget", self.pin_budget.map(pin_budget_text)),
         ];
         let given = flags.into_iter().filter_map(|(flag, value)| {
             let value = value?;
@@ -109,10 +118,11 @@ mod tests {
             pkey_index: Some(300),
             ack_timeout: Some(14),
             poll: Some(PollChoice::Event),
+            pin_budget: Some(PinBudget::Bytes(128 << 20)),
         };
         let mut line = vec!["line".to_owned()];
         line.extend(choices.as_arguments());
-        assert_eq!(line.len(), 9);
+        assert_eq!(line.len(), 10);
         assert_eq!(Line::try_parse_from(line).unwrap().choices, choices);
         assert!(RdmaChoices::default().as_arguments().is_empty());
         for bad in [
@@ -120,6 +130,7 @@ mod tests {
             "--rdma-ack-timeout=0",
             "--rdma-sl=16",
             "--poll=busy",
+            "--pin-budget=1MiB",
         ] {
             assert!(Line::try_parse_from(["line", bad]).is_err(), "{bad}");
         }

@@ -7,8 +7,10 @@ use std::time::Duration;
 use clap::ValueEnum;
 use dunlin_engine::guest::{GUEST_NAME_BYTES_MAX, valid_guest_name};
 use dunlin_engine::layout::Backing;
+use dunlin_engine::pin_budget::{PIN_BUDGET_BYTES_MIN, PinBudget};
 use dunlin_engine::settings::{OnStall, Verify};
 use dunlin_transports::lane::LANES_MAX;
+use dunlin_vmm::size::{format_size, parse_size};
 use dunlin_vmm::spec::DirtyTracking;
 
 /// The highest CPU number that Linux knows (`CONFIG_NR_CPUS` on x86-64).
@@ -48,6 +50,32 @@ impl FromStr for Lanes {
                 "lanes are 'auto' or a number from 1 to {LANES_MAX}"
             )),
         }
+    }
+}
+
+/// How much memory is registered at once.
+pub(crate) fn pin_budget(text: &str) -> Result<PinBudget, String> {
+    match text {
+        "auto" => return Ok(PinBudget::Auto),
+        "unlimited" => return Ok(PinBudget::Unlimited),
+        _ => {}
+    }
+    match parse_size(text) {
+        Ok(bytes) if bytes >= PIN_BUDGET_BYTES_MIN => Ok(PinBudget::Bytes(bytes)),
+        Ok(_) => Err(format!(
+            "a pin budget is at least {}, or 'unlimited' or 'auto'",
+            format_size(PIN_BUDGET_BYTES_MIN)
+        )),
+        Err(error) => Err(format!("{error}; or 'unlimited' or 'auto'")),
+    }
+}
+
+/// A pin budget as it is written.
+pub(crate) fn pin_budget_text(budget: PinBudget) -> String {
+    match budget {
+        PinBudget::Auto => "auto".to_owned(),
+        PinBudget::Unlimited => "unlimited".to_owned(),
+        PinBudget::Bytes(bytes) => format_size(bytes),
     }
 }
 
@@ -289,6 +317,22 @@ mod tests {
         assert_eq!("64".parse(), Ok(Lanes(Some(64))));
         assert!("0".parse::<Lanes>().is_err());
         assert!("65".parse::<Lanes>().is_err());
+    }
+
+    #[test]
+    fn pin_budgets_have_a_least_size_and_keep_their_value() {
+        for budget in [
+            PinBudget::Auto,
+            PinBudget::Unlimited,
+            PinBudget::Bytes(8 << 20),
+            PinBudget::Bytes(3 << 30),
+        ] {
+            assert_eq!(pin_budget(&pin_budget_text(budget)), Ok(budget));
+        }
+        for bad in ["", "0", "7MiB", "8MB", "none", "-1"] {
+            let error = pin_budget(bad).unwrap_err();
+            assert!(error.contains("'unlimited' or 'auto'"), "{error}");
+        }
     }
 
     #[test]

@@ -73,6 +73,7 @@ pub(crate) fn run(arguments: &Demo) -> Result<Exit, Failure> {
     let mut order = MoveOrder::to(scheme(arguments.transport, &endpoint));
     order.max_blackout_ns = nanoseconds(arguments.max_blackout);
     order.lanes = arguments.lanes.0;
+    order.rdma.pin_budget = Some(arguments.pin_budget);
     teller.step("move", "begins; the guest keeps running")?;
     let mut live = LiveLine::new(arguments.quiet);
     let watched = watch_move(

@@ -181,7 +181,10 @@ fn arrive(arguments: &Incoming, socket: &UnixStream) -> Result<Arrived, Failure>
         gauge: None,
         stopper: Stopper::from_environment(),
     };
-    let settings = ReceiveSettings::default();
+    let settings = ReceiveSettings {
+        pin_budget: arguments.rdma.pin_budget.unwrap_or_default(),
+        ..ReceiveSettings::default()
+    };
     let arrival = Arrival {
         control,
         hello,

@@ -62,6 +62,7 @@ pub(crate) fn moved() -> Report {
                 skipped_pages: 131_072,
                 sent_bytes: 512 << 20,
                 predicted_blackout_ns: 61_000_000,
+                ..RoundReport::default()
             },
             RoundReport {
                 number: 2,
@@ -96,6 +97,7 @@ pub(crate) fn moved() -> Report {
             clock_error_ns: 0,
         }),
         in_doubt: None,
+        registration: None,
         verification: VerificationReport {
             method: "pages".to_owned(),
             pages_checked: 262_144,

@@ -1,6 +1,8 @@
 //! The receipt: what a move came to, for a person, in at most 100 columns.
 
-use dunlin_engine::report::{BlackoutReport, Host, Outcome, Report, RoundReport};
+use dunlin_engine::report::{
+    BlackoutReport, Host, Outcome, RegisteredReport, RegistrationReport, Report, RoundReport,
+};
 
 use super::amounts::{bytes, count, counted, nanoseconds, rate};
 use super::blackout;
@@ -298,6 +300,9 @@ fn facts(report: &Report, palette: Palette) -> Vec<String> {
             ),
         );
     }
+    if let Some(told) = &report.registration {
+        fact("pinned", registration(told));
+    }
     if !report.guest.uuid.is_empty() {
         let tracking = if report.guest.dirty_tracking.is_empty() {
             String::new()
@@ -332,6 +337,33 @@ fn facts(report: &Report, palette: Palette) -> Vec<String> {
     lines
 }
 
+/// What was registered with the devices.
+fn registration(told: &RegistrationReport) -> String {
+    let peak = |side: &RegisteredReport| bytes(side.peak_bytes);
+    let mut text = match &told.destination {
+        Some(there) if there.peak_bytes != told.source.peak_bytes => format!(
+            "at most {} of memory at once here, {} there",
+            peak(&told.source),
+            peak(there)
+        ),
+        _ => format!("at most {} of memory at once", peak(&told.source)),
+    };
+    if let Some(window) = told.window_bytes {
+        text.push_str(&format!(" of the {} that the budgets allow", bytes(window)));
+    }
+    text.push_str(&format!("; {} opened", counted(told.source.made, "range")));
+    if told.evictions > 0 {
+        text.push_str(&format!(", {} closed for others", count(told.evictions)));
+    }
+    if told.wait_ns > 0 {
+        text.push_str(&format!(
+            "; lanes waited {} for it",
+            nanoseconds(told.wait_ns)
+        ));
+    }
+    text
+}
+
 fn host(host: &Host) -> String {
     format!(
         "Linux {}, {}, {}, dunlin {}",
@@ -358,6 +390,37 @@ mod tests {
         assert!(text.contains("final"), "{text}");
         assert!(text.contains("tcp (io_uring), 2 lanes"), "{text}");
         assert!(text.contains("0 wrong"), "{text}");
+    }
+
+    #[test]
+    fn what_was_pinned_is_told_where_something_was() {
+        let mut report = example::moved();
+        assert!(!receipt(&report, Palette::PLAIN).contains("pinned"));
+        let side = RegisteredReport {
+            made: 140,
+            ended: 124,
+            peak_bytes: 127 << 20,
+        };
+        report.registration = Some(RegistrationReport {
+            window_bytes: Some(127 << 20),
+            source: side,
+            destination: Some(side),
+            evictions: 124,
+            wait_ns: 35_000_000,
+            postponed_pages: 0,
+        });
+        let text = receipt(&report, Palette::PLAIN);
+        for words in [
+            "pinned    at most 127 MiB of memory at once of the 127 MiB that the budgets allow",
+            "140 ranges opened",
+            "124 closed for others",
+            "waited 35 ms",
+        ] {
+            let flat = text.split_whitespace().collect::<Vec<_>>().join(" ");
+            let words = words.split_whitespace().collect::<Vec<_>>().join(" ");
+            assert!(flat.contains(&words), "{text}");
+        }
+        assert!(text.lines().all(|line| line.chars().count() <= COLUMNS));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use super::*;
 
 #[test]
 fn a_device_that_fails_ends_waits_on_both_sides_with_its_name() {
+    let _pinned = Pinned::watch();
     let Some(mut session) = Session::new() else {
         return;
     };

@@ -18,6 +18,7 @@ fn received(transfers: &[Transfer]) -> Option<LaneError> {
 
 #[test]
 fn messages_that_are_no_fence_end_the_lane() {
+    let _pinned = Pinned::watch();
     let mut bad_magic = Message::Fence(1).encode();
     bad_magic[0] ^= 1;
     for bad in [
@@ -39,6 +40,7 @@ fn messages_that_are_no_fence_end_the_lane() {
 
 #[test]
 fn messages_of_another_length_end_the_lane() {
+    let _pinned = Pinned::watch();
     for bytes in [0, 15, 17, 4096] {
         let Some(mut session) = Session::new() else {
             return;
@@ -56,6 +58,7 @@ fn messages_of_another_length_end_the_lane() {
 
 #[test]
 fn words_for_fences_that_were_not_sent_end_the_lane() {
+    let _pinned = Pinned::watch();
     for number in [0, 2, u64::MAX] {
         let Some(mut session) = Session::new() else {
             return;
@@ -69,6 +72,7 @@ fn words_for_fences_that_were_not_sent_end_the_lane() {
 
 #[test]
 fn more_messages_than_there_are_buffers_for_fail_soon_on_both_sides() {
+    let _pinned = Pinned::watch();
     let Some(mut session) = Session::new() else {
         return;
     };
@@ -97,6 +101,7 @@ fn more_messages_than_there_are_buffers_for_fail_soon_on_both_sides() {
 
 #[test]
 fn fences_wait_for_room_where_the_destination_does_not_look() {
+    let _pinned = Pinned::watch();
     let Some(mut session) = Session::new() else {
         return;
     };
@@ -119,6 +124,7 @@ fn fences_wait_for_room_where_the_destination_does_not_look() {
 
 #[test]
 fn a_peer_whose_queue_pair_has_failed_is_found_by_the_device() {
+    let _pinned = Pinned::watch();
     // Not told: the connection is there as far as rdma_cm knows.
     let Some(mut session) = Session::new() else {
         return;

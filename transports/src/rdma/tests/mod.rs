@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use super::connection::Connection;
 use super::verbs::{Completion, CompletionStatus, LocalPiece, Request, RequestList, Transfer};
-use super::{DestinationEndpoint, Options, SourceEndpoint};
+use super::{DestinationEndpoint, DeviceAddress, Options, RdmaError, SourceEndpoint};
+use crate::conformance::Pinned;
 use crate::deadline::Deadline;
 use crate::lane::{
     self, DestinationEndpoint as _, DestinationLane, LaneNumber, LaneTicket, LaneToken, SessionId,
@@ -15,6 +16,7 @@ use crate::lane::{
 };
 use crate::memory::{HostMapping, MemoryMap, OwnedMapping, PAGE_BYTES, PageNumber, Run};
 
+mod devices;
 mod events;
 mod messages;
 mod reaching;
@@ -62,15 +64,19 @@ struct Session {
 
 const PAGES: u32 = 64;
 
+/// A device of this host; says so if there is none.
+fn device() -> Option<DeviceAddress> {
+    let found = super::addresses().ok().unwrap_or_default();
+    if found.is_empty() {
+        println!("skipped: no RDMA device");
+    }
+    found.into_iter().next()
+}
+
 impl Session {
     /// A session whose lane is open and not confirmed; `None` without a device.
     fn unconfirmed() -> Option<Self> {
-        let found = super::addresses().ok().unwrap_or_default();
-        let Some(address) = found.first().map(|found| found.address) else {
-            println!("skipped: no RDMA device");
-            return None;
-        };
-        Some(Self::at(address))
+        Some(Self::at(device()?.address))
     }
 
     /// A session with all memory prepared and granted.
@@ -82,13 +88,17 @@ impl Session {
     }
 
     fn at(address: IpAddr) -> Self {
+        Self::with(address, Options::default()).unwrap()
+    }
+
+    /// An error where the device has not what the options ask for.
+    fn with(address: IpAddr, options: Options) -> Result<Self, RdmaError> {
         let (source_memory, destination_memory) =
             (memory(PAGES.into(), 1), memory(PAGES.into(), 2));
-        let options = Options::default();
         let control = SocketAddr::new(address, 7471);
         let destination =
             DestinationEndpoint::new(control, destination_memory.clone(), options.clone()).unwrap();
-        let source = SourceEndpoint::new(control, source_memory.clone(), options).unwrap();
+        let source = SourceEndpoint::new(control, source_memory.clone(), options)?;
         source.accept_contact(&destination.contact()).unwrap();
         source.prepare(run(0, PAGES)).unwrap();
         let grant = destination.prepare(run(0, PAGES)).unwrap();
@@ -106,14 +116,14 @@ impl Session {
             let opened = source.open_lane(&ticket, soon()).unwrap();
             (opened, accepting.join().unwrap())
         });
-        Self {
+        Ok(Self {
             source,
             destination,
             source_memory,
             destination_memory,
             source_lane,
             destination_lane,
-        }
+        })
     }
 
     fn source_end(&self) -> Arc<Connection> {

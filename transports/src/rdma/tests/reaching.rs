@@ -32,6 +32,7 @@ fn assert_refused(mut session: Session, transfer: Transfer) {
 
 #[test]
 fn a_false_key_opens_nothing() {
+    let _pinned = Pinned::watch();
     for wrong in [1, 0x100, 0xffff_ff00, 0x8000_0000] {
         let Some(session) = Session::new() else {
             return;
@@ -44,6 +45,7 @@ fn a_false_key_opens_nothing() {
 
 #[test]
 fn addresses_beside_the_range_are_refused() {
+    let _pinned = Pinned::watch();
     let length = u64::from(PAGES) * PAGE_BYTES;
     for (offset, bytes) in [
         (length, 4096),
@@ -79,6 +81,7 @@ fn addresses_beside_the_range_are_refused() {
 
 #[test]
 fn a_lane_that_was_not_confirmed_writes_nothing() {
+    let _pinned = Pinned::watch();
     let Some(session) = Session::unconfirmed() else {
         return;
     };
@@ -89,6 +92,7 @@ fn a_lane_that_was_not_confirmed_writes_nothing() {
 
 #[test]
 fn the_key_of_another_session_opens_nothing() {
+    let _pinned = Pinned::watch();
     let (Some(session), Some(other)) = (Session::new(), Session::new()) else {
         return;
     };
@@ -100,6 +104,7 @@ fn the_key_of_another_session_opens_nothing() {
 
 #[test]
 fn the_destinations_memory_can_be_written_and_not_read() {
+    let _pinned = Pinned::watch();
     let Some(session) = Session::new() else {
         return;
     };
@@ -125,6 +130,7 @@ fn the_destinations_memory_can_be_written_and_not_read() {
 
 #[test]
 fn the_sources_memory_can_be_neither_written_nor_read_unless_offered() {
+    let _pinned = Pinned::watch();
     for is_read in [false, true] {
         let Some(session) = Session::new() else {
             return;
@@ -162,6 +168,7 @@ fn the_sources_memory_can_be_neither_written_nor_read_unless_offered() {
 
 #[test]
 fn a_write_after_revoking_fails_and_the_queue_is_drained() {
+    let _pinned = Pinned::watch();
     let Some(session) = Session::new() else {
         return;
     };
@@ -183,4 +190,83 @@ fn a_write_after_revoking_fails_and_the_queue_is_drained() {
         .unwrap();
     refused(&source, right);
     assert_eq!(bytes(&session.destination_memory), after);
+}
+
+#[test]
+fn retiring_ends_what_the_peer_goes_on_writing() {
+    let _pinned = Pinned::watch();
+    let Some(mut session) = Session::new() else {
+        return;
+    };
+    let (address, key) = session.target();
+    let right = write(&session, 4096, address, key);
+    let source = session.source_end();
+    let memory = session.source_memory.clone();
+    let (begun, has_begun) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        let writing = scope.spawn(move || {
+            // Other bytes each time, so that a late write shows.
+            for turn in 0_u64.. {
+                let bytes: Vec<u8> = turn.to_le_bytes().repeat(PAGE_BYTES as usize / 8);
+                memory.copy_in(run(0, 1), &bytes).unwrap();
+                post(&source, &[right]);
+                let status = completions(&source, 1).first().unwrap().status;
+                if status != CompletionStatus::SUCCESS {
+                    return status;
+                }
+                let _ = begun.send(turn);
+            }
+            CompletionStatus::SUCCESS
+        });
+        while has_begun.recv().unwrap() < 3 {}
+        session.destination.retire(run(0, PAGES)).unwrap();
+        let after = bytes(&session.destination_memory);
+        let status = writing.join().unwrap();
+        assert!(REFUSALS.contains(&status), "{status}");
+        assert_eq!(bytes(&session.destination_memory), after);
+    });
+    let error = session.destination_lane.next_fence(soon()).unwrap_err();
+    assert!(!matches!(error, LaneError::Stalled { .. }), "{error}");
+    // Prepared again, it is open under its new key, and not to a lane that has failed.
+    let grant = session.destination.prepare(run(0, PAGES)).unwrap();
+    let before = bytes(&session.destination_memory);
+    session.source.retire(run(0, PAGES)).unwrap();
+    session.source.prepare(run(0, PAGES)).unwrap();
+    session.source.accept_grants(&[grant]).unwrap();
+    let put = session.source_lane.put(&[run(0, 1)]).and_then(|()| {
+        let fence = session.source_lane.fence()?;
+        session.source_lane.wait_fence(fence, PATIENCE)
+    });
+    assert!(put.is_err());
+    assert_eq!(bytes(&session.destination_memory), before);
+}
+
+#[test]
+fn a_grant_of_before_opens_nothing_of_what_is_prepared_again() {
+    let _pinned = Pinned::watch();
+    let Some(session) = Session::new() else {
+        return;
+    };
+    let (address, old_key) = session.target();
+    session.destination.retire(run(0, PAGES)).unwrap();
+    session.destination.prepare(run(0, PAGES)).unwrap();
+    let (_, key) = session.target();
+    assert_ne!(old_key, key);
+    let transfer = write(&session, 4096, address, old_key);
+    assert_refused(session, transfer);
+}
+
+#[test]
+fn memory_that_the_source_retired_cannot_be_sent_from() {
+    let _pinned = Pinned::watch();
+    let Some(session) = Session::new() else {
+        return;
+    };
+    let (address, key) = session.target();
+    let transfer = write(&session, 4096, address, key);
+    session.source.retire(run(0, PAGES)).unwrap();
+    let status = refused(&session.source_end(), transfer);
+    // This side's memory is not registered for this; rxe says that its queue pair failed.
+    assert!([4, 2].contains(&status.0), "{status}");
+    session.assert_untouched();
 }

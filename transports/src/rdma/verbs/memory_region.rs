@@ -17,6 +17,9 @@ const PAGE_BYTES_MAX: u64 = 1 << 30;
 pub(in crate::rdma) enum Access {
     /// This side's device reads it, to send it.
     Send,
+    /// The same, out of memory that is not pinned: the device has its pages made present when it
+    /// comes to them. Only where [`Device::lacks_for_paging`] says nothing.
+    SendOnDemand,
     /// This side's device writes it: what it receives.
     Receive,
     /// The peer writes it.
@@ -25,16 +28,29 @@ pub(in crate::rdma) enum Access {
     PeerReads,
 }
 
+/// # Relaxed ordering
+///
+/// Guest memory is registered with `IBV_ACCESS_RELAXED_ORDERING`: transfers may then pass each other
+/// on the bus, where device and bus gain by that (ibv_reg_mr(3)). The flag is in the range of those
+/// that are optional: `ibv_reg_mr_iova2` leaves it out where the kernel does not know such flags,
+/// and a driver ignores those that it does not have.
+///
+/// What it takes away is the order of writes to memory, also on one queue pair: the earlier of two
+/// writes to one page may stay. So no page is put twice between two fences (the rule of
+/// `crate::lane`, and law 2 of the engine). What it leaves alone is what a completion means: all
+/// data that came before it is visible, earlier transfers' included (the same page). A fence is a
+/// completed receive, found in its completion queue; so fences need nothing of the writes' order.
+/// The messages' own buffers are registered without the flag, and no memory is ever polled.
 impl Access {
     fn flags(self) -> u32 {
         let flags = match self {
             // Local reads need no permission.
-            Self::Send => ibv_access_flags(0),
+            Self::Send => ibv_access_flags::IBV_ACCESS_RELAXED_ORDERING,
+            // No relaxed ordering: with paging it is the faults that take time.
+            Self::SendOnDemand => ibv_access_flags::IBV_ACCESS_ON_DEMAND,
+            // Messages: never relaxed, see below.
             Self::Receive => ibv_access_flags::IBV_ACCESS_LOCAL_WRITE,
-            // Writes of the peer may pass each other on the way into memory where the device and
-            // the bus gain by that; the fence behind them may not, and is what counts. The flag is
-            // one of the optional ones: a kernel or device without it leaves it out. Never
-            // `ON_DEMAND`: the peer could then reach pages that nobody registered.
+            // Never `ON_DEMAND`: the peer could then reach pages that nobody registered.
             Self::PeerWrites => {
                 ibv_access_flags::IBV_ACCESS_LOCAL_WRITE
                     | ibv_access_flags::IBV_ACCESS_REMOTE_WRITE
@@ -201,5 +217,35 @@ impl Drop for MemoryRegion {
         // the device does not touch its memory once this has returned. Its mapping goes after. (If
         // the kernel refused, the pages would stay pinned, and so nobody else's.)
         unsafe { (self.domain.device.libraries.verbs.ibv_dereg_mr)(self.region) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_the_peer_reaches_has_remote_access_and_that_is_pinned() {
+        let has = |access: Access, flag: ibv_access_flags| access.flags() & flag.0 != 0;
+        for (access, peer_writes, peer_reads, is_paged, is_relaxed) in [
+            (Access::Send, false, false, false, true),
+            (Access::SendOnDemand, false, false, true, false),
+            (Access::Receive, false, false, false, false),
+            (Access::PeerWrites, true, false, false, true),
+            (Access::PeerReads, false, true, false, true),
+        ] {
+            let found = (
+                has(access, ibv_access_flags::IBV_ACCESS_REMOTE_WRITE),
+                has(access, ibv_access_flags::IBV_ACCESS_REMOTE_READ),
+                has(access, ibv_access_flags::IBV_ACCESS_ON_DEMAND),
+                has(access, ibv_access_flags::IBV_ACCESS_RELAXED_ORDERING),
+            );
+            let expected = (peer_writes, peer_reads, is_paged, is_relaxed);
+            assert_eq!(found, expected, "{access:?}");
+        }
+        // One of the optional flags, bits 20 to 29 (`IBV_ACCESS_OPTIONAL_RANGE`, verbs.h): without
+        // support it is left out, and registering does not fail.
+        let relaxed = ibv_access_flags::IBV_ACCESS_RELAXED_ORDERING.0;
+        assert_eq!(relaxed & 0x3ff0_0000, relaxed);
     }
 }

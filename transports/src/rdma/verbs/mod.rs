@@ -31,6 +31,7 @@
 //! |---|---|
 //! | `libraries` | the functions, looked up at run time |
 //! | `device` | devices, their limits, ports and addresses |
+//! | `paging` | whether they can use memory that is not pinned |
 //! | `event` | what a device says by itself: a port is down, a queue pair is broken |
 //! | `memory_region` | protection domains and registrations |
 //! | `completion` | completion queues, and the channel that announces them |
@@ -50,6 +51,7 @@ mod device;
 mod event;
 mod libraries;
 mod memory_region;
+mod paging;
 mod queue_pair;
 mod request;
 

@@ -19,6 +19,7 @@ use tempfile::TempDir;
 use super::{Interrupts, LOOK_INTERVAL, pause};
 use crate::cli::endpoint::Endpoint;
 use crate::cli::guest::Demo;
+use crate::cli::values::pin_budget_text;
 use crate::commands::steer::stop_guest;
 use crate::failure::Failure;
 use crate::local::client::Connection;
@@ -87,6 +88,7 @@ impl Stage {
             .args(["--listen", &place.to_string()])
             .arg("--dirty-tracking")
             .arg(value_name(&arguments.dirty_tracking))
+            .args(["--pin-budget", &pin_budget_text(arguments.pin_budget)])
             .arg("--runtime-dir")
             .arg(self.destination.path())
             .arg("--state-dir")

@@ -8,6 +8,7 @@ use std::path::Path;
 use dunlin_engine::dirty::{DirtyBitmap, DirtySource};
 use dunlin_engine::kvm::{Capabilities, capabilities};
 use dunlin_engine::layout::Backing;
+use dunlin_engine::pin_budget::{PinBudget, locked_bytes_max};
 use dunlin_engine::process::ProcessMemoryTracker;
 use dunlin_transports::lane::SourceEndpoint as _;
 use dunlin_transports::memory::MemoryMap;
@@ -273,10 +274,19 @@ fn transparent_huge_pages() -> Finding {
 
 fn locked_memory() -> Finding {
     const NAME: &str = "locked memory";
-    match getrlimit(Resource::Memlock).current {
-        None => Finding::new(NAME, State::Ok, "no limit"),
-        Some(limit) => Finding::new(NAME, State::Limited, format!("limit {}", bytes(limit)))
-            .meaning("matters for RDMA alone, which pins guest memory")
+    let found = match getrlimit(Resource::Memlock).current {
+        None => "no limit".to_owned(),
+        Some(limit) => format!("limit {}", bytes(limit)),
+    };
+    let auto = PinBudget::Auto.window_bytes(u64::MAX);
+    let pinned = |window| format!("RDMA pins at most {} of a guest at once", bytes(window));
+    match (locked_bytes_max(), auto) {
+        (None, Ok(window)) => Finding::new(NAME, State::Ok, format!("{found}; {}", pinned(window))),
+        (_, auto) => Finding::new(NAME, State::Limited, found)
+            .meaning(match auto {
+                Ok(window) => format!("{} (--pin-budget auto)", pinned(window)),
+                Err(_) => "too little for RDMA: guests move over TCP".to_owned(),
+            })
             .remedy("ulimit -l unlimited   (or LimitMEMLOCK=infinity in a unit)"),
     }
 }
