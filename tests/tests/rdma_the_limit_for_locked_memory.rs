@@ -144,24 +144,15 @@ fn the_sources() -> Result<()> {
     scene.expect_over_tcp(&output, &report)
 }
 
-/// The limit is lowered once the move is under way, when nobody looks at it any more.
-#[test]
-fn the_sources_in_the_middle_of_the_move() -> Result<()> {
-    let Some(mut scene) = Scene::with(None, None, Some("welcome"))? else {
-        return Ok(());
-    };
-    let pid = scene.guest.pid();
+/// The limit is lowered once the move is under way and nobody looks at it any more: registering
+/// fails half way. `pid` is the process whose limit it is, which stands still.
+fn lowered_half_way(mut scene: Scene, pid: impl FnOnce(&mut Scene) -> Result<u32>) -> Result<()> {
     let to = scene.ends.to("rdma", scene.receiver.port()?);
     let words = ["send", "vm1", "--to", &to, "--json", "--quiet"];
     let send = scene.here.start(&[&words[..], &SEND[..]].concat())?;
-    eventually("the source stands still", || Ok(is_stopped(pid)))?;
-    let mut prlimit = Command::new("prlimit");
-    prlimit.args([
-        "--pid",
-        &pid.to_string(),
-        &format!("--memlock={LIMIT_BYTES}:"),
-    ]);
-    assert!(prlimit.status()?.success());
+    let pid = pid(&mut scene)?;
+    eventually("it stands still", || Ok(is_stopped(pid)))?;
+    set_limit(pid, &LIMIT_BYTES.to_string())?;
     signal_process(pid, libc::SIGCONT);
     let output = send.wait()?;
     let report = output.json()?;
@@ -169,19 +160,52 @@ fn the_sources_in_the_middle_of_the_move() -> Result<()> {
     println!("exit code {}: {reason}", output.code);
     assert_ne!(output.code, 0);
     expect_names_limit(reason);
+    let (_, registered) = reason.split_once("of memory, ").context("no figure")?;
+    assert!(!registered.starts_with("0 "), "not half way: {reason}");
     scene.here.expect_goes_on("vm1")?;
     scene.receiver.process.event("failed")?;
     scene.expect_nothing_held()?;
     // It is the limit that was in the way, and nothing else is by now.
-    let mut prlimit = Command::new("prlimit");
-    prlimit.args(["--pid", &pid.to_string(), "--memlock=unlimited:"]);
-    assert!(prlimit.status()?.success());
+    set_limit(scene.guest.pid(), "unlimited")?;
+    scene.there.set_environment("DUNLIN_STOP_AT", None);
+    scene.receiver = scene.there.receiver_at(&scene.ends.listen("auto"), &[])?;
     let (output, report) = scene.send("rdma", &["--quiet"])?;
     assert_eq!(output.code, 0, "{output:?}");
     expect_moved(&report)?;
     assert_eq!(report["transport"], "rdma");
     scene.there.expect_goes_on("vm1")?;
     scene.expect_nothing_held()
+}
+
+fn set_limit(pid: u32, limit: &str) -> Result<()> {
+    let mut prlimit = Command::new("prlimit");
+    prlimit.args(["--pid", &pid.to_string(), &format!("--memlock={limit}:")]);
+    anyhow::ensure!(prlimit.status()?.success(), "prlimit failed");
+    Ok(())
+}
+
+#[test]
+fn the_sources_in_the_middle_of_the_move() -> Result<()> {
+    let Some(scene) = Scene::with(None, None, Some("welcome"))? else {
+        return Ok(());
+    };
+    lowered_half_way(scene, |scene| Ok(scene.guest.pid()))
+}
+
+#[test]
+fn the_destinations_in_the_middle_of_the_move() -> Result<()> {
+    let Some(mut scene) = Scene::with(None, None, None)? else {
+        return Ok(());
+    };
+    scene
+        .there
+        .set_environment("DUNLIN_STOP_AT", Some("welcomed"));
+    scene.receiver = scene.there.receiver_at(&scene.ends.listen("auto"), &[])?;
+    lowered_half_way(scene, |scene| {
+        let incoming = scene.receiver.process.event("incoming")?;
+        let pid = incoming["pid"].as_u64().context("no pid")?;
+        Ok(u32::try_from(pid)?)
+    })
 }
 
 /// Such a limit is seen while a move pins: the scenarios above would see nothing held where nothing

@@ -3,9 +3,11 @@
 //! | room | what is in it |
 //! |---|---|
 //! | here | [`Arena`]: setting it up, disturbing it, looking at it |
+//! | `stage` | what it is made for: the guest, the transport, what can be cut |
 //! | `aftermath` | settling, ending it all, and what is left then |
 
 mod aftermath;
+mod stage;
 
 use std::fs;
 use std::path::PathBuf;
@@ -17,12 +19,12 @@ use tempfile::TempDir;
 
 use super::fault::{Phase, Side, Victim};
 use super::ledger::Account;
-use crate::host;
 use crate::program::{Line, Running, is_alive, is_stopped, signal_process};
-use crate::rdma::Ends;
 use crate::rdma::held::{Things, expect_nothing_held};
-use crate::rdma::wire::{Wire, renew_devices};
 use crate::site::{Receiver, Site};
+
+use self::stage::Link;
+pub use self::stage::{Fabric, GuestKind, Stage};
 
 /// The guest's name, at both sites.
 pub const GUEST: &str = "vm1";
@@ -30,63 +32,11 @@ pub const GUEST: &str = "vm1";
 /// Small, so that a run takes a second or two: 24 MiB of which 16 are written.
 const MEMORY: &str = "24MiB";
 
-/// A hot set that each round has to do with, and a beat every few milliseconds.
-const WORKLOAD: &str = "hot=2MiB,rate=20MiB/s,beat=4ms";
-
-/// The same for machines that emulate their processor.
-const WORKLOAD_SLOW: &str = "hot=1MiB,rate=2MiB/s,beat=10ms";
-
 /// So that the first round takes some 150 ms, and random moments hit it too.
 const BANDWIDTH: &str = "128MiB/s";
 
 /// How long an answer of a guest's process is waited for.
 const ANSWER_MAX: Duration = Duration::from_millis(200);
-
-/// What moves go over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fabric {
-    /// TCP: the loopback address, or a link of network namespaces where it is to be cut.
-    Tcp,
-    /// RDMA, between these addresses.
-    Rdma(Ends),
-}
-
-impl Fabric {
-    /// How long the other side may be silent in a move whose fault is a silence: short, so that runs
-    /// are, and long enough for a machine that runs several at a time, or emulates its processor
-    /// (there RDMA is seen most).
-    pub fn peer_timeout(self) -> Duration {
-        match self {
-            Self::Tcp => Duration::from_millis(500),
-            Self::Rdma(_) => Duration::from_millis(2000),
-        }
-    }
-}
-
-/// What can be cut between the sites.
-enum Link {
-    Namespaces(host::Link),
-    Wire(Wire),
-}
-
-/// What runs the guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum GuestKind {
-    /// Threads of the VMM's process.
-    Process,
-    /// KVM.
-    Kvm,
-}
-
-impl GuestKind {
-    /// Its name, as `dunlin run --guest` has it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Process => "process",
-            Self::Kvm => "kvm",
-        }
-    }
-}
 
 /// How a guest is at one site, as far as its process tells.
 #[derive(Clone, Debug, PartialEq)]
@@ -156,19 +106,6 @@ pub struct Arena {
     directory: TempDir,
 }
 
-/// What an arena is made for.
-#[derive(Clone, Copy, Debug)]
-pub struct Stage {
-    /// What the move goes over.
-    pub fabric: Fabric,
-    /// What runs the guest.
-    pub kind: GuestKind,
-    /// Where the process that passes a milestone is to stop.
-    pub phase: Phase,
-    /// Whether there is a link between the sites that can be cut.
-    pub has_link: bool,
-}
-
 impl Arena {
     /// Sets up: a receiver that listens, a guest that runs.
     ///
@@ -178,15 +115,7 @@ impl Arena {
     pub fn set_up(stage: Stage, link_name: &str) -> Result<Self> {
         let began = Instant::now();
         let directory = tempfile::Builder::new().prefix("dunlin-chaos-").tempdir()?;
-        let link = match (stage.has_link, stage.fabric) {
-            (false, _) => None,
-            (true, Fabric::Tcp) => Some(Link::Namespaces(host::Link::new(link_name)?)),
-            (true, Fabric::Rdma(ends)) => {
-                renew_devices()?;
-                let wire = Wire::at(ends.destination)?;
-                Some(Link::Wire(wire.context("there is no wire to cut")?))
-            }
-        };
+        let link = stage.link(link_name)?;
         let namespaces = match &link {
             Some(Link::Namespaces(link)) => Some(link),
             _ => None,
@@ -204,15 +133,9 @@ impl Arena {
         };
         here.set_environment("DUNLIN_STOP_AT", at_source.map(Phase::name));
         there.set_environment("DUNLIN_STOP_AT", at_destination.map(Phase::name));
-        let (scheme, listen) = match (stage.fabric, namespaces) {
-            (Fabric::Rdma(ends), _) => ("rdma", ends.listen("rdma")),
-            (Fabric::Tcp, Some(link)) => ("tcp", format!("tcp://{}:0", link.addresses[1])),
-            (Fabric::Tcp, None) => ("tcp", "tcp://127.0.0.1:0".to_owned()),
-        };
-        let before = match stage.fabric {
-            Fabric::Tcp => Things::default(),
-            Fabric::Rdma(_) => Things::now()?,
-        };
+        let listen = stage.listen(link.as_ref());
+        let (scheme, _) = listen.split_once("://").context("no scheme")?;
+        let before = stage.fabric.things()?;
         let receiver = start_receiver(&there, &listen)?;
         let output = format!("file:{}", serial(&here).display());
         let arguments = [
@@ -221,10 +144,7 @@ impl Arena {
             "--guest",
             stage.kind.name(),
             "--workload",
-            match stage.fabric {
-                Fabric::Tcp => WORKLOAD,
-                Fabric::Rdma(_) => WORKLOAD_SLOW,
-            },
+            stage.fabric.workload(),
             "--serial",
             &output,
         ];
@@ -273,10 +193,7 @@ impl Arena {
             "--lanes",
             "2",
         ];
-        let bind = match self.fabric {
-            Fabric::Tcp => None,
-            Fabric::Rdma(ends) => Some(ends.source.to_string()),
-        };
+        let bind = self.fabric.bind();
         if let Some(address) = &bind {
             arguments.extend(["--bind", address]);
         }
@@ -384,10 +301,8 @@ impl Arena {
     ///
     /// When there is none.
     pub fn set_link(&mut self, is_up: bool) -> Result<()> {
-        match self.link.as_ref().context("there is no link")? {
-            Link::Namespaces(link) => link.set_up(is_up)?,
-            Link::Wire(wire) => wire.set_up(is_up)?,
-        }
+        let link = self.link.as_ref().context("there is no link")?;
+        link.set_up(is_up)?;
         self.tell(if is_up {
             "the link is mended"
         } else {
