@@ -3,9 +3,15 @@
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 /// The CPU for each of `lanes` lanes: those that the operator named, in turn; else CPUs of their
-/// own where there are more than lanes and vCPUs together need; else `None`, and the scheduler
-/// decides. (Pinning where there are too few only keeps the scheduler from helping.)
-pub(crate) fn lane_cpus(named: &[usize], lanes: u16, vcpus: u32) -> Vec<Option<usize>> {
+/// own where there are more than lanes and vCPUs together need, near the NIC if enough of them are
+/// (`near`); else `None`, and the scheduler decides. (Pinning where there are too few only keeps
+/// the scheduler from helping.)
+pub(crate) fn lane_cpus(
+    named: &[usize],
+    near: &[usize],
+    lanes: u16,
+    vcpus: u32,
+) -> Vec<Option<usize>> {
     let lanes = usize::from(lanes);
     if !named.is_empty() {
         return named
@@ -16,8 +22,21 @@ pub(crate) fn lane_cpus(named: &[usize], lanes: u16, vcpus: u32) -> Vec<Option<u
             .map(Some)
             .collect();
     }
-    let allowed = allowed_cpus();
+    free_cpus(allowed_cpus(), near, lanes, vcpus)
+}
+
+/// CPUs of their own for lanes, if there are enough of those `allowed`.
+fn free_cpus(
+    mut allowed: Vec<usize>,
+    near: &[usize],
+    lanes: usize,
+    vcpus: u32,
+) -> Vec<Option<usize>> {
     let enough = allowed.len() > lanes + vcpus as usize;
+    let is_near = |cpu: &usize| near.contains(cpu);
+    if allowed.iter().filter(|cpu| is_near(cpu)).count() >= lanes {
+        allowed.retain(is_near);
+    }
     // From the end: the first CPUs are where most interrupts go.
     let mut cpus = allowed.into_iter().rev().map(Some).filter(|_| enough);
     (0..lanes).map(|_| cpus.next().flatten()).collect()
@@ -52,8 +71,20 @@ mod tests {
 
     #[test]
     fn named_cpus_are_used_in_turn_and_too_few_are_not_used_at_all() {
-        assert_eq!(lane_cpus(&[3, 5], 3, 1), vec![Some(3), Some(5), Some(3)]);
-        assert_eq!(lane_cpus(&[], 64, 4096), vec![None; 64]);
+        let named = lane_cpus(&[3, 5], &[7], 3, 1);
+        assert_eq!(named, vec![Some(3), Some(5), Some(3)]);
+        assert_eq!(lane_cpus(&[], &[], 64, 4096), vec![None; 64]);
+    }
+
+    #[test]
+    fn lanes_run_near_the_nic_where_there_is_room() {
+        let free = |near: &[usize], lanes, vcpus| free_cpus((0..8).collect(), near, lanes, vcpus);
+        assert_eq!(free(&[], 2, 1), [Some(7), Some(6)]);
+        assert_eq!(free(&[2, 3, 4], 2, 1), [Some(4), Some(3)]);
+        // Too few are near, or not allowed: wherever there is room.
+        assert_eq!(free(&[2, 9, 10], 2, 1), [Some(7), Some(6)]);
+        // The host has no room for lanes of their own.
+        assert_eq!(free(&[2, 3, 4], 2, 6), [None, None]);
     }
 
     #[test]

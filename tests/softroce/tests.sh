@@ -23,6 +23,7 @@ run 'a KVM guest moves over TCP, tracked by the bitmap' 240 move_a_guest --trans
 run 'a KVM guest moves over TCP, tracked by the ring' 240 move_a_guest --transport tcp --dirty-tracking ring
 run 'a KVM guest moves over RDMA, and on' 300 send_over_rdma "$RDMA_IPV4_A" "$RDMA_IPV4_B"
 run 'a KVM guest moves over RDMA, IPv6' 300 send_over_rdma "$RDMA_IPV6_A" "$RDMA_IPV6_B"
+run_cargo 'RDMA: a guest moves in a window of pinned memory' 400 '-p dunlin-tests --test rdma_moves_in_a_window' --test-threads=1
 run 'auto picks RDMA, and TCP where the destination has no RDMA' 300 auto_picks
 run 'the demo moves over RDMA' 240 move_a_guest --transport rdma
 run 'doctor sees RDMA' 60 doctor_sees_rdma

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use dunlin_engine::session::Decision;
-use dunlin_transports::inmemory::Place;
+use dunlin_transports::inmemory::{self, Place};
 use dunlin_transports::lane::LaneNumber;
 
 use super::ledger::Side;
@@ -86,6 +86,10 @@ pub(crate) enum Fault {
     FailingDisk(Side, Duration),
     /// A host's clock is put forward.
     ClockForward(Side, Duration),
+    /// A device refuses the registration that follows after so many others.
+    RefuseRegistration(Side, u64),
+    /// A device takes so long for each registration, for a while.
+    SlowDevice(Side, Duration, Duration),
     /// A call to a guest fails, when it is made.
     Fail(Side, Call),
     /// The operator cancels the move.
@@ -110,6 +114,8 @@ pub(crate) enum Undo {
     Supervisor,
     /// A host is back.
     Host(Side),
+    /// A device is as fast as ever.
+    SlowDevice(Side),
     /// A disk is as fast as ever.
     SlowDisk(Side),
     /// A disk has room.
@@ -155,6 +161,8 @@ impl Fault {
             Self::FullDisk(..) => "full-disk",
             Self::FailingDisk(..) => "failing-disk",
             Self::ClockForward(..) => "clock-forward",
+            Self::RefuseRegistration(..) => "refuse-registration",
+            Self::SlowDevice(..) => "slow-device",
             Self::Fail(_, Call::Entered) => "guest-breaks",
             Self::Fail(..) => "guest-fails",
             Self::Cancel => "cancel",
@@ -245,6 +253,15 @@ impl Fault {
             Self::ClockForward(side, by) => {
                 stage.world().put_clock_forward(stage.host(side), by);
             }
+            Self::RefuseRegistration(side, skipped) => {
+                for faults in stage.wire().all() {
+                    faults.refuse_registration(device(side), skipped);
+                }
+            }
+            Self::SlowDevice(side, by, lasts) => {
+                slow_device(stage, side, by);
+                ends(lasts, Undo::SlowDevice(side));
+            }
             Self::Fail(..) => {}
             Self::Cancel => stage.handle().cancel(),
             Self::FenceAndResume => {
@@ -254,6 +271,20 @@ impl Fault {
                 stage.kill(&[Who::Destination, Who::Supervisor], true);
             }
         }
+    }
+}
+
+fn device(side: Side) -> inmemory::Side {
+    match side {
+        Side::Source => inmemory::Side::Source,
+        Side::Destination => inmemory::Side::Destination,
+    }
+}
+
+/// Each registration takes so long from now on.
+pub(crate) fn slow_device(stage: &Stage, side: Side, by: Duration) {
+    for faults in stage.wire().all() {
+        faults.delay_registrations(device(side), by);
     }
 }
 

@@ -57,6 +57,8 @@ struct Conditions {
     latency: Duration,
     /// How much longer on each lane: they may take different ways.
     lanes: Vec<Duration>,
+    /// Whether both sides register memory.
+    registers: bool,
     connections: Vec<Connection>,
 }
 
@@ -71,11 +73,13 @@ pub(crate) struct Wire {
 }
 
 impl Wire {
-    /// A network in which a message takes `latency`, and longer by so much on each lane.
-    pub(crate) fn new(latency: Duration, lanes: &[Duration]) -> Self {
+    /// A network in which a message takes `latency`, and longer by so much on each lane; and devices
+    /// at both ends that register memory, if it `registers`.
+    pub(crate) fn new(latency: Duration, lanes: &[Duration], registers: bool) -> Self {
         let conditions = Conditions {
             latency,
             lanes: lanes.to_vec(),
+            registers,
             ..Conditions::default()
         };
         Self {
@@ -123,6 +127,9 @@ impl Wire {
         };
         let faults = Faults::new();
         faults.delay(Place::All, latency);
+        if self.conditions().registers {
+            faults.register_memory();
+        }
         for (lane, longer) in (0..).map(LaneNumber).zip(&self.conditions().lanes) {
             faults.delay(Place::Lane(lane), latency + *longer);
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use dunlin_engine::destination::ReceiveSettings;
 use dunlin_engine::milestone::Milestone;
+use dunlin_engine::pin_budget::PinBudget;
 use dunlin_engine::protocol::MessageKind;
 use dunlin_engine::records::Entry;
 use dunlin_engine::settings::{MoveSettings, OnStall, Verify};
@@ -37,6 +38,17 @@ const OTHERS: [MessageKind; 6] = [
     MessageKind::VerifyPages,
     MessageKind::Verified,
 ];
+
+/// The messages that open and close ranges of memory.
+const RANGES: [MessageKind; 4] = [
+    MessageKind::Open,
+    MessageKind::Grants,
+    MessageKind::Close,
+    MessageKind::Closed,
+];
+
+/// Pages of a chunk, the unit in which memory is registered.
+const CHUNK_PAGES: u64 = 512;
 
 /// The messages with which a source in doubt asks.
 const SETTLING: [MessageKind; 3] = [MessageKind::Ask, MessageKind::Answer, MessageKind::Settled];
@@ -125,6 +137,8 @@ pub(crate) struct Plan {
     latency: Duration,
     /// How much longer on each lane.
     lanes: Vec<Duration>,
+    /// Whether both sides have devices that register memory.
+    registers: bool,
     /// The source's settings.
     pub(crate) settings: MoveSettings,
     /// The destination's settings.
@@ -150,7 +164,7 @@ impl Plan {
 
     /// The network.
     pub(crate) fn wire(&self) -> Wire {
-        Wire::new(self.latency, &self.lanes)
+        Wire::new(self.latency, &self.lanes, self.registers)
     }
 
     /// The plan of a seed.
@@ -159,6 +173,7 @@ impl Plan {
         let shape = Shape {
             regions: (0..1 + dice.below(3)).map(|_| 1 + dice.below(24)).collect(),
             vcpus: 1 + dice.below(2) as u32,
+            stride: 1,
             think: Duration::from_micros(dice.of(&[30, 200, 1_000, 5_000])),
             save_dirties: dice.one_in(3),
             self_check: !dice.one_in(4),
@@ -192,13 +207,15 @@ impl Plan {
             lanes: Some(lanes),
             cpus: Vec::new(),
             peer_timeout,
+            pin_budget: PinBudget::default(),
         };
         let receive = ReceiveSettings {
             peer_timeout,
             session_limit: Duration::from_secs(60),
             ..ReceiveSettings::default()
         };
-        Self {
+        let mut plan = Self {
+            registers: false,
             run_up: dice.milliseconds(&[0, 2, 40]),
             lanes: match dice.below(3) {
                 0 => (0..lanes).map(|_| dice.milliseconds(&[0, 1, 30])).collect(),
@@ -209,7 +226,41 @@ impl Plan {
             settings,
             receive,
             planned,
+        };
+        // Dice of its own: what the other seeds are does not hang on it.
+        let mut dice = Dice(seed ^ 0x7265_6769_7374_6572);
+        if dice.one_in(6) {
+            plan.register(&mut dice, lanes);
         }
+        plan
+    }
+
+    /// Lets devices register memory, of a guest that is larger than the window.
+    fn register(&mut self, dice: &mut Dice, lanes: u16) {
+        let region = |dice: &mut Dice| CHUNK_PAGES * (1 + dice.below(3)) + 1 + dice.below(300);
+        self.registers = true;
+        self.shape.regions = (0..1 + dice.below(3)).map(|_| region(dice)).collect();
+        self.shape.stride = dice.of(&[7, 41, 170]);
+        let budgets = [
+            PinBudget::Bytes(8 << 20),
+            PinBudget::Bytes(10 << 20),
+            PinBudget::Unlimited,
+        ];
+        self.settings.pin_budget = dice.of(&budgets);
+        self.receive.pin_budget = dice.of(&budgets);
+        let side = dice.of(&[Side::Source, Side::Destination]);
+        let fault = match dice.below(6) {
+            0 => Fault::RefuseRegistration(side, dice.below(8)),
+            1 => Fault::SlowDevice(side, dice.lasting() / 4, dice.lasting()),
+            2 | 3 => fault(dice, lanes),
+            _ => return,
+        };
+        self.planned.push(Planned {
+            moment: Moment::Sends(dice.of(&RANGES)),
+            skips: dice.below(3) as u32,
+            later: None,
+            fault,
+        });
     }
 }
 

@@ -8,7 +8,7 @@ use dunlin_engine::session::Decision;
 use dunlin_engine::settings::MoveHandle;
 use dunlin_transports::runtime::{self, simulation::World};
 
-use super::faults::{Undo, Who};
+use super::faults::{Undo, Who, slow_device};
 use super::hosts::Hosts;
 use super::judgement::{Class, Judged, judge};
 use super::ledger::{Ledger, Side};
@@ -189,6 +189,7 @@ impl Scenario {
                     stage.world().go_on(process);
                 }
             }
+            Undo::SlowDevice(side) => slow_device(stage, side, Duration::ZERO),
             Undo::SlowDisk(side) => {
                 let slower = Duration::ZERO;
                 stage.disk(side).change(|disk| disk.slower = slower);

@@ -47,6 +47,7 @@ mod built_in {
             },
             on_demand_paging: defaults.on_demand_paging,
             stall_limit: defaults.stall_limit,
+            on_demand_paging: choices.on_demand_paging,
         }
     }
 

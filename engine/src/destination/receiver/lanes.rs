@@ -109,7 +109,12 @@ pub(super) fn start_lanes<'scope>(
     inputs: SyncSender<Input>,
 ) -> std::io::Result<()> {
     let lanes = u16::try_from(tickets.len()).unwrap_or(u16::MAX);
-    let cpus = lane_cpus(&settings.cpus, lanes, hello.offer().vcpus);
+    let cpus = lane_cpus(
+        &settings.cpus,
+        &endpoint.near_cpus(),
+        lanes,
+        hello.offer().vcpus,
+    );
     let peer_timeout = settings.peer_timeout;
     let limit = Deadline::after(settings.session_limit);
     let inside = scope.clone();

@@ -58,7 +58,12 @@ impl Mover<'_, '_> {
         self.fences = vec![0; lanes.len()];
         self.counters = vec![LaneCounters::default(); lanes.len()];
         self.report.lanes = u16::try_from(lanes.len()).unwrap_or(u16::MAX);
-        let cpus = lane_cpus(&self.settings.cpus, self.report.lanes, self.offer.vcpus);
+        let cpus = lane_cpus(
+            &self.settings.cpus,
+            &self.endpoint.near_cpus(),
+            self.report.lanes,
+            self.offer.vcpus,
+        );
         for (lane, cpu) in lanes.into_iter().zip(cpus) {
             if let Err(error) = self.start_lane(lane, cpu) {
                 return self.stop(StayReason::Failed, &format!("starting a lane: {error}"));

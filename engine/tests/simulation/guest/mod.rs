@@ -44,6 +44,8 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(4);
 pub(crate) struct Shape {
     /// The pages of each region.
     pub(crate) regions: Vec<u64>,
+    /// It uses one page in so many.
+    pub(crate) stride: u64,
     /// How many vCPUs it has.
     pub(crate) vcpus: u32,
     /// How long a vCPU thinks between two writes, at first.
@@ -140,6 +142,7 @@ impl Machine {
             pages: whole
                 .iter()
                 .flat_map(|run| run.first.0..run.end().0)
+                .step_by(shape.stride as usize)
                 .collect(),
             generations: zeros(layout.page_span() as usize).collect(),
             dirty: zeros(layout.page_span().div_ceil(64) as usize).collect(),

@@ -51,6 +51,10 @@ pub(crate) struct RdmaChoices {
         help_heading = "RDMA options"
     )]
     pub(crate) poll: Option<PollChoice>,
+    /// The source registers memory for on-demand paging: nothing of it is pinned there, and the
+    /// device asks for pages as it reads them; for devices that can
+    #[arg(long = "rdma-odp", help_heading = "RDMA options")]
+    pub(crate) on_demand_paging: bool,
     /// The most guest memory that is registered with the device, and so pinned, at once: a size of
     /// at least 8MiB, unlimited, or auto; the smaller one of both sides counts [default: auto, which
     /// heeds the limit on locked memory and leaves a quarter of the memory that is free]
@@ -91,7 +95,8 @@ impl RdmaChoices {
             let value = value?;
             Some(format!("--{flag}={value}"))
         });
-        given.collect()
+        let paging = self.on_demand_paging.then(|| "--rdma-odp".to_owned());
+        given.chain(paging).collect()
     }
 }
 
@@ -118,11 +123,12 @@ mod tests {
             pkey_index: Some(300),
             ack_timeout: Some(14),
             poll: Some(PollChoice::Event),
+            on_demand_paging: true,
             pin_budget: Some(PinBudget::Bytes(128 << 20)),
         };
         let mut line = vec!["line".to_owned()];
         line.extend(choices.as_arguments());
-        assert_eq!(line.len(), 10);
+        assert_eq!(line.len(), 11);
         assert_eq!(Line::try_parse_from(line).unwrap().choices, choices);
         assert!(RdmaChoices::default().as_arguments().is_empty());
         for bad in [
