@@ -45,7 +45,6 @@ mod built_in {
                 Some(PollChoice::Spin) => PollMode::Spin,
                 Some(PollChoice::Event) => PollMode::Event,
             },
-            on_demand_paging: defaults.on_demand_paging,
             stall_limit: defaults.stall_limit,
             on_demand_paging: choices.on_demand_paging,
         }
