@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use crate::host::is_root;
 use crate::program::{Output, Running};
 
 /// An interface that swallows what it is given.
@@ -40,13 +41,11 @@ impl Wire {
     ///
     /// When `ip` does not tell.
     pub fn at(address: IpAddr) -> Result<Option<Self>> {
-        // SAFETY: geteuid(2) takes nothing and can't fail.
-        let is_root = unsafe { libc::geteuid() } == 0;
         let listed = ip(&["-j", "address", "show", "to", &address.to_string()])?.json()?;
         // It lists an empty object for each other interface.
         let entries = listed.as_array().cloned().unwrap_or_default();
         let interface = entries.iter().find_map(|entry| entry["ifname"].as_str());
-        let Some(interface) = interface.filter(|_| is_root) else {
+        let Some(interface) = interface.filter(|_| is_root()) else {
             println!("skipped: no wire at {address} that this process may cut");
             return Ok(None);
         };
