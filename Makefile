@@ -78,7 +78,7 @@ softroce: build ## Run the RDMA tests in an emulated machine that has RDMA (ARGS
 	tests/softroce/suite machine '$(ARGS)'
 
 # Each kill of a process at each phase is 104 runs; one takes 4 to 10 s there.
-softroce-chaos: build ## The same as chaos, over RDMA, in that machine (RUNS=104 ARGS=...)
+softroce-chaos: build ## Chaos over RDMA, in the emulated machine (RUNS=300 ARGS=...)
 	@$(SETUP) rdma-headers
 	$(CARGO) build -p dunlin-tests --locked --bin dunlin-chaos
 	tests/softroce/run --timeout 7200 --env DUNLIN=$(DUNLIN) -- $(CARGO_TARGET_DIR)/debug/dunlin-chaos \
