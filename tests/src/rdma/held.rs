@@ -91,40 +91,49 @@ fn has_rdma_program() -> bool {
     is_there
 }
 
-/// The things that programs have, and whose they are, where the kernel tells. It knows the thread
-/// that made a thing, and forgets it when that ends.
+/// The things that programs have, and whose they are, where the kernel tells.
 fn things() -> Result<Vec<(Thing, Option<u32>)>> {
     if !has_rdma_program() {
         return Ok(Vec::new());
     }
-    let number = |entry: &Value, name: &str| entry[name].as_u64();
-    let device = |entry: &Value| entry["ifname"].as_str().unwrap_or_default().to_owned();
-    let owner = |entry: &Value| process_of(u32::try_from(number(entry, "pid")?).ok()?);
     let domains = show("pd")?;
     let mut all = Vec::new();
-    for (kind, number_name) in KINDS {
-        for entry in show(kind)? {
-            // What the kernel made has a name and no process.
-            if !entry["comm"].is_null() && entry["pid"].is_null() {
-                continue;
-            }
-            let of_its_domain = || {
-                let domain = number(&entry, "pdn")?;
-                let is_its = |other: &&Value| {
-                    number(other, "pdn") == Some(domain) && device(other) == device(&entry)
-                };
-                domains.iter().find(is_its).and_then(owner)
-            };
-            let owner = owner(&entry).or_else(of_its_domain);
-            let thing = Thing {
-                kind,
-                device: device(&entry),
-                number: number(&entry, number_name).unwrap_or_default(),
-            };
-            all.push((thing, owner));
-        }
+    for (kind, number) in KINDS {
+        all.extend(programs_things(kind, number, &show(kind)?, &domains));
     }
     Ok(all)
+}
+
+/// The entries of a list that are programs' own, each with the thread that made it or else its
+/// protection domain: the kernel knows that thread alone, and forgets it when it ends.
+fn programs_things(
+    kind: &'static str,
+    number: &str,
+    entries: &[Value],
+    domains: &[Value],
+) -> Vec<(Thing, Option<u32>)> {
+    let device = |entry: &Value| entry["ifname"].as_str().unwrap_or_default().to_owned();
+    let thread = |entry: &Value| u32::try_from(entry["pid"].as_u64()?).ok();
+    let of_domain = |entry: &Value| {
+        let domain = entry["pdn"].as_u64()?;
+        let is_its = |other: &&Value| {
+            other["pdn"].as_u64() == Some(domain) && device(other) == device(entry)
+        };
+        domains.iter().find(is_its).and_then(thread)
+    };
+    // What the kernel made has a name and no process.
+    let is_programs = |entry: &&Value| entry["comm"].is_null() || !entry["pid"].is_null();
+    let programs = entries.iter().filter(is_programs);
+    programs
+        .map(|entry| {
+            let thing = Thing {
+                kind,
+                device: device(entry),
+                number: entry[number].as_u64().unwrap_or_default(),
+            };
+            (thing, thread(entry).or_else(|| of_domain(entry)))
+        })
+        .collect()
 }
 
 fn show(kind: &str) -> Result<Vec<Value>> {
@@ -165,7 +174,8 @@ pub fn still_held(sites: &[&Site], before: &Things) -> Result<Vec<String>> {
             held.push(format!("process {pid} has {pinned:?}"));
         }
     }
-    for (thing, owner) in things()? {
+    for (thing, thread) in things()? {
+        let owner = thread.and_then(process_of);
         let is_anothers = owner.is_some_and(|pid| is_alive(pid) && !ours.contains(&pid));
         if !is_anothers && !before.0.contains(&thing) {
             let whose = owner.map_or("nobody".to_owned(), |pid| format!("process {pid}"));
@@ -195,5 +205,46 @@ pub fn expect_nothing_held(sites: &[&Site], before: &Things) -> Result<()> {
             bail!("still held behind the move: {}", held.join("; "));
         }
         std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// As iproute2 6.1 prints them.
+    #[test]
+    fn the_kernels_own_is_left_out_and_registrations_belong_to_their_domain() {
+        let domains = [
+            json!({"ifname": "rxe0", "pdn": 0, "comm": "ib_core"}),
+            json!({"ifname": "rxe1", "pdn": 2, "pid": 9, "comm": "other"}),
+            json!({"ifname": "rxe0", "pdn": 2, "pid": 178, "comm": "dunlin"}),
+        ];
+        let entries = [
+            json!({"ifname": "rxe0", "mrn": 0, "pdn": 0, "comm": "ib_core"}),
+            json!({"ifname": "rxe0", "mrn": 3, "pdn": 2}),
+            json!({"ifname": "rxe0", "mrn": 4, "pdn": 2, "pid": 231, "comm": "dunlin-1"}),
+            json!({"ifname": "rxe0", "mrn": 5, "pdn": 7}),
+        ];
+        let found = programs_things("mr", "mrn", &entries, &domains);
+        let short: Vec<_> = found
+            .iter()
+            .map(|(thing, of)| (thing.number, *of))
+            .collect();
+        assert_eq!(short, [(3, Some(178)), (4, Some(231)), (5, None)]);
+    }
+
+    #[test]
+    fn locked_memory_is_seen() -> Result<()> {
+        let before = Pinned::of(std::process::id())?;
+        // One page, so that no limit is in the way.
+        let page = vec![1_u8; 1 << 13];
+        // SAFETY: the range is this vector's; locking changes nothing that it holds.
+        let locked = unsafe { libc::mlock(page.as_ptr().cast(), 1 << 12) };
+        assert_eq!(locked, 0, "{}", std::io::Error::last_os_error());
+        assert!(Pinned::of(std::process::id())?.locked_kib > before.locked_kib);
+        Ok(())
     }
 }
