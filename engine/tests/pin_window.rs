@@ -502,7 +502,8 @@ fn whatever_the_window_the_guest_arrives_whole() {
         }
         for page in session.source.pages() {
             // Some chunks stay untouched, others hold a page.
-            if (page.0 / CHUNK + seed) % 4 != 0 && (page.0 % 3 == 0 || seeded.below(5) == 0) {
+            let is_used = !(page.0 / CHUNK + seed).is_multiple_of(4);
+            if is_used && (page.0.is_multiple_of(3) || seeded.below(5) == 0) {
                 session.source.write(page.0, seeded.below(3));
             }
         }

@@ -3,6 +3,8 @@
 //! Law 1 lives in [`LaneWorker::chunk`]: re-arm first, then look at the bytes. Law 2 lives in the
 //! round's end: each lane fences, and in a pre-copy round waits for the destination's word.
 
+mod gate;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -11,7 +13,7 @@ use dunlin_transports::lane::{FenceNumber, LaneCounters, LaneError, LaneNumber, 
 use dunlin_transports::memory::{MemoryError, MemoryMap, PAGE_BYTES, PageNumber, Run};
 use dunlin_transports::runtime::{Receiver, SyncSender};
 
-use super::window::{Gate, Window};
+use super::window::Window;
 use crate::chunk::{Chunk, ChunkCursor, is_clean};
 use crate::clock::Timestamp;
 use crate::dirty::{DirtyBitmap, DirtySource};
@@ -365,53 +367,6 @@ impl LaneWorker<'_> {
             .fetch_sub(dealt_with, Ordering::Relaxed);
         self.context.sent_bytes.fetch_add(bytes, Ordering::Relaxed);
         Ok(held_back)
-    }
-
-    /// Waits until a chunk can be put, where memory is registered for it; on the way, has what was
-    /// put in earlier portions confirmed. `false`: it was untouched, and is not registered.
-    fn pass_gate(&mut self, chunk: Chunk, tally: &mut LaneTally) -> Result<bool, LaneFailure> {
-        let Some(window) = &self.window else {
-            return Ok(true);
-        };
-        let lane = self.lane.number();
-        loop {
-            let asking = Timestamp::now();
-            let gate = window.ask(lane, chunk.first, &mut self.portion, self.is_fenced);
-            let asked = Timestamp::now();
-            tally.waiting += asked.since(asking);
-            match gate {
-                Gate::Open => return Ok(true),
-                Gate::Unneeded => return Ok(false),
-                Gate::Stopped => return Err(LaneError::Stopped(lane).into()),
-                Gate::Behind(portion) => {
-                    let fence = self.lane.fence()?;
-                    self.lane.wait_fence(fence, self.context.peer_timeout)?;
-                    tally.sending += Timestamp::now().since(asked);
-                    self.is_fenced = true;
-                    self.portion = portion;
-                    window.pass(lane, portion);
-                }
-            }
-        }
-    }
-
-    /// Puts off the pages of a chunk that was touched behind the walk's back. They are collected and
-    /// re-armed, so only this keeps them from being lost.
-    fn postpone(
-        &mut self,
-        round: &Round,
-        chunk: Chunk,
-        tally: &mut LaneTally,
-    ) -> Result<(), LaneFailure> {
-        let Some(window) = self.window.as_ref().filter(|_| round.is_first) else {
-            return Err(LaneFailure::Unopened(chunk.first));
-        };
-        for runs in [&mut self.data, &mut self.zero] {
-            window.postpone(runs);
-            tally.postponed_pages += runs.iter().map(|run| u64::from(run.pages)).sum::<u64>();
-            runs.clear();
-        }
-        Ok(())
     }
 
     /// Sorts a chunk's dirty pages into runs that carry bytes and runs that are zero.

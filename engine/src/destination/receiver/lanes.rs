@@ -8,9 +8,34 @@ use super::*;
 /// threads beyond some few wait for the same locks.
 pub(super) const PREPARERS_MAX: usize = 8;
 
+/// What the source may write from the start, and how much it may have opened at once. A source that
+/// can open ranges while the move runs begins with none of them.
+pub(super) fn let_in<G: IncomingGuest>(
+    endpoint: &dyn DestinationEndpoint,
+    guest: &G,
+    hello: &Hello,
+    settings: &ReceiveSettings,
+) -> Result<(Vec<Grant>, Option<u64>), ReceiveError> {
+    if endpoint.has_registrations() {
+        let guest_bytes = hello.offer().layout.bytes();
+        let budget = settings.pin_budget.window_bytes(guest_bytes);
+        let budget = budget.map_err(|error| ReceiveError::Transport(error.to_string()))?;
+        if hello.message.capabilities & capability::PIN_WINDOW != 0 {
+            return Ok((Vec::new(), Some(budget)));
+        }
+        if budget < guest_bytes {
+            return Err(ReceiveError::Transport(format!(
+                "the source does not open memory in parts, and {guest_bytes} bytes are more than \
+                 this side's pin budget allows"
+            )));
+        }
+    }
+    Ok((prepare_all(endpoint, guest)?, None))
+}
+
 /// Prepares all of a guest's memory. Where that means registering it with a device, several threads
 /// do it, each a piece at a time.
-pub(super) fn prepare_all<G: IncomingGuest>(
+fn prepare_all<G: IncomingGuest>(
     endpoint: &dyn DestinationEndpoint,
     guest: &G,
 ) -> Result<Vec<Grant>, LaneError> {

@@ -27,7 +27,7 @@ use dunlin_transports::lane::{
 use dunlin_transports::memory::{PAGE_BYTES, PageNumber, Run};
 use dunlin_transports::runtime::{self, Receiver, Scope, SyncSender, sync_channel};
 
-use self::lanes::{PREPARERS_MAX, issue_tickets, prepare_all, start_lanes};
+use self::lanes::{PREPARERS_MAX, issue_tickets, let_in, start_lanes};
 use self::ranges::{OpenRanges, Pool, start_pool};
 use super::{Arrival, Hello, ReceiveError, ReceiveSettings, Received};
 use crate::affinity::{lane_cpus, pin_current_thread};
@@ -137,8 +137,7 @@ pub(super) fn receive<F: GuestFactory>(
     if let Err(error) = same_shape(hello, &guest) {
         return refused(refuse(&error));
     }
-    let prepared = endpoint(guest.memory().lane_map().clone()).and_then(|endpoint| Ok(endpoint));
-    let endpoint = match prepared {
+    let endpoint = match endpoint(guest.memory().lane_map().clone()) {
         Ok(endpoint) => endpoint,
         Err(error) => return refused(error.into()),
     };
@@ -234,31 +233,6 @@ pub(super) fn receive<F: GuestFactory>(
         });
         receiver.run(started)
     })
-}
-
-/// What the source may write from the start, and how much it may have opened at once. A source that
-/// can open ranges while the move runs begins with none of them.
-fn let_in<G: IncomingGuest>(
-    endpoint: &dyn DestinationEndpoint,
-    guest: &G,
-    hello: &Hello,
-    settings: &ReceiveSettings,
-) -> Result<(Vec<Grant>, Option<u64>), ReceiveError> {
-    if endpoint.has_registrations() {
-        let guest_bytes = hello.offer().layout.bytes();
-        let budget = settings.pin_budget.window_bytes(guest_bytes);
-        let budget = budget.map_err(|error| ReceiveError::Transport(error.to_string()))?;
-        if hello.message.capabilities & capability::PIN_WINDOW != 0 {
-            return Ok((Vec::new(), Some(budget)));
-        }
-        if budget < guest_bytes {
-            return Err(ReceiveError::Transport(format!(
-                "the source does not open memory in parts, and {guest_bytes} bytes are more than \
-                 this side's pin budget allows"
-            )));
-        }
-    }
-    Ok((prepare_all(endpoint, guest)?, None))
 }
 
 /// Whether the guest that was made has the memory that was asked for.
@@ -466,16 +440,6 @@ impl<F: GuestFactory> Destination<'_, F> {
     fn epoch(&self) -> u64 {
         // HELLO was refused if this could overflow.
         self.hello.offer().identity.epoch.saturating_add(1)
-    }
-
-    fn registrations(&self) -> Option<WireRegistrations> {
-        let counters = self.endpoint.registrations();
-        let has_registrations = self.endpoint.has_registrations();
-        has_registrations.then_some(WireRegistrations {
-            made: counters.made,
-            ended: counters.ended,
-            bytes_max: counters.bytes_max,
-        })
     }
 
     fn finish(mut self) -> Result<Received<F::Guest>, ReceiveError> {

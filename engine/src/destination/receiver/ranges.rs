@@ -297,6 +297,17 @@ impl<F: GuestFactory> Destination<'_, F> {
         closed.err().map(|error| self.failed(&error.to_string()))
     }
 
+    /// What was registered in the whole move, where anything is.
+    pub(super) fn registrations(&self) -> Option<WireRegistrations> {
+        let counters = self.endpoint.registrations();
+        let has_registrations = self.endpoint.has_registrations();
+        has_registrations.then_some(WireRegistrations {
+            made: counters.made,
+            ended: counters.ended,
+            bytes_max: counters.bytes_max,
+        })
+    }
+
     pub(super) fn tell_ranges(&mut self) -> Option<Event> {
         let words = self.ranges.as_mut()?.words();
         words.iter().find_map(|word| self.send(word))

@@ -17,9 +17,11 @@
 //! | room | what is in it |
 //! |---|---|
 //! | here | what is shared, and what lanes and the session's thread ask of it |
-//! | `plan` | which range is opened and closed when: rules alone |
+//! | `open_set` | the ranges, and how each gets from stage to stage |
+//! | `plan` | which of them is opened and closed when: rules alone |
 //! | `walk` | the thread that goes ahead of the lanes, and those that register |
 
+mod open_set;
 mod plan;
 mod walk;
 
@@ -31,7 +33,8 @@ use dunlin_transports::lane::LaneNumber;
 use dunlin_transports::memory::{PageNumber, Run};
 use dunlin_transports::runtime::Monitor;
 
-use self::plan::{Named, Plan, Standing, Step, Walk};
+use self::open_set::{Named, OpenSet};
+use self::plan::{Plan, Standing, Step, Walk};
 pub(super) use self::walk::{WalkOrder, WindowDone, start};
 use crate::chunk::{CHUNK_PAGES, Chunk, ChunkPlan, add_shares, is_clean};
 use crate::clock::Timestamp;
@@ -111,7 +114,7 @@ impl State {
     fn note_progress(&mut self) {
         let now = Timestamp::now();
         self.progress = now;
-        let (opening, _) = self.plan.under_way();
+        let (opening, _) = self.plan.set.under_way();
         match self.opening_since {
             None if opening > 0 => self.opening_since = Some(now),
             Some(since) if opening == 0 => {
@@ -299,17 +302,17 @@ impl Window {
 
     /// The destination has granted a range. Whether that was due.
     pub(super) fn granted(&self, run: Run) -> bool {
-        self.heard(|plan| plan.granted(run))
+        self.heard(|set| set.granted(run))
     }
 
     /// The destination has closed a range. Whether that was due.
     pub(super) fn closed(&self, run: Run) -> bool {
-        self.heard(|plan| plan.closed(run))
+        self.heard(|set| set.closed(run))
     }
 
-    fn heard(&self, hear: impl FnOnce(&mut Plan) -> Option<bool>) -> bool {
+    fn heard(&self, hear: impl FnOnce(&mut OpenSet) -> Option<bool>) -> bool {
         let mut state = self.state.lock();
-        let Some(is_done) = hear(&mut state.plan) else {
+        let Some(is_done) = hear(&mut state.plan.set) else {
             return false;
         };
         state.note_progress();
@@ -321,18 +324,18 @@ impl Window {
 
     /// Whether this side waits for such a grant; before it is given to the endpoint.
     pub(super) fn awaits_grant(&self, run: Run) -> bool {
-        self.state.lock().plan.awaits_grant(run)
+        self.state.lock().plan.set.awaits_grant(run)
     }
 
     /// What is waited for, where nothing has been opened or closed for `limit` though it is due.
     pub(super) fn overdue(&self, limit: Duration) -> Option<String> {
         let state = self.state.lock();
-        let (opening, closing) = state.plan.under_way();
+        let (opening, closing) = state.plan.set.under_way();
         let waited = Timestamp::now().since(state.progress);
         if opening + closing == 0 || waited < limit {
             return None;
         }
-        let first = state.plan.first_under_way()?;
+        let first = state.plan.set.first_under_way()?;
         Some(format!(
             "no range was opened or closed for {} ms; {opening} are being opened, {closing} closed, \
              {} pages at {} among them",
@@ -345,7 +348,7 @@ impl Window {
     /// What opening took so far, and how often lanes had to pass in this round.
     pub(super) fn tally(&self) -> (OpeningTally, u32) {
         let state = self.state.lock();
-        let tally = state.plan.tally();
+        let tally = state.plan.set.tally();
         let tally = OpeningTally {
             closed: tally.closed,
             opened_bytes: tally.opened_bytes,

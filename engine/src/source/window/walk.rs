@@ -116,8 +116,8 @@ impl Window {
     fn job_done(&self, job: Job) {
         let mut state = self.state.lock();
         let is_done = match job {
-            Job::Prepare(named) => state.plan.prepared(named.id),
-            Job::Retire(named) => state.plan.retired(named.id),
+            Job::Prepare(named) => state.plan.set.prepared(named.id),
+            Job::Retire(named) => state.plan.set.retired(named.id),
         };
         state.note_progress();
         if is_done {
@@ -212,10 +212,10 @@ impl Walker<'_> {
     fn stretch(&self, chunks: &[u64], at: usize, known: usize, is_first: bool) -> usize {
         let state = self.window.state.lock();
         let all = &self.window.chunks;
-        let most = state.plan.range_chunks() as usize;
+        let most = state.plan.set.range_chunks() as usize;
         let is_covered = chunks
             .get(at)
-            .is_some_and(|chunk| state.plan.is_covered(*chunk));
+            .is_some_and(|chunk| state.plan.set.is_covered(*chunk));
         drop(state);
         if is_covered {
             return 1;
@@ -308,7 +308,7 @@ impl Walker<'_> {
     /// Waits until all that was asked for is open.
     fn wait_until_open(&self) -> Result<(), Cut> {
         let mut state = self.window.state.lock();
-        while state.plan.under_way().0 > 0 {
+        while state.plan.set.under_way().0 > 0 {
             if state.is_stopped {
                 return Err(Cut::Stopped);
             }

@@ -65,6 +65,7 @@ enum Turn {
 }
 
 struct World {
+    chunks: ChunkPlan,
     plan: Plan,
     window_bytes: u64,
     seeded: Seeded,
@@ -86,6 +87,7 @@ impl World {
     fn new(region_chunks: &[u64], window_chunks: u64, lanes: usize, seed: u64) -> Self {
         let window_bytes = window_chunks * CHUNK_BYTES + CHUNK_BYTES / 4;
         Self {
+            chunks: chunks_of(region_chunks),
             plan: Plan::new(chunks_of(region_chunks), window_bytes, lanes),
             window_bytes,
             seeded: Seeded(seed),
@@ -131,7 +133,7 @@ impl World {
         assert_eq!(*seen, (run, Seen::Open));
         seen.1 = Seen::Closing;
         let is_in = |chunk: &&u64| {
-            let first = self.plan.chunks.chunk(**chunk).unwrap().first;
+            let first = self.chunks.chunk(**chunk).unwrap().first;
             run.first <= first && first < run.end()
         };
         for (number, lane) in self.lanes.iter().enumerate() {
@@ -153,7 +155,7 @@ impl World {
             self.plan.end_walk();
             return false;
         };
-        if self.untouched.contains(&chunk) && !self.plan.is_covered(chunk) {
+        if self.untouched.contains(&chunk) && !self.plan.set.is_covered(chunk) {
             self.plan.skip(chunk);
             self.walked += 1;
             return true;
@@ -161,7 +163,7 @@ impl World {
         let follows = |number: &u64| {
             let next = chunk + number;
             self.list.get(self.walked + *number as usize) == Some(&next)
-                && !self.plan.chunks.begins_region(next)
+                && !self.chunks.begins_region(next)
                 && !self.untouched.contains(&next)
         };
         let stretch = 1 + (1..8).take_while(follows).count() as u64;
@@ -225,7 +227,7 @@ impl World {
                     self.crossed += 1;
                     self.fence(number, portion);
                 }
-                let first = self.plan.chunks.chunk(chunk).unwrap().first.0;
+                let first = self.chunks.chunk(chunk).unwrap().first.0;
                 let (_, (run, seen)) = self.seen.range(..=first).next_back().unwrap();
                 assert!(
                     first < run.end().0 && *seen == Seen::Open,
@@ -242,9 +244,9 @@ impl World {
     fn device(&mut self, which: usize) {
         let (named, is_open) = self.device.swap_remove(which);
         let is_done = if is_open {
-            self.plan.prepared(named.id)
+            self.plan.set.prepared(named.id)
         } else {
-            self.plan.retired(named.id)
+            self.plan.set.retired(named.id)
         };
         self.done(named.run, is_open, is_done);
     }
@@ -257,14 +259,14 @@ impl World {
                 first: run.first,
                 pages: run.pages + 1,
             };
-            assert_eq!(self.plan.granted(other), None);
-            assert_eq!(self.plan.closed(run), None);
-            let is_done = self.plan.granted(run).unwrap();
-            assert_eq!(self.plan.granted(run), None);
+            assert_eq!(self.plan.set.granted(other), None);
+            assert_eq!(self.plan.set.closed(run), None);
+            let is_done = self.plan.set.granted(run).unwrap();
+            assert_eq!(self.plan.set.granted(run), None);
             is_done
         } else {
-            assert_eq!(self.plan.granted(run), None);
-            self.plan.closed(run).unwrap()
+            assert_eq!(self.plan.set.granted(run), None);
+            self.plan.set.closed(run).unwrap()
         };
         self.done(run, is_open, is_done);
     }
@@ -314,7 +316,7 @@ impl World {
         }
         assert_eq!(self.walked, self.list.len(), "the walk is stuck");
         assert!(!has_lanes || self.lanes.iter().all(|lane| lane.is_done));
-        assert_eq!(self.plan.under_way(), (0, 0));
+        assert_eq!(self.plan.set.under_way(), (0, 0));
         self.check();
     }
 
@@ -359,12 +361,12 @@ impl World {
         let before: Vec<u64> = list
             .iter()
             .copied()
-            .filter(|c| self.plan.is_covered(*c))
+            .filter(|c| self.plan.set.is_covered(*c))
             .collect();
         self.begin(list, &[], Walk::Ahead);
         self.play(Walk::Ahead, false);
         // Nothing that is needed was closed for something else that is.
-        assert!(before.iter().all(|chunk| self.plan.is_covered(*chunk)));
+        assert!(before.iter().all(|chunk| self.plan.set.is_covered(*chunk)));
         let bytes: u64 = list.len() as u64 * CHUNK_BYTES;
         if self.plan.portions(list) == 1 && bytes <= self.window_bytes {
             assert!(self.plan.are_open(list));
@@ -409,7 +411,7 @@ proptest! {
         world.claimed(&list, &untouched);
         // What was never touched is never registered.
         for chunk in &untouched {
-            prop_assert!(!world.plan.is_covered(*chunk));
+            prop_assert!(!world.plan.set.is_covered(*chunk));
         }
         for (kind, share) in rounds {
             let list = subset(all, share, &mut Seeded(seed ^ share as u64));
@@ -426,7 +428,7 @@ proptest! {
                 prop_assert_eq!(world.plan.crossings(), 0);
             }
         }
-        prop_assert!(world.plan.tally().held_bytes_max <= world.window_bytes);
+        prop_assert!(world.plan.set.tally().held_bytes_max <= world.window_bytes);
     }
 }
 
@@ -438,7 +440,7 @@ fn where_all_fits_nothing_is_closed_and_nobody_crosses() {
         world.claimed(&all, &[]);
         assert_eq!((world.crossed, world.plan.crossings()), (0, 0));
     }
-    let tally = world.plan.tally();
+    let tally = world.plan.set.tally();
     assert_eq!((tally.opened, tally.closed), (10, 0));
     assert_eq!(tally.opened_bytes, 40 * CHUNK_BYTES - CHUNK_BYTES / 2);
 }
@@ -447,17 +449,21 @@ fn where_all_fits_nothing_is_closed_and_nobody_crosses() {
 fn what_the_round_does_not_need_is_closed_first() {
     let mut world = World::new(&[20], 8, 1, 1);
     world.claimed(&[0, 4, 8, 12], &[]);
-    let opened = world.plan.tally().opened;
+    let opened = world.plan.set.tally().opened;
     // 4 ranges of one chunk are open; of 5 more, one does not fit.
     world.claimed(&[4, 8, 12, 14, 15, 16, 17, 18], &[]);
-    assert_eq!(world.plan.tally().closed, 1);
-    assert!(!world.plan.is_covered(0) && world.plan.is_covered(4));
-    assert!(world.plan.tally().opened > opened);
+    assert_eq!(world.plan.set.tally().closed, 1);
+    assert!(!world.plan.set.is_covered(0) && world.plan.set.is_covered(4));
+    assert!(world.plan.set.tally().opened > opened);
 }
 
 #[test]
 fn ranges_grow_with_the_guest_and_shrink_with_the_window() {
-    let length = |chunks, window| Plan::new(chunks_of(&[chunks]), window, 1).range_chunks();
+    let length = |chunks, window| {
+        Plan::new(chunks_of(&[chunks]), window, 1)
+            .set
+            .range_chunks()
+    };
     assert_eq!(length(64, u64::MAX), 4);
     assert_eq!(length(64, 8 << 20), 1);
     assert_eq!(length(64, WINDOW_BYTES_MIN), 1);
@@ -476,6 +482,6 @@ fn a_page_in_the_middle_of_a_range_names_none() {
         first: PageNumber(whole.first.0 + CHUNK),
         pages: CHUNK_PAGES,
     };
-    assert_eq!(world.plan.closed(part), None);
-    assert_eq!(world.plan.granted(whole), None);
+    assert_eq!(world.plan.set.closed(part), None);
+    assert_eq!(world.plan.set.granted(whole), None);
 }
