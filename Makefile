@@ -26,10 +26,10 @@ RUNS ?= 300
 SETUP := tools/setup.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test model simulate chaos planted-bug softroce rdma-test bench lint format deny
+.PHONY: help demo build test model simulate chaos planted-bug softroce softroce-chaos rdma-test bench lint format deny
 
 help: ## Say what there is
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: build ## Move a running guest between two processes on this machine (ARGS=...)
 	$(DUNLIN) demo $(ARGS)
@@ -76,6 +76,13 @@ planted-bug: ## See that a planted bug, which makes two owners of a guest, is fo
 softroce: build ## Run the RDMA tests in an emulated machine that has RDMA (ARGS=pings: those named so)
 	@$(SETUP) rdma-headers
 	tests/softroce/suite machine '$(ARGS)'
+
+# Each kill of a process at each phase is 104 runs; one takes 4 to 10 s there.
+softroce-chaos: build ## Chaos over RDMA, in the emulated machine (RUNS=300 ARGS=...)
+	@$(SETUP) rdma-headers
+	$(CARGO) build -p dunlin-tests --locked --bin dunlin-chaos
+	tests/softroce/run --timeout 7200 --env DUNLIN=$(DUNLIN) -- $(CARGO_TARGET_DIR)/debug/dunlin-chaos \
+		--transport rdma --address 10.77.0.2 --bind 10.77.0.1 --guest kvm --runs $(RUNS) $(ARGS)
 
 rdma-test: ## Run the same tests on this host, if it has an RDMA device (ARGS=pings: those named so)
 	@tests/softroce/suite device

@@ -13,7 +13,7 @@
 mod simulated;
 
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dunlin_engine::destination::ReceiveError;
 use dunlin_engine::guest::{GuestError, RunError};
@@ -22,7 +22,7 @@ use dunlin_engine::records::{Durability, Entry};
 use dunlin_engine::report::Outcome;
 use dunlin_engine::session::Decision;
 use dunlin_engine::settings::MoveHandle;
-use dunlin_transports::inmemory::{Faults, Place};
+use dunlin_transports::inmemory::{Faults, Place, Side as Registering};
 use dunlin_transports::lane::LaneNumber;
 
 use simulated::by_hand::DestinationByHand;
@@ -455,6 +455,31 @@ fn a_guest_that_may_have_run_and_does_not_is_left_to_a_person() {
         };
         assert_eq!(ended.report.outcome, outcome);
     }
+}
+
+/// It may be held for days: its memory is not pinned meanwhile.
+#[test]
+fn a_guest_that_is_held_is_not_pinned() {
+    let mut session = session(Hooks::default());
+    session.faults.register_memory();
+    session.hooks.run = Some(Box::new(|_| Err(RunError::MayHaveRun(broken()))));
+    let (faults, handle) = (Arc::clone(&session.faults), Arc::clone(&session.handle));
+    let person = std::thread::spawn(move || {
+        let limit = Instant::now() + Duration::from_secs(20);
+        let is_unpinned = || {
+            let counters = faults.registrations(Registering::Source);
+            counters.made > 0 && counters.bytes == 0
+        };
+        while !is_unpinned() && Instant::now() < limit {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let was_unpinned = is_unpinned();
+        handle.decide(Decision::DiscardHere, "it is switched off");
+        was_unpinned
+    });
+    let ended = session.run();
+    assert!(person.join().unwrap(), "it is held and pinned");
+    assert_eq!(ended.report.outcome, Outcome::DiscardedByHand);
 }
 
 #[test]

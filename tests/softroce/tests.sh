@@ -27,5 +27,9 @@ run_cargo 'RDMA: a guest moves in a window of pinned memory' 400 '-p dunlin-test
 run 'auto picks RDMA, and TCP where the destination has no RDMA' 300 auto_picks
 run 'the demo moves over RDMA' 240 move_a_guest --transport rdma
 run 'doctor sees RDMA' 60 doctor_sees_rdma
+run_cargo 'no RDMA library, though there is a device' 240 '-p dunlin-tests --test rdma_where_there_is_none' without_the_library
+run_cargo 'RDMA: less memory may be locked than a guest has' 300 '-p dunlin-tests --test rdma_the_limit_for_locked_memory' --test-threads=1
+run_cargo 'RDMA: processes are killed under moves (chaos)' 600 '-p dunlin-tests --test rdma_moves_with_faults'
 # The last: the wire's IPv6 addresses and routes do not come back with it.
 run_cargo 'RDMA: the link goes down' 120 '-p dunlin-transports --features rdma,testing --test rdma_link_down'
+run_cargo 'RDMA: the link goes down under moves' 400 '-p dunlin-tests --test rdma_the_link_goes_down' --test-threads=1

@@ -18,10 +18,15 @@ pub fn has_kvm() -> bool {
     usable
 }
 
+/// Whether this process is root's.
+pub fn is_root() -> bool {
+    // SAFETY: geteuid(2) takes nothing and can't fail.
+    unsafe { libc::geteuid() == 0 }
+}
+
 /// Whether network namespaces can be made here; says so if not.
 pub fn has_namespaces() -> bool {
-    // SAFETY: geteuid(2) takes nothing and can't fail.
-    let is_root = unsafe { libc::geteuid() } == 0;
+    let is_root = is_root();
     let has_ip = Command::new("ip").arg("-V").output().is_ok();
     if !is_root || !has_ip {
         println!("skipped: network namespaces need root and the program 'ip'");

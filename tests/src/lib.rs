@@ -8,11 +8,13 @@
 //! | [`program`] | running `dunlin`, with a time limit on everything |
 //! | [`site`] | a host as far as Dunlin can tell: a runtime directory, guests, a receiver |
 //! | [`host`] | what this machine has: KVM, huge pages, namespaces |
+//! | [`rdma`] | what RDMA holds, and the wire below it |
 //! | [`chaos`] | moves with faults, by the hundred |
 //! | [`wire`] | raw connections, to say what no program of ours would |
 
 pub mod chaos;
 pub mod host;
 pub mod program;
+pub mod rdma;
 pub mod site;
 pub mod wire;

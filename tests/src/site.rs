@@ -19,7 +19,8 @@ use crate::program::{
 pub struct Site {
     root: TempDir,
     directory: PathBuf,
-    namespace: Option<String>,
+    /// What `dunlin` is started by, where it is not started itself.
+    launcher: Vec<String>,
     environment: Vec<(OsString, OsString)>,
 }
 
@@ -59,7 +60,7 @@ impl Site {
     ///
     /// When its directory can't be made.
     pub fn inside(directory: &Path, namespace: Option<&str>) -> Result<Self> {
-        Self::at(directory.to_owned(), namespace.map(str::to_owned))
+        Self::at(directory.to_owned(), namespace)
     }
 
     /// A site in a network namespace.
@@ -68,19 +69,20 @@ impl Site {
     ///
     /// When its directory can't be made.
     pub fn in_namespace(namespace: &str) -> Result<Self> {
-        Self::at(std::env::temp_dir(), Some(namespace.to_owned()))
+        Self::at(std::env::temp_dir(), Some(namespace))
     }
 
-    fn at(parent: PathBuf, namespace: Option<String>) -> Result<Self> {
+    fn at(parent: PathBuf, namespace: Option<&str>) -> Result<Self> {
         let root = tempfile::Builder::new()
             .prefix("dunlin-site-")
             .tempdir_in(parent)?;
         let directory = root.path().join("run");
         std::fs::create_dir(&directory)?;
+        let inside = |name| ["ip", "netns", "exec", name].map(str::to_owned).to_vec();
         Ok(Self {
             root,
             directory,
-            namespace,
+            launcher: namespace.map(inside).unwrap_or_default(),
             environment: Vec::new(),
         })
     }
@@ -90,6 +92,18 @@ impl Site {
         self.environment.retain(|(known, _)| known != name);
         let entry = value.map(|value| (name.into(), value.into()));
         self.environment.extend(entry);
+    }
+
+    /// What is started from here on may lock so many bytes of memory (RLIMIT_MEMLOCK), root too;
+    /// `None`: any, but root's right to ignore the limit is gone all the same.
+    ///
+    /// It needs the programs `setpriv` and `prlimit`, of util-linux.
+    pub fn limit_locked_memory(&mut self, bytes: Option<u64>) {
+        let limit = bytes.map_or("unlimited".to_owned(), |bytes| bytes.to_string());
+        let limit = format!("--memlock={limit}:unlimited");
+        let words = ["prlimit", &limit, "setpriv", "--bounding-set=-ipc_lock"];
+        let words = words.into_iter().chain(["--inh-caps=-ipc_lock"]);
+        self.launcher = words.map(str::to_owned).collect();
     }
 
     /// Keeps its directory when this value goes.
@@ -117,11 +131,11 @@ impl Site {
 
     /// `dunlin` with these arguments, at this site.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = match &self.namespace {
+        let mut command = match self.launcher.split_first() {
             None => Command::new(dunlin()),
-            Some(namespace) => {
-                let mut command = Command::new("ip");
-                command.args(["netns", "exec", namespace]).arg(dunlin());
+            Some((program, words)) => {
+                let mut command = Command::new(program);
+                command.args(words).arg(dunlin());
                 command
             }
         };

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::AtomicBool;
 
-use dunlin_tests::chaos::arena::GuestKind;
+use dunlin_tests::chaos::arena::{Fabric, GuestKind};
 use dunlin_tests::chaos::campaign::Campaign;
 use dunlin_tests::chaos::tally::Tally;
 use dunlin_tests::host::{has_kvm, has_namespaces};
@@ -17,6 +17,7 @@ fn twenty_of_them() {
         // A scenario is the same each time; `make chaos` has others.
         seed: 2026,
         jobs: 2,
+        fabric: Fabric::Tcp,
         guests,
         wanted: Vec::new(),
         has_links: has_namespaces(),

@@ -5,6 +5,7 @@
 //! there it is the destination that says so.
 
 use anyhow::{Context, Result};
+use dunlin_tests::host::has_kvm;
 use dunlin_tests::site::{Site, expect_moved};
 use serde_json::Value;
 
@@ -119,5 +120,65 @@ fn the_demo_says_why_it_goes_over_tcp() -> Result<()> {
     let receive = ["receive", "--listen", "rdma://127.0.0.1:0"];
     let output = site.run(&receive)?.expect_code(12)?;
     assert!(output.stderr.contains("RDMA"), "{}", output.stderr);
+    Ok(())
+}
+
+/// A site that finds no RDMA library, whatever the host has: the loader takes these files first, and
+/// they are none.
+fn site_without_libraries() -> Result<(Site, tempfile::TempDir)> {
+    let libraries = tempfile::tempdir()?;
+    for library in ["libibverbs.so.1", "librdmacm.so.1"] {
+        std::fs::write(libraries.path().join(library), "")?;
+    }
+    let mut site = Site::new()?;
+    site.set_environment("LD_LIBRARY_PATH", libraries.path().to_str());
+    Ok((site, libraries))
+}
+
+#[test]
+fn without_the_library_all_goes_over_tcp() -> Result<()> {
+    let (site, _libraries) = site_without_libraries()?;
+    // The kernel of the SoftRoCE machine can't track a process's memory.
+    let kind = if has_kvm() { "kvm" } else { "process" };
+    let workload = "hot=4MiB,rate=1MiB/s";
+    let guest = ["--memory", "64MiB", "--workload", workload, "--guest", kind];
+    let (rdma_is_there, rdma) = rdma_of(&site)?;
+    assert!(!rdma_is_there, "{rdma}");
+    let lacks = "there is no libibverbs.so.1";
+    assert!(
+        rdma["meaning"]
+            .as_str()
+            .is_some_and(|words| words.contains(lacks)),
+        "{rdma}"
+    );
+
+    let file = site.directory().join("report.json");
+    let path = file.to_string_lossy().into_owned();
+    let demo = [
+        &["demo", "--json", &path, "--max-blackout", "5s"],
+        &guest[..],
+    ]
+    .concat();
+    let output = site.run(&demo)?.expect_code(0)?;
+    let note = "auto: using tcp, as there is no rdma: there is no libibverbs.so.1";
+    assert!(output.stderr.contains(note), "{}", output.stderr);
+    let report: Value = serde_json::from_str(&std::fs::read_to_string(&file)?)?;
+    expect_moved(&report)?;
+    assert_eq!(report["transport"], "tcp");
+
+    let (there, _also) = site_without_libraries()?;
+    let _guest = site.guest("vm1", &guest)?;
+    let receiver = there.receiver(&[])?;
+    let to = by("rdma", &receiver.endpoint)?;
+    let output = site
+        .run(&["send", "vm1", "--to", &to, "--quiet"])?
+        .expect_code(12)?;
+    assert_eq!(output.stderr.trim().lines().count(), 1, "{}", output.stderr);
+    assert!(output.stderr.contains(lacks), "{}", output.stderr);
+    assert!(output.stderr.contains("libibverbs1"), "{}", output.stderr);
+    site.expect_goes_on("vm1")?;
+    let listen = there.run(&["receive", "--listen", "rdma://127.0.0.1:0"])?;
+    let output = listen.expect_code(12)?;
+    assert!(output.stderr.contains(lacks), "{}", output.stderr);
     Ok(())
 }

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use dunlin_tests::chaos::arena::{Arena, GuestKind, Stage, There};
+use dunlin_tests::chaos::arena::{Arena, Fabric, GuestKind, Stage, There};
 use dunlin_tests::chaos::fault::{Phase, Victim};
 use dunlin_tests::chaos::ledger::judge;
 use dunlin_tests::host::{has_kvm, has_namespaces};
@@ -17,6 +17,7 @@ const PEER_TIMEOUT: Duration = Duration::from_millis(500);
 /// come to doubt.
 fn cut_at(phase: Phase, who: Victim, kind: GuestKind, link: &str) -> Result<Arena> {
     let stage = Stage {
+        fabric: Fabric::Tcp,
         kind,
         phase,
         has_link: true,

@@ -350,6 +350,13 @@ pub trait SourceEndpoint: Send + Sync {
 
     /// Ends every lane from outside, at once. May be called from any thread, more than once.
     fn stop(&self);
+
+    /// Ends every lane, and undoes all that was prepared and offered: for a guest that is kept
+    /// paused for who knows how long, of which nothing need stay pinned. No lane can be opened
+    /// afterwards. Nothing is registered any more once its last lane is dropped.
+    fn retire_all(&self) {
+        self.stop();
+    }
 }
 
 /// The destination's side of a session's lanes.

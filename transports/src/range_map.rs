@@ -89,6 +89,12 @@ impl<T> RangeMap<T> {
         }
         Some(taken)
     }
+
+    /// Takes all of them out.
+    pub(crate) fn take_all(&mut self) -> impl Iterator<Item = T> + use<T> {
+        let all = std::mem::take(&mut self.ranges);
+        all.into_values().map(|(_, value)| value)
+    }
 }
 
 fn run_of(first: u64, pages: u32) -> Run {

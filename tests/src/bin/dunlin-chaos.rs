@@ -1,15 +1,16 @@
 //! Moves with faults, by the hundred: real processes, real guests, real connections.
 
 use std::io::{IsTerminal, Write};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Parser, ValueEnum};
-use dunlin_tests::chaos::arena::GuestKind;
+use dunlin_tests::chaos::arena::{Fabric, GuestKind};
 use dunlin_tests::chaos::campaign::Campaign;
 use dunlin_tests::chaos::fault::Wanted;
 use dunlin_tests::chaos::rules::Ending;
@@ -18,6 +19,8 @@ use dunlin_tests::chaos::table::Table;
 use dunlin_tests::chaos::tally::Tally;
 use dunlin_tests::host::{has_kvm, has_namespaces};
 use dunlin_tests::program::dunlin;
+use dunlin_tests::rdma::Ends;
+use dunlin_tests::rdma::wire::Wire;
 
 /// Move guests while processes are killed and frozen and links are cut
 ///
@@ -39,6 +42,20 @@ struct Arguments {
     /// How many at a time [default: the number of processors]
     #[arg(long, value_name = "J")]
     jobs: Option<usize>,
+    /// What moves go over
+    #[arg(long, value_enum, default_value_t)]
+    transport: Transport,
+    /// For rdma: an address of an RDMA device of this host, where receivers listen
+    #[arg(long, value_name = "ADDRESS", required_if_eq("transport", "rdma"))]
+    address: Option<IpAddr>,
+    /// For rdma: the address that lanes start from, of the same device or another one [default:
+    /// --address]
+    #[arg(long, value_name = "ADDRESS")]
+    bind: Option<IpAddr>,
+    /// For rdma: cut links too, by taking the virtual interface down that has --address; one run at
+    /// a time
+    #[arg(long)]
+    cut_the_wire: bool,
     /// What runs the guests
     #[arg(long, value_enum, default_value_t)]
     guest: Guests,
@@ -57,6 +74,15 @@ struct Arguments {
     /// Succeed only if a guest had two owners: for a program with a bug planted in it
     #[arg(long)]
     expect_two_owners: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Transport {
+    /// TCP, over the loopback address, or between network namespaces
+    #[default]
+    Tcp,
+    /// RDMA
+    Rdma,
 }
 
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
@@ -92,7 +118,7 @@ fn chaos(arguments: &Arguments) -> Result<u8> {
         signal_hook::flag::register(signal, Arc::clone(&interrupted))
             .context("watching for signals")?;
     }
-    let campaign = campaign(arguments);
+    let campaign = campaign(arguments)?;
     anyhow::ensure!(
         !campaign.orders().is_empty(),
         "nothing to run: this host has no KVM or no network namespaces for what was asked"
@@ -156,7 +182,22 @@ fn chaos(arguments: &Arguments) -> Result<u8> {
     })
 }
 
-fn campaign(arguments: &Arguments) -> Campaign {
+fn campaign(arguments: &Arguments) -> Result<Campaign> {
+    let (fabric, has_links) = match (arguments.transport, arguments.address) {
+        (Transport::Tcp, _) => (Fabric::Tcp, has_namespaces()),
+        (Transport::Rdma, None) => bail!("--transport rdma needs --address"),
+        (Transport::Rdma, Some(destination)) => {
+            let source = arguments.bind.unwrap_or(destination);
+            let ends = Ends {
+                source,
+                destination,
+            };
+            let has_wire = arguments.cut_the_wire && Wire::at(destination)?.is_some();
+            (Fabric::Rdma(ends), has_wire)
+        }
+    };
+    // There is one wire only.
+    let alone = (fabric != Fabric::Tcp && has_links).then_some(1);
     let wants_kvm = !matches!(arguments.guest, Guests::Process);
     let guests = match arguments.guest {
         Guests::Process => vec![GuestKind::Process],
@@ -168,17 +209,18 @@ fn campaign(arguments: &Arguments) -> Campaign {
         .duration_since(std::time::UNIX_EPOCH)
         .map_or(1, |time| time.as_secs());
     let processors = std::thread::available_parallelism().map_or(2, usize::from);
-    Campaign {
+    Ok(Campaign {
         runs: arguments.runs,
         seed: arguments.seed.unwrap_or(clock),
-        jobs: arguments.jobs.unwrap_or(processors).max(1),
+        jobs: alone.or(arguments.jobs).unwrap_or(processors).max(1),
+        fabric,
         guests: guests
             .into_iter()
             .filter(|kind| has_kvm || *kind != GuestKind::Kvm)
             .collect(),
         wanted: arguments.only.clone(),
-        has_links: has_namespaces(),
-    }
+        has_links,
+    })
 }
 
 /// What came of a run that is to find two owners: a line, and no files.
@@ -226,7 +268,11 @@ impl Progress {
                 eprintln!("  its files: {}", path.display());
             }
             eprintln!(
-                "  again: make chaos RUNS=1 ARGS=\"--seed {} --guest {} --only {}\"",
+                "  again: {} RUNS=1 ARGS=\"--seed {} --guest {} --only {}\"",
+                match order.fabric {
+                    Fabric::Tcp => "make chaos",
+                    Fabric::Rdma(_) => "make softroce-chaos",
+                },
                 order.seed,
                 order.guest.name(),
                 order.fault

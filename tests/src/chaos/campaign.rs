@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 
-use super::arena::GuestKind;
+use super::arena::{Fabric, GuestKind};
 use super::fault::{Fault, Wanted};
 use super::run::{Order, Outcome, run};
 use crate::wire::Numbers;
@@ -17,6 +17,8 @@ pub struct Campaign {
     pub seed: u64,
     /// How many at a time.
     pub jobs: usize,
+    /// What moves go over.
+    pub fabric: Fabric,
     /// What runs the guests; several take turns.
     pub guests: Vec<GuestKind>,
     /// Which faults; none: all.
@@ -52,6 +54,7 @@ impl Campaign {
                 return orders;
             };
             orders.push(Order {
+                fabric: self.fabric,
                 fault,
                 guest: self.guests[(place + pass) % self.guests.len()],
                 seed: match self.runs {
@@ -118,6 +121,7 @@ mod tests {
             runs,
             seed,
             jobs: 1,
+            fabric: Fabric::Tcp,
             guests: vec![GuestKind::Process, GuestKind::Kvm],
             wanted: wanted.iter().map(|text| text.parse().unwrap()).collect(),
             has_links: true,

@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use super::fault::{Deed, Fault, Phase, Victim};
 use super::rules::{Ending, Expectation, expected};
-use super::run::{Outcome, PEER_TIMEOUT};
+use super::run::Outcome;
 use super::tally::Tally;
 
 /// What came of a campaign, as Markdown.
@@ -89,7 +89,7 @@ impl<'a> Table<'a> {
         writeln!(
             text,
             "A peer may be silent for {} ms (`--peer-timeout`).\n",
-            PEER_TIMEOUT.as_millis()
+            self.tally.peer_timeout().unwrap_or_default().as_millis()
         )?;
         writeln!(text, "| fault | runs | p50 | p90 | p99 | longest |")?;
         writeln!(text, "|---|---|---|---|---|---|")?;

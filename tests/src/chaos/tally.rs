@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::fault::{Deed, Phase, Victim};
 use super::rules::{Ending, expected};
-use super::run::{Outcome, PEER_TIMEOUT};
+use super::run::Outcome;
 
 /// What came of a campaign.
 #[derive(Clone, Debug)]
@@ -32,6 +32,12 @@ impl<'a> Tally<'a> {
     /// Of these.
     pub fn new(outcomes: &'a [Outcome]) -> Self {
         Self { outcomes }
+    }
+
+    /// How long a peer may be silent in moves whose fault is a silence; `None` without a run.
+    pub fn peer_timeout(&self) -> Option<Duration> {
+        let first = self.outcomes.first()?;
+        Some(first.order.fabric.peer_timeout())
     }
 
     /// How many ended so.
@@ -160,7 +166,7 @@ impl<'a> Tally<'a> {
             "lost": self.lost(),
             "repeated": self.repeated(),
             "unsettled": self.ended(Ending::Unsettled),
-            "peer_timeout_ns": nanoseconds(PEER_TIMEOUT),
+            "peer_timeout_ns": self.peer_timeout().map(nanoseconds),
             "noticed": notices,
         })
     }
@@ -179,7 +185,7 @@ fn nanoseconds(duration: Duration) -> u64 {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::chaos::arena::GuestKind;
+    use crate::chaos::arena::{Fabric, GuestKind};
     use crate::chaos::fault::Fault;
     use crate::chaos::run::Order;
 
@@ -187,6 +193,7 @@ pub(super) mod tests {
     pub(crate) fn outcome(deed: Deed, phase: Phase, ending: Ending, noticed_ms: u64) -> Outcome {
         Outcome {
             order: Order {
+                fabric: Fabric::Tcp,
                 fault: Fault { deed, phase },
                 guest: GuestKind::Process,
                 seed: 1,

@@ -208,14 +208,25 @@ impl Registrations {
     }
 }
 
-/// An endpoint that goes deregisters what it has.
-impl Drop for Registrations {
-    fn drop(&mut self) {
+impl Registrations {
+    /// Ends all registrations.
+    pub(super) fn deregister_all(&self) {
+        let mut own = self.own();
         let RegistrationCounters {
             made, ended, bytes, ..
-        } = self.counters();
+        } = own.counters;
+        drop(own.ranges.take_all());
+        count_ended(&mut own.counters, made - ended, bytes);
+        drop(own);
         let mut state = self.faults.state();
         let device = state.devices.of(self.side);
         count_ended(&mut device.counters, made - ended, bytes);
+    }
+}
+
+/// An endpoint that goes deregisters what it has.
+impl Drop for Registrations {
+    fn drop(&mut self) {
+        self.deregister_all();
     }
 }

@@ -173,6 +173,11 @@ impl lane::SourceEndpoint for SourceEndpoint {
     fn stop(&self) {
         wire::stop(&self.network.faults, &self.stopped, &self.queues);
     }
+
+    fn retire_all(&self) {
+        self.stop();
+        self.registrations.deregister_all();
+    }
 }
 
 struct Source {

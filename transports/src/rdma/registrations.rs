@@ -258,6 +258,15 @@ impl OpenRanges {
         Ok(())
     }
 
+    /// Ends all of them, and lets nothing more be opened.
+    pub(super) fn close_all(&self) {
+        let mut state = self.state();
+        state.closed = true;
+        let ended = state.ranges.take_all();
+        drop(state);
+        self.registrar.end(ended.flatten());
+    }
+
     /// Lets nothing more be opened. What is registered stays so until the endpoint goes, which is
     /// the time for unpinning: not in the guest's pause.
     pub(super) fn refuse_more(&self) {

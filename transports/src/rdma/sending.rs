@@ -7,7 +7,7 @@ use super::connection::{Connection, FENCES_IN_FLIGHT_MAX};
 use super::outbox::Outbox;
 use super::pieces::Cutter;
 use super::source::{Shared, ZERO_PAGES};
-use super::verbs::{Completion, CompletionStatus, LocalPiece, Transfer};
+use super::verbs::{Completion, CompletionStatus, LocalPiece, MemoryRegion, Transfer};
 use super::waiting::{Pause, Waiter};
 use super::wire::Message;
 use crate::deadline::StallWatch;
@@ -31,6 +31,8 @@ enum Kind {
 pub(super) struct SendingLane {
     connection: Arc<Connection>,
     shared: Arc<Shared>,
+    /// What pages are put as zero from.
+    zeros: Arc<MemoryRegion>,
     outbox: Outbox,
     /// Pieces of the runs that are being put; keeps its memory.
     pieces: Vec<(Transfer, u64)>,
@@ -48,13 +50,18 @@ impl SendingLane {
     /// under way, more than a path holds.
     pub(super) const REQUESTS: u32 = 1024;
 
-    pub(super) fn new(connection: Arc<Connection>, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(
+        connection: Arc<Connection>,
+        shared: Arc<Shared>,
+        zeros: Arc<MemoryRegion>,
+    ) -> Self {
         let device = shared.sent.registrar().domain().device();
         let depth = Self::REQUESTS.min(device.limits().requests_max);
         let outbox = Outbox::new(depth, connection.window());
         Self {
             connection,
             shared,
+            zeros,
             outbox,
             pieces: Vec::new(),
             arrived: Vec::new(),
@@ -268,12 +275,11 @@ impl SendingLane {
         // Held for as long as this takes, some µs; nothing is posted or waited for meanwhile.
         let (own, peer) = (self.shared.sent.view(), self.shared.grants.view());
         let mut cutter = Cutter::new(|page| own.at(page), |page| peer.at(page));
-        let zeros = &self.shared.zeros;
         let (pages_max, zero) = match kind {
             Kind::Bytes => (self.outbox.request_pages(), None),
             Kind::Zeros => (
                 self.outbox.request_pages().min(ZERO_PAGES),
-                Some(zeros.piece(PageNumber(0), ZERO_PAGES)),
+                Some(self.zeros.piece(PageNumber(0), ZERO_PAGES)),
             ),
         };
         while pieces.len() < PIECES_MAX {

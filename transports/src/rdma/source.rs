@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::connection::{Connection, Parts};
@@ -46,7 +46,6 @@ pub(super) struct Shared {
     pub(super) grants: Grants,
     /// What may be sent from.
     pub(super) sent: OpenRanges,
-    pub(super) zeros: MemoryRegion,
 }
 
 /// The source's side of a session's lanes.
@@ -59,6 +58,8 @@ pub struct SourceEndpoint {
     domain: Arc<ProtectionDomain>,
     pub(super) shared: Arc<Shared>,
     offers: OpenRanges,
+    /// For its lanes; `None` once there will be none any more.
+    zeros: Mutex<Option<Arc<MemoryRegion>>>,
 }
 
 impl SourceEndpoint {
@@ -107,7 +108,6 @@ impl SourceEndpoint {
             options,
             grants: Grants::default(),
             sent: OpenRanges::new(registrar, access),
-            zeros,
         };
         Ok(Self {
             control,
@@ -118,7 +118,12 @@ impl SourceEndpoint {
             domain,
             shared: Arc::new(shared),
             offers,
+            zeros: Mutex::new(Some(Arc::new(zeros))),
         })
+    }
+
+    fn zeros(&self) -> MutexGuard<'_, Option<Arc<MemoryRegion>>> {
+        self.zeros.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn memory(&self) -> &MemoryMap {
@@ -303,13 +308,22 @@ impl lane::SourceEndpoint for SourceEndpoint {
                 violation: "the destination has not said where its lanes listen".to_owned(),
             });
         };
+        let zeros = self.zeros().clone();
+        let zeros = zeros.ok_or(LaneError::Stopped(ticket.number))?;
         let connection = self.connect(ticket, address, deadline)?;
         let shared = Arc::clone(&self.shared);
-        Ok(Box::new(SendingLane::new(connection, shared)))
+        Ok(Box::new(SendingLane::new(connection, shared, zeros)))
     }
 
     fn stop(&self) {
         self.shared.watch.stop();
+    }
+
+    fn retire_all(&self) {
+        self.stop();
+        self.shared.sent.close_all();
+        self.offers.close_all();
+        self.zeros().take();
     }
 }
 

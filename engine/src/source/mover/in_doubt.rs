@@ -77,9 +77,21 @@ impl Mover<'_, '_> {
                 self.reason = Some(format!("{lost}; settled: {words}"));
                 self.close_doubt("answer", &words);
             }
-            _ => self.tell_doubt(&words),
+            _ => {
+                self.tell_doubt(&words);
+                self.unpin();
+            }
         }
         Event::Answered(answer)
+    }
+
+    /// The guest may be held for days: its memory need not be pinned for lanes that are closed. Not
+    /// before the first question, which settles most doubts, since it takes its time.
+    fn unpin(&self) {
+        let is_first = self.doubt.as_ref().is_some_and(|doubt| doubt.asked == 1);
+        if is_first {
+            self.endpoint.retire_all();
+        }
     }
 
     pub(super) fn ask_now(&mut self) -> Result<Answered, AskError> {

@@ -3,9 +3,11 @@
 //! | room | what is in it |
 //! |---|---|
 //! | here | [`Arena`]: setting it up, disturbing it, looking at it |
+//! | `stage` | what it is made for: the guest, the transport, what can be cut |
 //! | `aftermath` | settling, ending it all, and what is left then |
 
 mod aftermath;
+mod stage;
 
 use std::fs;
 use std::path::PathBuf;
@@ -17,9 +19,12 @@ use tempfile::TempDir;
 
 use super::fault::{Phase, Side, Victim};
 use super::ledger::Account;
-use crate::host::Link;
 use crate::program::{Line, Running, is_alive, is_stopped, signal_process};
+use crate::rdma::held::{Things, expect_nothing_held};
 use crate::site::{Receiver, Site};
+
+use self::stage::Link;
+pub use self::stage::{Fabric, GuestKind, Stage};
 
 /// The guest's name, at both sites.
 pub const GUEST: &str = "vm1";
@@ -27,33 +32,11 @@ pub const GUEST: &str = "vm1";
 /// Small, so that a run takes a second or two: 24 MiB of which 16 are written.
 const MEMORY: &str = "24MiB";
 
-/// A hot set that each round has to do with, and a beat every few milliseconds.
-const WORKLOAD: &str = "hot=2MiB,rate=20MiB/s,beat=4ms";
-
 /// So that the first round takes some 150 ms, and random moments hit it too.
 const BANDWIDTH: &str = "128MiB/s";
 
 /// How long an answer of a guest's process is waited for.
 const ANSWER_MAX: Duration = Duration::from_millis(200);
-
-/// What runs the guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum GuestKind {
-    /// Threads of the VMM's process.
-    Process,
-    /// KVM.
-    Kvm,
-}
-
-impl GuestKind {
-    /// Its name, as `dunlin run --guest` has it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Process => "process",
-            Self::Kvm => "kvm",
-        }
-    }
-}
 
 /// How a guest is at one site, as far as its process tells.
 #[derive(Clone, Debug, PartialEq)]
@@ -107,7 +90,10 @@ pub struct Arena {
     pub here: Site,
     /// The destination's site.
     pub there: Site,
+    fabric: Fabric,
     link: Option<Link>,
+    /// What devices kept for programs when all began.
+    before: Things,
     receiver: Option<Receiver>,
     /// What earlier receivers said.
     heard: Vec<Line>,
@@ -120,17 +106,6 @@ pub struct Arena {
     directory: TempDir,
 }
 
-/// What an arena is made for.
-#[derive(Clone, Copy, Debug)]
-pub struct Stage {
-    /// What runs the guest.
-    pub kind: GuestKind,
-    /// Where the process that passes a milestone is to stop.
-    pub phase: Phase,
-    /// Whether the sites are in namespaces with a link that can be cut.
-    pub has_link: bool,
-}
-
 impl Arena {
     /// Sets up: a receiver that listens, a guest that runs.
     ///
@@ -140,11 +115,12 @@ impl Arena {
     pub fn set_up(stage: Stage, link_name: &str) -> Result<Self> {
         let began = Instant::now();
         let directory = tempfile::Builder::new().prefix("dunlin-chaos-").tempdir()?;
-        let link = match stage.has_link {
-            true => Some(Link::new(link_name)?),
-            false => None,
+        let link = stage.link(link_name)?;
+        let namespaces = match &link {
+            Some(Link::Namespaces(link)) => Some(link),
+            _ => None,
         };
-        let namespace = |side: usize| link.as_ref().map(|link| link.namespaces[side].as_str());
+        let namespace = |side: usize| namespaces.map(|link| link.namespaces[side].as_str());
         let mut here = Site::inside(directory.path(), namespace(0))?;
         let mut there = Site::inside(directory.path(), namespace(1))?;
         // A file that is there before the guest comes is nobody's to remove: it is evidence.
@@ -157,10 +133,9 @@ impl Arena {
         };
         here.set_environment("DUNLIN_STOP_AT", at_source.map(Phase::name));
         there.set_environment("DUNLIN_STOP_AT", at_destination.map(Phase::name));
-        let listen = match &link {
-            Some(link) => format!("tcp://{}:0", link.addresses[1]),
-            None => "tcp://127.0.0.1:0".to_owned(),
-        };
+        let listen = stage.listen(link.as_ref());
+        let (scheme, _) = listen.split_once("://").context("no scheme")?;
+        let before = stage.fabric.things()?;
         let receiver = start_receiver(&there, &listen)?;
         let output = format!("file:{}", serial(&here).display());
         let arguments = [
@@ -169,13 +144,15 @@ impl Arena {
             "--guest",
             stage.kind.name(),
             "--workload",
-            WORKLOAD,
+            stage.fabric.workload(),
             "--serial",
             &output,
         ];
         let guest = here.guest(GUEST, &arguments)?;
         Ok(Self {
-            endpoint: receiver.endpoint.clone(),
+            fabric: stage.fabric,
+            before,
+            endpoint: by(scheme, &receiver.endpoint)?,
             directory,
             here,
             there,
@@ -196,7 +173,9 @@ impl Arena {
     /// When 'send' can't be started.
     pub fn begin(&mut self, peer_timeout: Duration) -> Result<()> {
         let timeout = format!("{}ms", peer_timeout.as_millis());
-        let arguments = [
+        // Room for guests that are stopped in the middle of their pause.
+        let budget = format!("{}ms", self.fabric.peer_timeout().as_millis());
+        let mut arguments = vec![
             "send",
             GUEST,
             "--to",
@@ -207,16 +186,29 @@ impl Arena {
             BANDWIDTH,
             "--peer-timeout",
             &timeout,
-            // Room for guests that are stopped in the middle of their pause.
             "--max-blackout",
-            "500ms",
+            &budget,
             "--blackout-cap",
             "20s",
             "--lanes",
             "2",
         ];
+        let bind = self.fabric.bind();
+        if let Some(address) = &bind {
+            arguments.extend(["--bind", address]);
+        }
         self.send = Some(self.here.start(&arguments)?);
         self.tell("the move begins");
+        Ok(())
+    }
+
+    /// Moves go over this transport from here on: `tcp`, `rdma` or `auto`.
+    ///
+    /// # Errors
+    ///
+    /// When the endpoint is none.
+    pub fn go_over(&mut self, transport: &str) -> Result<()> {
+        self.endpoint = by(transport, &self.endpoint)?;
         Ok(())
     }
 
@@ -309,10 +301,8 @@ impl Arena {
     ///
     /// When there is none.
     pub fn set_link(&mut self, is_up: bool) -> Result<()> {
-        self.link
-            .as_ref()
-            .context("there is no link")?
-            .set_up(is_up)?;
+        let link = self.link.as_ref().context("there is no link")?;
+        link.set_up(is_up)?;
         self.tell(if is_up {
             "the link is mended"
         } else {
@@ -331,6 +321,19 @@ impl Arena {
     pub fn look_there(&mut self) -> There {
         let pid = self.incoming();
         look(&self.there, pid.filter(|pid| is_alive(*pid)))
+    }
+
+    /// Sees that a move over RDMA has left nothing: what lives holds no memory, the device keeps
+    /// nothing for it or for who died.
+    ///
+    /// # Errors
+    ///
+    /// What is still held.
+    pub fn expect_nothing_held(&self) -> Result<()> {
+        match self.fabric {
+            Fabric::Tcp => Ok(()),
+            Fabric::Rdma(_) => expect_nothing_held(&[&self.here, &self.there], &self.before),
+        }
     }
 
     /// 'send' itself, for who wants to hear it out.
@@ -372,6 +375,12 @@ impl Drop for Arena {
             signal_process(pid, libc::SIGKILL);
         }
     }
+}
+
+/// An endpoint with another scheme.
+fn by(scheme: &str, endpoint: &str) -> Result<String> {
+    let (_, rest) = endpoint.split_once("://").context("no scheme")?;
+    Ok(format!("{scheme}://{rest}"))
 }
 
 fn start_receiver(site: &Site, listen: &str) -> Result<Receiver> {

@@ -13,17 +13,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-use super::arena::{Arena, GuestKind, Stage, There};
+use super::arena::{Arena, Fabric, GuestKind, Stage, There};
 use super::fault::{Deed, Fault, Phase, Side, Victim};
 use super::rules::Ending;
 use crate::wire::Numbers;
 
-/// How long the other side may be silent in a move whose fault is a silence: short, so that runs
-/// are, and long enough for a machine that runs several at a time.
-pub const PEER_TIMEOUT: Duration = Duration::from_millis(500);
-
-/// The same in all other moves: nobody has to wait for it, and a busy machine does not reach it.
-const PEER_TIMEOUT_LONG: Duration = Duration::from_secs(5);
+/// How many times as long the other side may be silent in all other moves: nobody has to wait for
+/// it, and a busy machine does not reach it.
+const PATIENCE: u32 = 10;
 
 /// How long a destination bears silence, whatever the source was told. A frozen source outlasts it
 /// where that decides about the guest: in the handover.
@@ -46,12 +43,15 @@ const VICTIM_TIME_MAX: Duration = Duration::from_secs(2);
 /// has asked several times by then.
 const REST: Duration = Duration::from_millis(700);
 
-/// Random moments are within this time from the beginning of a move, which takes about as long.
-const RANDOM_MOMENT_MAX: Duration = Duration::from_millis(350);
+/// Random moments are within seven tenths of a peer timeout from the beginning of a move, which takes
+/// about as long: 350 ms over TCP.
+const RANDOM_MOMENT_TENTHS: u32 = 7;
 
 /// What is to be run.
 #[derive(Clone, Copy, Debug)]
 pub struct Order {
+    /// What the move goes over.
+    pub fabric: Fabric,
     /// The fault.
     pub fault: Fault,
     /// What runs the guest.
@@ -110,6 +110,7 @@ impl Outcome {
 pub fn run(order: Order, number: usize, interrupted: &AtomicBool) -> Result<Outcome> {
     let began = Instant::now();
     let stage = Stage {
+        fabric: order.fabric,
         kind: order.guest,
         phase: order.fault.phase,
         has_link: order.fault.deed.needs_link(),
@@ -161,8 +162,8 @@ impl Run<'_> {
         let Fault { deed, phase } = self.order.fault;
         let needs_silence = deed.is_silence() || phase == Phase::InDoubt;
         self.arena.begin(match needs_silence {
-            true => PEER_TIMEOUT,
-            false => PEER_TIMEOUT_LONG,
+            true => self.peer_timeout(),
+            false => self.peer_timeout() * PATIENCE,
         })?;
         if !self.await_phase()? {
             return Ok(None);
@@ -171,6 +172,10 @@ impl Run<'_> {
         self.let_go_on()?;
         self.undo_it()?;
         self.await_ending().map(Some)
+    }
+
+    fn peer_timeout(&self) -> Duration {
+        self.order.fabric.peer_timeout()
     }
 
     fn finish(mut self, ending: Ending, began: Instant, repeated: u32) -> Outcome {
@@ -211,7 +216,8 @@ impl Run<'_> {
     fn await_phase(&mut self) -> Result<bool> {
         let phase = self.order.fault.phase;
         let Some(side) = phase.side() else {
-            let most = RANDOM_MOMENT_MAX.as_micros() as usize;
+            let most = self.peer_timeout() * RANDOM_MOMENT_TENTHS / 10;
+            let most = most.as_micros() as usize;
             let wait = Duration::from_micros(self.numbers.below(most) as u64);
             self.pass(wait)?;
             return Ok(true);
@@ -293,11 +299,11 @@ impl Run<'_> {
         match self.order.fault.deed {
             Deed::Nothing | Deed::Kill(Victim::Send | Victim::Run | Victim::Incoming) => Ok(()),
             Deed::Kill(Victim::Receive) => {
-                self.pass(PEER_TIMEOUT / 2)?;
+                self.pass(self.peer_timeout() / 2)?;
                 self.arena.restart_receiver()
             }
             Deed::Blink(victim) => {
-                self.pass(PEER_TIMEOUT / 5)?;
+                self.pass(self.peer_timeout() / 5)?;
                 self.signal_if_there(victim, libc::SIGCONT)
             }
             Deed::Freeze(victim) => {
@@ -305,25 +311,25 @@ impl Run<'_> {
                 let outlasts_destination =
                     victim == Victim::Run && handover.contains(&self.order.fault.phase);
                 self.pass(match outlasts_destination {
-                    true => DESTINATION_PATIENCE + PEER_TIMEOUT * 2,
-                    false => PEER_TIMEOUT * 3,
+                    true => DESTINATION_PATIENCE + self.peer_timeout() * 2,
+                    false => self.peer_timeout() * 3,
                 })?;
                 self.signal_if_there(victim, libc::SIGCONT)
             }
             Deed::FreezeKill(victim) => {
-                self.pass(PEER_TIMEOUT * 2)?;
+                self.pass(self.peer_timeout() * 2)?;
                 self.signal_if_there(victim, libc::SIGKILL)
             }
             Deed::Cut => {
-                self.pass(PEER_TIMEOUT * 5 / 2)?;
+                self.pass(self.peer_timeout() * 5 / 2)?;
                 self.arena.set_link(true)
             }
             Deed::CutRestart => {
-                self.pass(PEER_TIMEOUT / 2)?;
+                self.pass(self.peer_timeout() / 2)?;
                 self.arena.signal(Victim::Receive, libc::SIGKILL)?;
-                self.pass(PEER_TIMEOUT)?;
+                self.pass(self.peer_timeout())?;
                 self.arena.restart_receiver()?;
-                self.pass(PEER_TIMEOUT)?;
+                self.pass(self.peer_timeout())?;
                 self.arena.set_link(true)
             }
         }

@@ -90,6 +90,9 @@ impl Run<'_> {
             Ending::Held => self.expect_reason(),
             _ => {}
         }
+        if let Err(error) = self.arena.expect_nothing_held() {
+            self.complain(format!("{error:#}"));
+        }
         // As a person would who sees a record without a process.
         match self.arena.settle() {
             Ok(told) => told.iter().for_each(|what| self.arena.tell(what)),
