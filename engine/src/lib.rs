@@ -17,6 +17,7 @@
 //! | [`chunk`], [`runs`], [`zero`], [`untouched`], [`pacing`] | the way of a page, one step each |
 //! | [`host`], [`affinity`] | the machine that this process runs on, and its CPUs |
 //! | [`clock`] | points in time that can be told to another process |
+//! | [`telemetry`] | what a move measures of itself, and in what forms that is told |
 //! | `kvm` | dirty tracking and vCPU/VM state of KVM guests |
 //! | `process` | dirty tracking of a process's own memory |
 //! | `vm_memory` | guest memory of VMMs that keep it in vm-memory's `GuestMemoryMmap` |
@@ -46,6 +47,7 @@ pub mod session;
 pub mod settings;
 pub mod source;
 pub mod state;
+pub mod telemetry;
 pub mod untouched;
 #[cfg(feature = "vm-memory")]
 pub mod vm_memory;
