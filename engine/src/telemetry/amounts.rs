@@ -13,7 +13,9 @@ declare! {
     /// Runs put on the lanes, or taken off them.
     Runs = 3, "runs": Counter, Count, Both, [Lane];
     /// Dirty pages found to be zero.
-    Zero = 4, "zero": Counter, Pages, Both, [Lane];
+    Zero = 4, "zero": Counter, Pages, Source, [Lane];
+    /// Pages put as zero.
+    PutZero = 16, "put-zero": Counter, Pages, Both, [Lane];
     /// Zero pages that needed no word to the destination.
     Skipped = 5, "skipped": Counter, Pages, Source, [Lane];
     /// Chunks with dirty pages.

@@ -59,6 +59,15 @@ impl ClockRelation {
         is_same_clock: true,
     };
 
+    /// That of two ends, by their boot ids ([`boot_id`](crate::clock::boot_id)) and, where these
+    /// differ or are not known, by what the round trips say of the moment `at`.
+    pub fn of(ours: &str, theirs: &str, offset: &ClockOffset, at: Timestamp) -> Option<Self> {
+        match !ours.is_empty() && ours == theirs {
+            true => Some(Self::SAME),
+            false => offset.at(at),
+        }
+    }
+
     /// A moment of the other clock on this one.
     pub fn here(self, there: Timestamp) -> Timestamp {
         there.shifted(self.offset_ns.saturating_neg())
@@ -175,6 +184,20 @@ mod tests {
         assert_eq!(relation.error_ns, 201);
         assert!(!relation.is_same_clock);
         assert_eq!(relation.here(Timestamp(51_100)), Timestamp(1200));
+    }
+
+    #[test]
+    fn one_boot_has_one_clock() {
+        let mut offset = ClockOffset::new();
+        let at = Timestamp(1700);
+        assert_eq!(ClockRelation::of("a", "b", &offset, at), None);
+        offset.add(round_trip([1000, 51_100, 51_400, 1700]));
+        let told = |ours, theirs| ClockRelation::of(ours, theirs, &offset, at).unwrap();
+        assert_eq!(told("a", "a"), ClockRelation::SAME);
+        assert_eq!((told("a", "a").offset_ns, told("a", "a").error_ns), (0, 0));
+        for (ours, theirs) in [("a", "b"), ("", ""), ("a", "")] {
+            assert_eq!(told(ours, theirs).offset_ns, 49_900);
+        }
     }
 
     #[test]

@@ -48,14 +48,25 @@ impl Recorder {
     /// The recorder of the thread `track` of the end `end`, with everything that such a one
     /// measures. Make it before the move: this allocates.
     pub fn new(end: End, track: Track) -> Self {
-        let tally = |operation: &Operation| {
-            let declaration = operation.declaration();
-            let is_measured = declaration.is_measured_by(end, track.kind());
-            is_measured.then(Tally::new).flatten()
-        };
         let spans_max = match track.kind() {
             TrackKind::Control => CONTROL_SPANS,
             _ => LANE_SPANS,
+        };
+        Self::with(end, track, Operation::ALL, spans_max)
+    }
+
+    /// The recorder of a thread that does a few things only and has no spans: one that helps the
+    /// thread `track`, such as the reader of the control connection.
+    pub fn of_operations(end: End, track: Track, operations: &[Operation]) -> Self {
+        Self::with(end, track, operations, 0)
+    }
+
+    fn with(end: End, track: Track, operations: &[Operation], spans_max: usize) -> Self {
+        let tally = |operation: &Operation| {
+            let declaration = operation.declaration();
+            let is_measured =
+                operations.contains(operation) && declaration.is_measured_by(end, track.kind());
+            is_measured.then(Tally::new).flatten()
         };
         Self {
             end,
@@ -165,6 +176,8 @@ impl Recorder {
             *oldest = span;
             self.next_span = (self.next_span + 1) % self.spans_max;
             self.dropped_spans += 1;
+        } else {
+            self.dropped_spans += 1;
         }
     }
 
@@ -232,11 +245,11 @@ impl Recording {
         measurements.lanes.sort_by_key(|lane| lane.lane);
         let operations = Operation::ALL.iter().copied().zip(&together);
         let operations = operations.filter_map(|(name, tally)| {
-            let (summary, buckets) = tally.as_ref()?.told();
+            let tally = tally.as_ref()?;
             Some(OperationMeasurement {
                 name,
-                summary,
-                buckets,
+                summary: tally.summary(),
+                buckets: tally.buckets(),
             })
         });
         measurements.operations = operations.collect();

@@ -60,53 +60,47 @@ impl Tally {
 
     /// In a few numbers.
     pub(super) fn summary(&self) -> Summary {
-        self.walk(|_, _| {})
-    }
-
-    /// In a few numbers, and bucket by bucket.
-    pub(super) fn told(&self) -> (Summary, Vec<Bucket>) {
-        let mut buckets: Vec<Bucket> = Vec::new();
-        let summary = self.walk(|duration_ns, count| {
-            let (_, below_ns) = bucket_bounds(bucket_of(duration_ns));
-            match buckets.last_mut() {
-                Some(last) if last.below_ns == below_ns => last.count += count,
-                _ => buckets.push(Bucket { below_ns, count }),
-            }
-        });
-        (summary, buckets)
-    }
-
-    /// Goes through the histogram once, handing each duration (the longest that counts as the same)
-    /// and how often it was to `each`.
-    fn walk(&self, mut each: impl FnMut(u64, u64)) -> Summary {
         let count = self.histogram.len();
-        let mut quantiles = QUANTILES_PERMILLE.map(|permille| {
-            let rank = (u128::from(count) * u128::from(permille)).div_ceil(1000);
-            (rank, self.max_ns)
-        });
-        let mut passed = 0_u128;
-        for step in self.histogram.iter_recorded() {
-            let here = step.count_since_last_iteration();
-            let duration_ns = step.value_iterated_to();
-            each(duration_ns, here);
-            for (rank, quantile_ns) in &mut quantiles {
-                if passed < *rank && *rank <= passed + u128::from(here) {
-                    *quantile_ns = duration_ns.clamp(self.min_ns, self.max_ns);
-                }
-            }
-            passed += u128::from(here);
-        }
-        let [p50_ns, p90_ns, p99_ns, p999_ns] = quantiles.map(|(_, quantile_ns)| quantile_ns);
+        let [p50_ns, p90_ns, p99_ns, p999_ns] =
+            QUANTILES_PERMILLE.map(|permille| self.quantile(permille));
         Summary {
             count,
             total_ns: self.total_ns,
             mean_ns: self.total_ns.checked_div(count).unwrap_or(0),
-            min_ns: if count == 0 { 0 } else { self.min_ns },
+            min_ns: self.min_ns.min(self.max_ns),
             p50_ns,
             p90_ns,
             p99_ns,
             p999_ns,
             max_ns: self.max_ns,
         }
+    }
+
+    /// So many of a thousand took no longer.
+    fn quantile(&self, permille: u64) -> u64 {
+        let count = u128::from(self.histogram.len());
+        let rank = (count * u128::from(permille)).div_ceil(1000);
+        // The histogram rounds the share of its count up to a rank: half a rank less leaves it no
+        // rounding error to trip over.
+        let share = (rank as f64 - 0.5) / count as f64;
+        match self.histogram.value_at_quantile(share) {
+            // Where a bucket's count stopped at its largest, the ranks behind it are not found.
+            0 => self.max_ns,
+            found => found.clamp(self.min_ns.min(self.max_ns), self.max_ns),
+        }
+    }
+
+    /// The buckets that are not empty. The histogram's own each lie within one of them.
+    pub(super) fn buckets(&self) -> Vec<Bucket> {
+        let mut buckets: Vec<Bucket> = Vec::new();
+        for step in self.histogram.iter_recorded() {
+            let (_, below_ns) = bucket_bounds(bucket_of(step.value_iterated_to()));
+            let count = step.count_since_last_iteration();
+            match buckets.last_mut() {
+                Some(last) if last.below_ns == below_ns => last.count += count,
+                _ => buckets.push(Bucket { below_ns, count }),
+            }
+        }
+        buckets
     }
 }

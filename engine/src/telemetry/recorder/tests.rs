@@ -95,6 +95,32 @@ mod recording {
     }
 
     #[test]
+    fn a_recorder_of_few_operations_measures_no_others() {
+        let few = [Operation::ControlRoundTrip, Operation::Clear];
+        let mut recorder = Recorder::of_operations(End::Source, Track::Control, &few);
+        for operation in Operation::ALL {
+            recorder.took(*operation, Duration::from_micros(3));
+        }
+        let now = recorder.now();
+        recorder.span(SpanName::Round, now, now);
+        assert!(recorder.memory_bytes() < 2 * HISTOGRAM_BYTES);
+        let recording = Recording::merge([recorder]);
+        let told: Vec<_> = recording
+            .measurements
+            .operations
+            .iter()
+            .map(|told| told.name)
+            .collect();
+        // The other one is measured by lanes.
+        assert_eq!(told, [Operation::ControlRoundTrip]);
+        assert_eq!(
+            recording.measurements.misplaced,
+            Operation::COUNT as u64 - 1
+        );
+        assert_eq!((recording.spans.len(), recording.dropped_spans), (0, 1));
+    }
+
+    #[test]
     fn the_oldest_spans_make_room_and_are_counted() {
         let mut recorder = Recorder::new(End::Source, Track::Lane(3));
         for begin in 0..LANE_SPANS as u64 + 10 {
