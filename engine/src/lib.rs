@@ -18,6 +18,7 @@
 //! | [`host`], [`affinity`] | the machine that this process runs on, and its CPUs |
 //! | [`pin_budget`] | how much memory is registered with a device at once |
 //! | [`clock`] | points in time that can be told to another process |
+//! | [`telemetry`] | what a move measures of itself, and in what forms that is told |
 //! | `kvm` | dirty tracking and vCPU/VM state of KVM guests |
 //! | `process` | dirty tracking of a process's own memory |
 //! | `vm_memory` | guest memory of VMMs that keep it in vm-memory's `GuestMemoryMmap` |
@@ -48,6 +49,7 @@ pub mod session;
 pub mod settings;
 pub mod source;
 pub mod state;
+pub mod telemetry;
 pub mod untouched;
 #[cfg(feature = "vm-memory")]
 pub mod vm_memory;

@@ -5,6 +5,7 @@
 mod chunks;
 mod runs;
 mod state;
+mod telemetry;
 mod zero;
 
 use std::time::Duration;
@@ -23,5 +24,6 @@ fn main() {
     runs::all(&mut criterion);
     chunks::all(&mut criterion);
     state::all(&mut criterion);
+    telemetry::all(&mut criterion);
     criterion.final_summary();
 }
