@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use dunlin_transports::lane::{
-    FenceNumber, LaneCounters, LaneError, LaneNumber, SourceEndpoint, SourceLane,
+    DeviceCounters, FenceNumber, LaneCounters, LaneError, LaneNumber, SourceEndpoint, SourceLane,
 };
 use dunlin_transports::memory::{MemoryError, MemoryMap, PAGE_BYTES, PageNumber, Run};
 use dunlin_transports::runtime::{Receiver, SyncSender};
@@ -56,6 +56,8 @@ pub(super) struct LaneTally {
     pub(super) fence: FenceNumber,
     /// All that passed over the lane so far.
     pub(super) counters: LaneCounters,
+    /// All that the lane asked of its device so far.
+    pub(super) device: DeviceCounters,
 }
 
 /// A lane thread's word that its order is done.
@@ -267,6 +269,7 @@ impl LaneWorker<'_> {
         tally.sending += end.since(fencing);
         tally.scanning = end.since(begin).saturating_sub(held_back + tally.sending);
         tally.counters = self.lane.counters();
+        tally.device = self.lane.device_counters();
         Ok(tally)
     }
 
@@ -277,6 +280,7 @@ impl LaneWorker<'_> {
         Ok(LaneTally {
             fence,
             counters: self.lane.counters(),
+            device: self.lane.device_counters(),
             ..LaneTally::default()
         })
     }

@@ -31,6 +31,8 @@ use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
+use crate::memory::PAGE_BYTES;
+
 pub mod destination;
 pub mod source;
 
@@ -57,6 +59,13 @@ pub use source::SourceEndpoint;
 /// The most bytes of one RDMA write. Far beyond where a NIC reaches its full rate (some 64 KiB), and
 /// short enough that what follows on the lane waits less than 0.1 ms at 100 Gb/s.
 pub const REQUEST_BYTES_MAX: u32 = 1 << 20;
+
+/// The fewest bytes that [`Options::window_bytes`] allows under way: two pages, so that one is under
+/// way while the other completes.
+pub const WINDOW_BYTES_MIN: u64 = 2 * PAGE_BYTES;
+
+/// And the most: a fence waits for all that is ahead of it, which is 86 ms at 100 Gb/s.
+pub const WINDOW_BYTES_MAX: u64 = 1 << 30;
 
 /// How a lane waits for its device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,6 +115,10 @@ pub struct Options {
     /// When a packet that is not acknowledged is sent again: after 4.096 µs times two to this power;
     /// devices may take up to four times as long.
     pub ack_timeout: u8,
+    /// How many bytes may be under way on a lane, within [`WINDOW_BYTES_MIN`] and
+    /// [`WINDOW_BYTES_MAX`]; a request has half of it at most. `None`: as the device bears, which is
+    /// 32 MiB, and with rxe 48 packets.
+    pub window_bytes: Option<u64>,
     /// How lanes wait for the device.
     pub poll: PollMode,
     /// How long a lane may move nothing in the middle of something.
@@ -127,6 +140,7 @@ impl Default for Options {
             // a path takes to be switched, and below the engine's peer timeout of 5 s, so that a
             // dead path is reported as such. rdma_cm would take 17 s.
             ack_timeout: 14,
+            window_bytes: None,
             poll: PollMode::default(),
             // As for TCP: longer than any pause that a working link shows.
             stall_limit: Duration::from_secs(10),

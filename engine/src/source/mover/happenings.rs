@@ -169,6 +169,9 @@ impl Mover<'_, '_> {
         if let Some(counters) = self.counters.get_mut(lane) {
             *counters = tally.counters;
         }
+        if let Some(device) = self.device.get_mut(lane) {
+            *device = tally.device;
+        }
         self.tallies.push(tally);
         if self.tallies.len() < self.orders.len() {
             return None;

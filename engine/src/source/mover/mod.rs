@@ -24,7 +24,9 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
 use dunlin_transports::deadline::Deadline;
-use dunlin_transports::lane::{LANES_MAX, LaneCounters, SourceEndpoint, SourceLane};
+use dunlin_transports::lane::{
+    DeviceCounters, LANES_MAX, LaneCounters, SourceEndpoint, SourceLane,
+};
 use dunlin_transports::memory::PAGE_BYTES;
 use dunlin_transports::runtime::{
     self, Receiver, Scope, Sender, SyncSender, channel, sync_channel,
@@ -52,8 +54,8 @@ use crate::protocol::{
 use crate::records::verdict::Answer;
 use crate::records::{Durability, Entry, Journal};
 use crate::report::{
-    BlackoutReport, Hosts, InDoubtReport, Outcome, Phase, Progress, Report, RoundReport, Side,
-    VerificationReport,
+    BlackoutReport, DeviceReport, Hosts, InDoubtReport, Outcome, Phase, Progress, Report,
+    RoundReport, Side, VerificationReport,
 };
 use crate::session::source::{Action, Event, State};
 use crate::session::{Decision, SourceSession, StayReason};
@@ -183,6 +185,7 @@ pub(super) fn migrate(
             round: None,
             tallies: Vec::new(),
             counters: Vec::new(),
+            device: Vec::new(),
             fences: Vec::new(),
             identities: Vec::new(),
             naming_limit: None,
@@ -248,6 +251,8 @@ struct Mover<'scope, 'env> {
     tallies: Vec<LaneTally>,
     /// What each lane carried, as of its last word.
     counters: Vec<LaneCounters>,
+    /// What each lane asked of its device, as of its last word.
+    device: Vec<DeviceCounters>,
     /// The last fence of each lane.
     fences: Vec<u64>,
     /// Which connection each lane is, until it was said.

@@ -1,6 +1,7 @@
 //! What an operator may decide about RDMA: the flags of `send` and of `receive`.
 
 use clap::{Args, ValueEnum};
+use dunlin_vmm::size::parse_size;
 use serde::{Deserialize, Serialize};
 
 /// Choices for lanes over RDMA. What is not said follows from the address that is dialled or
@@ -40,6 +41,10 @@ pub(crate) struct RdmaChoices {
     /// most four times as long, and a dead path is noticed [default: 14, 67 ms]
     #[arg(long = "rdma-ack-timeout", value_name = "N", help_heading = "RDMA options", value_parser = clap::value_parser!(u8).range(1..=20))]
     pub(crate) ack_timeout: Option<u8>,
+    /// The most bytes under way on a lane; a request has half of it at most [default: 32MiB; with
+    /// rxe 48 packets]
+    #[arg(long = "rdma-window", value_name = "SIZE", help_heading = "RDMA options", value_parser = parse_size)]
+    pub(crate) window: Option<u64>,
     /// How lanes wait for the device [default: adaptive]
     #[arg(
         long = "poll",
@@ -76,6 +81,7 @@ impl RdmaChoices {
             ("rdma-sl", byte(self.service_level)),
             ("rdma-pkey", number(self.pkey_index)),
             ("rdma-ack-timeout", byte(self.ack_timeout)),
+            ("rdma-window", self.window.map(|bytes| bytes.to_string())),
             ("poll", poll.map(|value| value.get_name().to_owned())),
         ];
         let given = flags.into_iter().filter_map(|(flag, value)| {
@@ -108,11 +114,12 @@ mod tests {
             service_level: Some(3),
             pkey_index: Some(300),
             ack_timeout: Some(14),
+            window: Some(1 << 20),
             poll: Some(PollChoice::Event),
         };
         let mut line = vec!["line".to_owned()];
         line.extend(choices.as_arguments());
-        assert_eq!(line.len(), 9);
+        assert_eq!(line.len(), 10);
         assert_eq!(Line::try_parse_from(line).unwrap().choices, choices);
         assert!(RdmaChoices::default().as_arguments().is_empty());
         for bad in [
