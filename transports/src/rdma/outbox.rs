@@ -20,7 +20,7 @@ const SIGNAL_REQUESTS: u32 = 32;
 /// And at least once in this part of the bytes that may be under way. With a third, a put that waits
 /// for room goes on with two thirds still under way (1.8 ms at 100 Gb/s), and writes of 1 MiB ask
 /// for one completion in 11. Below two, what nobody is told of could fill all room.
-const SIGNALS_IN_FLIGHT: u64 = 3;
+const SIGNALS_IN_FLIGHT: u64 = 2;
 
 /// How many bytes may be under way. At 100 Gb/s this is 2.7 ms of traffic, many times what any path
 /// in a data centre holds (its delay times its rate: about 1 MiB), so the link never runs dry while
