@@ -1,19 +1,19 @@
-//! One run of a row: where it has its files, who watches it, who counts its system calls.
+//! One run of a row: where it has its files, who watches it, and who counts its system calls.
 
-use std::fmt;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use dunlin_bench::SplitMix;
-use rustix::process::Signal;
 use tempfile::TempDir;
 
-use crate::programs::{Program, output_of, wait_for};
+use crate::calls::{Counter, SideCalls, SystemCalls};
+use crate::programs::output_of;
 use crate::results::Outcome;
 use crate::rows::{QemuWay, Row, What};
+use crate::usage::{Usage, Watch};
 use crate::{counts, dunlin, iperf, qemu, writebw};
 
 /// The source's address on the wire, and the destination's.
@@ -22,6 +22,12 @@ pub(crate) const DESTINATION: &str = "10.77.0.2";
 
 /// Where memory is that has a name.
 const MEMORY_DIRECTORY: &str = "/dev/shm";
+
+/// What is known of a run while it goes on.
+pub(crate) struct Watched {
+    watch: Watch,
+    counter: Option<Counter>,
+}
 
 /// What all runs share.
 pub(crate) struct Bench {
@@ -35,19 +41,12 @@ pub(crate) struct Bench {
     site: TempDir,
 }
 
-/// How a run is looked at.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Mode {
-    Timed,
-    Traced,
-}
-
 /// One run while it goes on.
 pub(crate) struct Run<'a> {
     pub(crate) bench: &'a Bench,
-    mode: Mode,
     directory: PathBuf,
-    tracers: Vec<(&'static str, Program)>,
+    counts_calls: bool,
+    calls: Option<SystemCalls>,
 }
 
 impl Bench {
@@ -87,7 +86,7 @@ impl Bench {
 
     /// Runs a row.
     pub(crate) fn run(&self, row: &Row) -> anyhow::Result<Outcome> {
-        let mut run = self.begin(Mode::Timed)?;
+        let mut run = self.begin(false)?;
         let retries = counts::retries();
         let mut outcome = run.perform(row)?;
         outcome.retries = counts::retries() - retries;
@@ -96,19 +95,12 @@ impl Bench {
 
     /// Runs a row and counts its system calls.
     pub(crate) fn count_system_calls(&self, row: &Row) -> anyhow::Result<SystemCalls> {
-        let mut run = self.begin(Mode::Traced)?;
+        let mut run = self.begin(true)?;
         run.perform(row)?;
-        for (_, tracer) in &mut run.tracers {
-            tracer.signal(Signal::INT);
-            tracer.wait()?;
-        }
-        Ok(SystemCalls {
-            source: run.counted("source")?,
-            destination: run.counted("destination")?,
-        })
+        run.calls.context("nothing was counted")
     }
 
-    fn begin(&self, mode: Mode) -> anyhow::Result<Run<'_>> {
+    fn begin(&self, counts_calls: bool) -> anyhow::Result<Run<'_>> {
         let directory = self.site.path().join("run");
         if directory.exists() {
             fs::remove_dir_all(&directory)?;
@@ -116,9 +108,9 @@ impl Bench {
         fs::create_dir(&directory)?;
         Ok(Run {
             bench: self,
-            mode,
             directory,
-            tracers: Vec::new(),
+            counts_calls,
+            calls: None,
         })
     }
 }
@@ -146,47 +138,29 @@ impl Run<'_> {
         self.directory.join(name)
     }
 
-    /// A command of one side that is counted from its start, if this run counts.
-    pub(crate) fn command(&self, side: &str, program: &str) -> Command {
-        match self.mode {
-            Mode::Timed => Command::new(program),
-            Mode::Traced => {
-                let mut command = Command::new("strace");
-                command.args(["-f", "-c", "-o"]);
-                command
-                    .arg(self.path(&format!("{side}.calls")))
-                    .arg(program);
-                command
-            }
-        }
+    /// Watches the two sides' processes from here on. With `from_birth` all counts that they ever
+    /// used.
+    pub(crate) fn watch(
+        &self,
+        source: u32,
+        destination: u32,
+        from_birth: bool,
+    ) -> anyhow::Result<Watched> {
+        Ok(Watched {
+            counter: self.counts_calls.then(Counter::start).transpose()?,
+            watch: Watch::start(source, destination, from_birth),
+        })
     }
 
-    /// From here on the system calls of a process are counted, if this run counts.
-    pub(crate) fn trace(&mut self, side: &'static str, process: u32) -> anyhow::Result<()> {
-        if self.mode == Mode::Timed {
-            return Ok(());
-        }
-        let mut command = Command::new("strace");
-        command.args(["-f", "-c", "-o"]);
-        command.arg(self.path(&format!("{side}.calls")));
-        command.args(["-p", &process.to_string()]);
-        command.stderr(fs::File::create(self.path(&format!("{side}.strace")))?);
-        let mut tracer = Program::start(&mut command)?;
-        wait_for("strace", || {
-            if tracer.has_ended() {
-                bail!("strace can't look at process {process}");
-            }
-            Ok(tasks_traced(process))
-        })?;
-        self.tracers.push((side, tracer));
-        Ok(())
-    }
-
-    fn counted(&self, side: &str) -> anyhow::Result<SideCalls> {
-        let path = self.path(&format!("{side}.calls"));
-        let text = fs::read_to_string(&path)
-            .with_context(|| format!("strace left nothing at {}", path.display()))?;
-        SideCalls::read(&text).with_context(|| format!("strace's table has no total: {text}"))
+    /// It is over.
+    pub(crate) fn end(&mut self, watched: Watched) -> anyhow::Result<Usage> {
+        let calls = watched.counter.map(Counter::end).transpose()?;
+        let (usage, threads) = watched.watch.end()?;
+        self.calls = calls.map(|calls| SystemCalls {
+            source: SideCalls::of(&calls, &threads.source),
+            destination: SideCalls::of(&calls, &threads.destination),
+        });
+        Ok(usage)
     }
 
     /// A file in memory with random bytes, made once.
@@ -203,107 +177,5 @@ impl Run<'_> {
         }
         file.flush()?;
         Ok(path)
-    }
-}
-
-/// Whether each of a process's threads has a tracer.
-fn tasks_traced(process: u32) -> bool {
-    let Ok(tasks) = fs::read_dir(format!("/proc/{process}/task")) else {
-        return false;
-    };
-    tasks.flatten().all(|task| {
-        let status = fs::read_to_string(task.path().join("status")).unwrap_or_default();
-        let tracer = status
-            .lines()
-            .find_map(|line| line.strip_prefix("TracerPid:"));
-        tracer.is_some_and(|id| id.trim() != "0")
-    })
-}
-
-/// How many system calls both sides made.
-#[derive(Clone, Debug)]
-pub(crate) struct SystemCalls {
-    pub(crate) source: SideCalls,
-    pub(crate) destination: SideCalls,
-}
-
-/// How many system calls one side made.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct SideCalls {
-    pub(crate) calls: u64,
-    /// The most frequent ones.
-    pub(crate) most: Vec<(String, u64)>,
-}
-
-impl SideCalls {
-    /// Reads the table of `strace -c`: percentage, seconds, microseconds a call, calls, errors
-    /// where there are any, and the name.
-    fn read(text: &str) -> Option<Self> {
-        let mut most = Vec::new();
-        let mut total = None;
-        for line in text.lines() {
-            let fields: Vec<&str> = line.split_whitespace().collect();
-            let (Some(calls), Some(name)) = (
-                fields.get(3).and_then(|field| field.parse().ok()),
-                fields.last(),
-            ) else {
-                continue;
-            };
-            if *name == "total" {
-                total = Some(calls);
-            } else {
-                most.push(((*name).to_owned(), calls));
-            }
-        }
-        most.sort_by_key(|(_, calls)| std::cmp::Reverse(*calls));
-        most.truncate(4);
-        Some(Self {
-            calls: total?,
-            most,
-        })
-    }
-}
-
-impl fmt::Display for SystemCalls {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            formatter,
-            "source {}, destination {}",
-            self.source, self.destination
-        )
-    }
-}
-
-impl fmt::Display for SideCalls {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let most = self
-            .most
-            .iter()
-            .map(|(name, calls)| format!("{name} {calls}"));
-        let most: Vec<String> = most.collect();
-        write!(formatter, "{} ({})", self.calls, most.join(", "))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_table_of_strace_is_read() {
-        let text = "\
-% time     seconds  usecs/call     calls    errors syscall
------- ----------- ----------- --------- --------- ----------------
- 80.00    0.800000          80     10000           write
- 20.00    0.200000          20      1000        30 poll
------- ----------- ----------- --------- --------- ----------------
-100.00    1.000000          90     11000        30 total
-";
-        let expected = SideCalls {
-            calls: 11000,
-            most: vec![("write".to_owned(), 10000), ("poll".to_owned(), 1000)],
-        };
-        assert_eq!(SideCalls::read(text), Some(expected));
-        assert_eq!(SideCalls::read(""), None);
     }
 }

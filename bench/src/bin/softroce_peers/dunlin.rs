@@ -10,8 +10,7 @@ use serde_json::Value;
 
 use crate::bench::{DESTINATION, Run, SOURCE};
 use crate::programs::{Program, output_of, wait_for};
-use crate::results::{DeviceWork, Outcome, PAUSE_BUDGET_MS};
-use crate::usage::Watch;
+use crate::results::{ACK_TIMEOUT, DeviceWork, Outcome, PAUSE_BUDGET_MS};
 
 /// Memory of the built-in guest that is not random: its first 8 MiB, mostly untouched.
 const SYSTEM_AREA_BYTES: u64 = 8 << 20;
@@ -59,8 +58,6 @@ pub(crate) fn run(
         Ok(said(&run.path("a.log")).contains(" runs: "))
     })?;
     give_way(guest.id())?;
-    run.trace("source", guest.id())?;
-    run.trace("destination", receiver.id())?;
 
     let report = run.path("report.json");
     let mut send = host(run, "a", &["send", GUEST, "--quiet", "--verify", "off"]);
@@ -73,12 +70,15 @@ pub(crate) fn run(
     send.args(["--lanes", &lanes.to_string(), "--peer-timeout", "20s"]);
     send.args(["--max-blackout", &format!("{PAUSE_BUDGET_MS}ms")]);
     send.args([OsString::from("--report"), report.clone().into()]);
+    if scheme == "rdma" {
+        send.args(["--rdma-ack-timeout", &ACK_TIMEOUT.to_string()]);
+    }
     if let Some(window) = window {
         send.args(["--rdma-window", window]);
     }
-    let watch = Watch::start(guest.id(), receiver.id(), false);
+    let watched = run.watch(guest.id(), receiver.id(), false)?;
     let sent = output_of(&mut send);
-    let usage = watch.end()?;
+    let usage = run.end(watched)?;
     sent?;
     let text = fs::read_to_string(&report).context("dunlin wrote no report")?;
     let report: Value = serde_json::from_str(&text)?;

@@ -1,6 +1,6 @@
 //! `iperf3`: bytes over TCP, out of one buffer into another.
 
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use anyhow::Context;
 use serde_json::Value;
@@ -8,7 +8,6 @@ use serde_json::Value;
 use crate::bench::{DESTINATION, Run, SOURCE};
 use crate::programs::{Program, wait_for};
 use crate::results::Outcome;
-use crate::usage::Watch;
 use crate::writebw::listens;
 
 /// The port at which iperf3's server waits unless told otherwise.
@@ -17,11 +16,11 @@ const PORT: u16 = 5201;
 /// Runs it.
 pub(crate) fn run(run: &mut Run<'_>, streams: u32) -> anyhow::Result<Outcome> {
     let log = run.path("client.json");
-    let mut server = run.command("destination", "iperf3");
+    let mut server = Command::new("iperf3");
     server.args(["-s", "-1", "-B", DESTINATION]);
     let server = Program::start(server.stdout(Stdio::null()))?;
     wait_for("iperf3's server", || Ok(listens(PORT)))?;
-    let mut client = run.command("source", "iperf3");
+    let mut client = Command::new("iperf3");
     client.args(["-c", DESTINATION, "-B", SOURCE, "-J"]);
     client.args([
         "-n",
@@ -30,10 +29,10 @@ pub(crate) fn run(run: &mut Run<'_>, streams: u32) -> anyhow::Result<Outcome> {
         &streams.to_string(),
     ]);
     let mut client = Program::start(client.stdout(std::fs::File::create(&log)?))?;
-    let watch = Watch::start(client.id(), server.id(), true);
+    let watched = run.watch(client.id(), server.id(), true)?;
     client.wait_until_ended()?;
     server.wait_until_ended()?;
-    let usage = watch.end()?;
+    let usage = run.end(watched)?;
     client.succeed()?;
     let said: Value = serde_json::from_str(&std::fs::read_to_string(&log)?)?;
     let sum = said

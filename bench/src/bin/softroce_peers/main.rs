@@ -5,20 +5,22 @@
 //! |---|---|
 //! | here | the order of the runs, and what becomes of their results |
 //! | [`rows`] | what is compared: one row each |
-//! | [`bench`] | one run of a row: its places, its watch, its tracer |
+//! | [`bench`] | one run of a row: its places, and who watches it |
 //! | [`dunlin`], [`qemu`], [`writebw`], [`iperf`] | how each program is run |
 //! | [`qmp`] | speaking with QEMU |
 //! | [`programs`] | processes: started, waited for within bounds, ended |
 //! | [`usage`] | whose processor time a run was |
+//! | [`calls`] | system calls |
 //! | [`counts`] | the machine's own counters |
 //! | [`results`] | what a run gave, and medians of several |
 //! | [`targets`] | what was to be reached, and whether it was |
 //! | [`table`] | all of it for people |
 //!
 //! Runs are interleaved: a pass has one run of each row, so that what slows the host for a minute
-//! slows all alike. System calls are counted in a pass of their own, as counting them slows.
+//! slows all alike. System calls are counted in a pass of their own, as counting takes time.
 
 mod bench;
+mod calls;
 mod counts;
 mod dunlin;
 mod iperf;
@@ -64,7 +66,7 @@ struct Arguments {
     only: String,
     /// Do not count system calls.
     #[arg(long)]
-    no_strace: bool,
+    no_calls: bool,
     /// Where the results go, as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -94,7 +96,7 @@ fn main() -> anyhow::Result<ExitCode> {
             results.add(row, outcome);
         }
     }
-    if !arguments.no_strace {
+    if !arguments.no_calls {
         for row in &rows {
             let calls = bench.count_system_calls(row);
             match &calls {

@@ -13,7 +13,6 @@ use crate::programs::{PATIENCE, Program, wait_for};
 use crate::qmp::Monitor;
 use crate::results::{Outcome, PAUSE_BUDGET_MS};
 use crate::rows::QemuWay;
-use crate::usage::Watch;
 
 /// Where the destination waits.
 const PORT: u16 = 4444;
@@ -77,13 +76,11 @@ pub(crate) fn run(run: &mut Run<'_>, way: QemuWay) -> anyhow::Result<Outcome> {
     }
     to.execute("migrate-incoming", json!({ "uri": uri }))?;
     wait_until_idle(&mut from)?;
-    run.trace("source", source.id())?;
-    run.trace("destination", destination.id())?;
 
-    let watch = Watch::start(source.id(), destination.id(), false);
+    let watched = run.watch(source.id(), destination.id(), false)?;
     from.execute("migrate", json!({ "uri": uri }))?;
     let told = completed(&mut from);
-    let usage = watch.end()?;
+    let usage = run.end(watched)?;
     let told = told.with_context(|| last_words(run))?;
     wait_for("the guest to run at QEMU's destination", || {
         Ok(to.execute("query-status", json!({}))?["running"] == true)

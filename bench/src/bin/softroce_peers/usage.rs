@@ -4,7 +4,7 @@
 //! known as well. The threads that run a guest are left out everywhere: Dunlin's built-in guest
 //! never sleeps, QEMU's sleeps in its firmware, and neither is a cost of the move.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -77,6 +77,13 @@ pub(crate) struct Bulk {
     pub(crate) destination_user_s: f64,
     /// The destination's whole time, by the scheduler, which counts nanoseconds: no less than that.
     pub(crate) destination_run_s: f64,
+}
+
+/// The two sides' threads, as far as they were seen; those that run a guest are left out.
+#[derive(Debug)]
+pub(crate) struct Threads {
+    pub(crate) source: HashSet<u32>,
+    pub(crate) destination: HashSet<u32>,
 }
 
 /// One look.
@@ -154,6 +161,11 @@ impl Tree {
         }
     }
 
+    /// All threads that were seen, but for those that run a guest.
+    fn threads(&self) -> HashSet<u32> {
+        self.run_ns.keys().copied().collect()
+    }
+
     fn guest(&self) -> Cpu {
         self.guests
             .values()
@@ -192,7 +204,7 @@ fn cpu_in(path: &str) -> Option<Cpu> {
 /// Looks at a run until it is told that it is over.
 pub(crate) struct Watch {
     is_over: Arc<AtomicBool>,
-    thread: JoinHandle<Vec<Look>>,
+    thread: JoinHandle<(Vec<Look>, Threads)>,
     from_birth: bool,
 }
 
@@ -211,7 +223,11 @@ impl Watch {
                 std::thread::sleep(INTERVAL);
                 looks.push(look(&mut trees, begun));
             }
-            looks
+            let threads = Threads {
+                source: trees.0.threads(),
+                destination: trees.1.threads(),
+            };
+            (looks, threads)
         });
         Self {
             is_over,
@@ -221,13 +237,11 @@ impl Watch {
     }
 
     /// The run is over.
-    pub(crate) fn end(self) -> anyhow::Result<Usage> {
+    pub(crate) fn end(self) -> anyhow::Result<(Usage, Threads)> {
         self.is_over.store(true, Ordering::Release);
-        let looks = self
-            .thread
-            .join()
-            .map_err(|_| anyhow!("the watching thread died"))?;
-        Ok(usage(&looks, self.from_birth))
+        let ended = self.thread.join();
+        let (looks, threads) = ended.map_err(|_| anyhow!("the watching thread died"))?;
+        Ok((usage(&looks, self.from_birth), threads))
     }
 }
 

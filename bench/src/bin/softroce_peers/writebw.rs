@@ -1,13 +1,12 @@
 //! `ib_write_bw`: RDMA writes out of one buffer into another, registered before.
 
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 
 use crate::bench::{DESTINATION, Run};
 use crate::programs::{Program, wait_for};
-use crate::results::{MEBIBYTE, Outcome};
-use crate::usage::Watch;
+use crate::results::{ACK_TIMEOUT, MEBIBYTE, Outcome};
 
 /// The port at which perftest's server waits unless told otherwise.
 const PORT: u16 = 18515;
@@ -16,30 +15,32 @@ const PORT: u16 = 18515;
 pub(crate) fn run(run: &mut Run<'_>, message_bytes: u64, pairs: u32) -> anyhow::Result<Outcome> {
     let iterations = (run.bench.bytes / message_bytes / u64::from(pairs)).max(5);
     let log = run.path("client.out");
-    let command = |side, device: &str| {
-        let mut command = run.command(side, "ib_write_bw");
+    let command = |device: &str| {
+        let mut command = Command::new("ib_write_bw");
         command.args(["-F", "-d", device, "-s", &message_bytes.to_string()]);
         command.args(["-n", &iterations.to_string(), "-q", &pairs.to_string()]);
+        command.args(["-u", &ACK_TIMEOUT.to_string()]);
         let index = gid_index(device).map(|index| index.to_string());
         index.map(|index| {
             command.args(["-x", &index]).stderr(Stdio::null());
             command
         })
     };
-    let mut server = command("destination", "rxe1")?;
+    let mut server = command("rxe1")?;
     let mut server = Program::start(server.stdout(Stdio::null()))?;
     wait_for("ib_write_bw's server", || Ok(listens(PORT)))?;
-    let mut client = command("source", "rxe0")?;
+    let mut client = command("rxe0")?;
     client.arg(DESTINATION).stdout(std::fs::File::create(&log)?);
     let mut client = Program::start(&mut client)?;
-    let watch = Watch::start(client.id(), server.id(), true);
+    let watched = run.watch(client.id(), server.id(), true)?;
     client.wait_until_ended()?;
     server.wait_until_ended()?;
-    let usage = watch.end()?;
+    let usage = run.end(watched)?;
     client.succeed()?;
     server.succeed()?;
     let said = std::fs::read_to_string(&log)?;
     let goodput = average(&said).with_context(|| format!("no bandwidth in: {said}"))? * MEBIBYTE;
+    ensure!(goodput > 0.0, "no bandwidth at all in: {said}");
     let bytes = iterations * message_bytes * u64::from(pairs);
     Ok(Outcome::new(bytes, goodput, bytes as f64 / goodput, usage))
 }
