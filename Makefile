@@ -26,7 +26,7 @@ RUNS ?= 300
 SETUP := tools/setup.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test model simulate chaos planted-bug softroce softroce-chaos rdma-test bench lint format deny
+.PHONY: help demo build test model simulate chaos planted-bug softroce softroce-bench softroce-chaos rdma-test bench lint format deny
 
 help: ## Say what there is
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -89,6 +89,11 @@ rdma-test: ## Run the same tests on this host, if it has an RDMA device (ARGS=pi
 	@$(SETUP) rdma-tools
 	@$(MAKE) --no-print-directory build
 	tests/softroce/suite here '$(ARGS)'
+
+softroce-bench: build ## Compare with QEMU, ib_write_bw and iperf3 in that machine (ARGS="--passes 5")
+	@$(SETUP) rdma-headers
+	$(CARGO) build --release --locked -p dunlin-bench --bin softroce_peers
+	DUNLIN=$(DUNLIN) tests/softroce/bench $(CARGO_TARGET_DIR)/release/softroce_peers $(ARGS)
 
 bench: ## Run the micro-benchmarks (about two minutes; ARGS=zero runs those named so)
 	@$(SETUP) rust cc

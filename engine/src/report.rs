@@ -87,6 +87,9 @@ pub struct Report {
     pub sent_bytes: u64,
     /// All bytes on the lanes, framing included.
     pub wire_bytes: u64,
+    /// What the source's lanes asked of their device.
+    #[serde(default)]
+    pub device: DeviceReport,
     /// `sent_bytes` over the time that rounds took.
     pub goodput_bytes_per_s: u64,
     /// The pause; `None` when the guest was never paused.
@@ -125,6 +128,19 @@ pub struct GuestReport {
     pub vcpus: u32,
     /// How its writes were tracked: the names of its dirty sources.
     pub dirty_tracking: Vec<String>,
+}
+
+/// What the source asked of its RDMA device; all 0 for a transport without one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceReport {
+    /// Requests: writes, and a message for each fence.
+    pub work_requests: u64,
+    /// Times that the device was told of new ones.
+    pub doorbells: u64,
+    /// Completions taken, the words for fences among them.
+    pub completions: u64,
+    /// Registrations made.
+    pub registrations: u64,
 }
 
 /// One round.

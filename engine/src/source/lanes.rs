@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use dunlin_transports::lane::{FenceNumber, LaneCounters, LaneError, LaneNumber, SourceLane};
+use dunlin_transports::lane::{
+    DeviceCounters, FenceNumber, LaneCounters, LaneError, LaneNumber, SourceLane,
+};
 use dunlin_transports::memory::{MemoryError, MemoryMap, PAGE_BYTES, PageNumber, Run};
 use dunlin_transports::runtime::{Receiver, SyncSender};
 
@@ -62,6 +64,8 @@ pub(super) struct LaneTally {
     pub(super) fence: FenceNumber,
     /// All that passed over the lane so far.
     pub(super) counters: LaneCounters,
+    /// All that the lane asked of its device so far.
+    pub(super) device: DeviceCounters,
 }
 
 /// A lane thread's word that its order is done.
@@ -296,6 +300,7 @@ impl LaneWorker<'_> {
         let elsewhere = held_back + tally.sending + tally.waiting;
         tally.scanning = end.since(begin).saturating_sub(elsewhere);
         tally.counters = self.lane.counters();
+        tally.device = self.lane.device_counters();
         Ok(tally)
     }
 
@@ -307,6 +312,7 @@ impl LaneWorker<'_> {
         Ok(LaneTally {
             fence,
             counters: self.lane.counters(),
+            device: self.lane.device_counters(),
             ..LaneTally::default()
         })
     }

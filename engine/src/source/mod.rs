@@ -29,7 +29,7 @@ use crate::milestone::Milestone;
 use crate::outside::Outside;
 use crate::records::Journal;
 use crate::report::{
-    GuestReport, Hosts, Outcome, Progress, REPORT_SCHEMA, Report, VerificationReport,
+    DeviceReport, GuestReport, Hosts, Outcome, Progress, REPORT_SCHEMA, Report, VerificationReport,
 };
 use crate::settings::{MoveHandle, MoveSettings};
 
@@ -122,6 +122,7 @@ impl Report {
             total_ns: 0,
             sent_bytes: 0,
             wire_bytes: 0,
+            device: DeviceReport::default(),
             goodput_bytes_per_s: 0,
             blackout: None,
             in_doubt: None,

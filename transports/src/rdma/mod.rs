@@ -50,6 +50,8 @@ use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
+use crate::memory::PAGE_BYTES;
+
 pub mod destination;
 pub mod source;
 
@@ -78,6 +80,13 @@ pub use source::SourceEndpoint;
 /// The most bytes of one RDMA write. Far beyond where a NIC reaches its full rate (some 64 KiB), and
 /// short enough that what follows on the lane waits less than 0.1 ms at 100 Gb/s.
 pub const REQUEST_BYTES_MAX: u32 = 1 << 20;
+
+/// The fewest bytes that [`Options::window_bytes`] allows under way: two pages, so that one is under
+/// way while the other completes.
+pub const WINDOW_BYTES_MIN: u64 = 2 * PAGE_BYTES;
+
+/// And the most: a fence waits for all that is ahead of it, which is 86 ms at 100 Gb/s.
+pub const WINDOW_BYTES_MAX: u64 = 1 << 30;
 
 /// How a lane waits for its device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,6 +141,10 @@ pub struct Options {
     /// pinned, on devices that can; each page that is not at hand costs the lane a fault of some
     /// 10 µs to 1 ms. The destination's memory never is: what a peer may write is pinned.
     pub on_demand_paging: bool,
+    /// How many bytes may be under way on a lane, within [`WINDOW_BYTES_MIN`] and
+    /// [`WINDOW_BYTES_MAX`]; a request has half of it at most. `None`: as the device bears, which is
+    /// 32 MiB, and with rxe 48 packets.
+    pub window_bytes: Option<u64>,
     /// How lanes wait for the device.
     pub poll: PollMode,
     /// How long a lane may move nothing in the middle of something.
@@ -154,6 +167,7 @@ impl Default for Options {
             // dead path is reported as such. rdma_cm would take 17 s.
             ack_timeout: 14,
             on_demand_paging: false,
+            window_bytes: None,
             poll: PollMode::default(),
             // As for TCP: longer than any pause that a working link shows.
             stall_limit: Duration::from_secs(10),

@@ -249,7 +249,8 @@ impl DestinationLane for ReceivingLane {
         for (read, bytes) in reads?.into_iter().flatten() {
             self.push(read, bytes, false, deadline)?;
         }
-        self.post()?;
+        let posted = self.outbox.post_announced(&self.connection);
+        posted.map_err(|error| self.system("posting requests", error))?;
         self.wait_until(|lane| lane.outbox.is_idle(), "fetching pages", deadline)
             .map_err(|error| self.fail(error))
     }

@@ -244,7 +244,7 @@ impl Setup<'_> {
         };
         Ok(Connected {
             identity: wire::identity(source, destination),
-            window: Window::of(self.device.limits(), path_mtu),
+            window: Window::of(self.device.limits(), path_mtu, self.options.window_bytes),
         })
     }
 

@@ -57,6 +57,7 @@ impl Mover<'_, '_> {
         self.identities = lanes.iter().map(|lane| lane.identity()).collect();
         self.fences = vec![0; lanes.len()];
         self.counters = vec![LaneCounters::default(); lanes.len()];
+        self.device = vec![DeviceCounters::default(); lanes.len()];
         self.report.lanes = u16::try_from(lanes.len()).unwrap_or(u16::MAX);
         let cpus = lane_cpus(
             &self.settings.cpus,

@@ -190,6 +190,9 @@ impl Mover<'_, '_> {
         if let Some(counters) = self.counters.get_mut(lane) {
             *counters = tally.counters;
         }
+        if let Some(device) = self.device.get_mut(lane) {
+            *device = tally.device;
+        }
         self.tallies.push(tally);
         self.round_done()
     }

@@ -27,7 +27,8 @@ use std::time::Duration;
 
 use dunlin_transports::deadline::Deadline;
 use dunlin_transports::lane::{
-    Grant, LANES_MAX, LaneCounters, RegistrationCounters, SourceEndpoint, SourceLane,
+    DeviceCounters, Grant, LANES_MAX, LaneCounters, RegistrationCounters, SourceEndpoint,
+    SourceLane,
 };
 use dunlin_transports::memory::{PAGE_BYTES, Run};
 use dunlin_transports::runtime::{
@@ -58,7 +59,7 @@ use crate::protocol::{
 use crate::records::verdict::Answer;
 use crate::records::{Durability, Entry, Journal};
 use crate::report::{
-    BlackoutReport, Hosts, InDoubtReport, Outcome, Phase, Progress, RegisteredReport,
+    BlackoutReport, DeviceReport, Hosts, InDoubtReport, Outcome, Phase, Progress, RegisteredReport,
     RegistrationReport, Report, RoundReport, Side, VerificationReport,
 };
 use crate::session::source::{Action, Event, State};
@@ -203,6 +204,7 @@ pub(super) fn migrate(
             round: None,
             tallies: Vec::new(),
             counters: Vec::new(),
+            device: Vec::new(),
             fences: Vec::new(),
             identities: Vec::new(),
             naming_limit: None,
@@ -273,6 +275,8 @@ struct Mover<'scope, 'env> {
     tallies: Vec<LaneTally>,
     /// What each lane carried, as of its last word.
     counters: Vec<LaneCounters>,
+    /// What each lane asked of its device, as of its last word.
+    device: Vec<DeviceCounters>,
     /// The last fence of each lane.
     fences: Vec<u64>,
     /// Which connection each lane is, until it was said.

@@ -140,6 +140,12 @@ impl Mover<'_, '_> {
         };
         report.registration = self.registration_report();
         report.wire_bytes = self.counters.iter().map(|lane| lane.wire_bytes).sum();
+        report.device = DeviceReport {
+            work_requests: self.device.iter().map(|lane| lane.work_requests).sum(),
+            doorbells: self.device.iter().map(|lane| lane.doorbells).sum(),
+            completions: self.device.iter().map(|lane| lane.completions).sum(),
+            registrations: self.endpoint.registrations().made,
+        };
         let rounds_ns: u64 = report.rounds.iter().map(|round| round.duration_ns).sum();
         let sent = u128::from(report.sent_bytes) * 1_000_000_000;
         report.goodput_bytes_per_s =

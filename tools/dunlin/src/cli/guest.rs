@@ -20,10 +20,10 @@ use super::{HookChoices, Runtime, State};
 use crate::exit::{Exit, help};
 
 const WORKLOAD_HELP: &str = "\
-What the guest does: pattern=sequential|random,hot=SIZE,rate=SIZE/s|max,zero=PERCENT,beat=TIME. \
-'hot' is how much memory it rewrites over and over, 'rate' how fast, 'zero' how many in a hundred \
-of its other pages are zero, 'beat' how often it prints a line on its serial port. What is left \
-out keeps its default.";
+What the guest does: pattern=sequential|random,hot=SIZE,rate=SIZE/s|max,zero=PERCENT,block=PAGES,\
+beat=TIME. 'hot' is how much memory it rewrites over and over, 'rate' how fast, 'zero' how many in \
+a hundred of its other pages are zero, 'block' how many in a row are alike in that, 'beat' how often \
+it prints a line on its serial port. What is left out keeps its default.";
 
 /// Run a guest in the foreground, ready to be moved
 #[derive(Clone, Debug, Args)]

@@ -2,6 +2,7 @@
 
 use clap::{Args, ValueEnum};
 use dunlin_engine::pin_budget::PinBudget;
+use dunlin_vmm::size::parse_size;
 use serde::{Deserialize, Serialize};
 
 use super::values::{pin_budget, pin_budget_text};
@@ -43,6 +44,10 @@ pub(crate) struct RdmaChoices {
     /// most four times as long, and a dead path is noticed [default: 14, 67 ms]
     #[arg(long = "rdma-ack-timeout", value_name = "N", help_heading = "RDMA options", value_parser = clap::value_parser!(u8).range(1..=20))]
     pub(crate) ack_timeout: Option<u8>,
+    /// The most bytes under way on a lane; a request has half of it at most [default: 32MiB; with
+    /// rxe 48 packets]
+    #[arg(long = "rdma-window", value_name = "SIZE", help_heading = "RDMA options", value_parser = parse_size)]
+    pub(crate) window: Option<u64>,
     /// How lanes wait for the device [default: adaptive]
     #[arg(
         long = "poll",
@@ -88,6 +93,7 @@ impl RdmaChoices {
             ("rdma-sl", byte(self.service_level)),
             ("rdma-pkey", number(self.pkey_index)),
             ("rdma-ack-timeout", byte(self.ack_timeout)),
+            ("rdma-window", self.window.map(|bytes| bytes.to_string())),
             ("poll", poll.map(|value| value.get_name().to_owned())),
             ("pin-budget", self.pin_budget.map(pin_budget_text)),
         ];
@@ -122,13 +128,14 @@ mod tests {
             service_level: Some(3),
             pkey_index: Some(300),
             ack_timeout: Some(14),
+            window: Some(1 << 20),
             poll: Some(PollChoice::Event),
             on_demand_paging: true,
             pin_budget: Some(PinBudget::Bytes(128 << 20)),
         };
         let mut line = vec!["line".to_owned()];
         line.extend(choices.as_arguments());
-        assert_eq!(line.len(), 11);
+        assert_eq!(line.len(), 12);
         assert_eq!(Line::try_parse_from(line).unwrap().choices, choices);
         assert!(RdmaChoices::default().as_arguments().is_empty());
         for bad in [

@@ -1,8 +1,8 @@
 //! Reports for tests of the rendering.
 
 use dunlin_engine::report::{
-    BlackoutPart, BlackoutReport, GuestReport, Host, Hosts, Outcome, PredictedPart, REPORT_SCHEMA,
-    Report, RoundReport, Side, VerificationReport,
+    BlackoutPart, BlackoutReport, DeviceReport, GuestReport, Host, Hosts, Outcome, PredictedPart,
+    REPORT_SCHEMA, Report, RoundReport, Side, VerificationReport,
 };
 
 /// Every outcome.
@@ -76,6 +76,7 @@ pub(crate) fn moved() -> Report {
         total_ns: 912_000_000,
         sent_bytes: 513 << 20,
         wire_bytes: 514 << 20,
+        device: DeviceReport::default(),
         goodput_bytes_per_s: 731 << 20,
         blackout: Some(BlackoutReport {
             total_ns: 3_100_000,

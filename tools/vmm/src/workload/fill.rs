@@ -14,10 +14,6 @@ use super::page::{self, FIRST_GENERATION};
 use super::plan::{PageClass, Plan};
 use super::words::PageWords;
 
-/// Zero pages come in blocks of so many, and so does other content, as memory of real guests has
-/// them: an extent at a time, not page by page.
-const BLOCK_PAGES: u64 = 16;
-
 /// How many pages one task fills: 8 MiB, enough for its start to cost nothing.
 const TASK_PAGES: u64 = 2048;
 
@@ -51,9 +47,8 @@ pub fn fill(
         .into_par_iter()
         .try_for_each(|task| {
             let first = task * TASK_PAGES;
-            (first..span.min(first + TASK_PAGES)).try_for_each(|number| {
-                fill_page(map, plan, workload.zero_percent, seed, PageNumber(number))
-            })
+            (first..span.min(first + TASK_PAGES))
+                .try_for_each(|number| fill_page(map, plan, workload, seed, PageNumber(number)))
         })
 }
 
@@ -77,7 +72,7 @@ pub fn bytes_taken(workload: &Workload, memory_bytes: u64, backing: Backing) -> 
 fn fill_page(
     map: &MemoryMap,
     plan: &Plan,
-    zero_percent: u8,
+    workload: &Workload,
     seed: u64,
     number: PageNumber,
 ) -> Result<(), MemoryError> {
@@ -94,7 +89,7 @@ fn fill_page(
             page::write(PageWords::new(map, number)?, address, FIRST_GENERATION);
             Ok(())
         }
-        PageClass::Fixed if is_zero(number, zero_percent) => {
+        PageClass::Fixed if is_zero(number, workload) => {
             if number.0.is_multiple_of(2) {
                 map.fill_zero(run)
             } else {
@@ -106,9 +101,9 @@ fn fill_page(
 }
 
 /// Whether a fixed page is zero: `zero_percent` in a hundred blocks are, evenly spread.
-fn is_zero(number: PageNumber, zero_percent: u8) -> bool {
-    let percent = u64::from(zero_percent);
-    let block = number.0 / BLOCK_PAGES % 100;
+fn is_zero(number: PageNumber, workload: &Workload) -> bool {
+    let percent = u64::from(workload.zero_percent);
+    let block = number.0 / u64::from(workload.block_pages.max(1)) % 100;
     (block + 1) * percent / 100 > block * percent / 100
 }
 
@@ -210,11 +205,27 @@ mod tests {
 
     #[test]
     fn percentages_are_exact() {
-        for percent in [0, 1, 25, 50, 99, 100] {
-            let zero = (0..100 * BLOCK_PAGES)
-                .filter(|page| is_zero(PageNumber(*page), percent))
-                .count();
-            assert_eq!(zero as u64, u64::from(percent) * BLOCK_PAGES);
+        for zero_percent in [0, 1, 25, 50, 99, 100] {
+            for block_pages in [1, 16] {
+                let workload = Workload {
+                    zero_percent,
+                    block_pages,
+                    ..Workload::default()
+                };
+                let zero = (0..100 * u64::from(block_pages))
+                    .filter(|page| is_zero(PageNumber(*page), &workload))
+                    .count();
+                let expected = u64::from(zero_percent) * u64::from(block_pages);
+                assert_eq!(zero as u64, expected);
+            }
+        }
+    }
+
+    #[test]
+    fn blocks_of_one_page_make_every_other_page_zero() {
+        let workload: Workload = "zero=50,block=1".parse().unwrap();
+        for page in 0..1000 {
+            assert_eq!(is_zero(PageNumber(page), &workload), page % 2 == 1);
         }
     }
 }

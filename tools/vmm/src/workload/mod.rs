@@ -31,8 +31,8 @@ use crate::size::{SizeError, format_rate, format_size, parse_rate, parse_size};
 
 /// What the built-in guest does, for the whole guest: vCPUs share it out evenly.
 ///
-/// As text: `pattern=sequential|random,hot=SIZE,rate=SIZE/s|max,zero=PERCENT,beat=TIME`, each at
-/// most once, in any order; what is left out has its [`Default`].
+/// As text: `pattern=sequential|random,hot=SIZE,rate=SIZE/s|max,zero=PERCENT,block=PAGES,beat=TIME`,
+/// each at most once, in any order; what is left out has its [`Default`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Workload {
     /// In which order the hot set's pages are rewritten.
@@ -43,6 +43,8 @@ pub struct Workload {
     pub rate: Option<u64>,
     /// How many in a hundred of the other pages are zero.
     pub zero_percent: u8,
+    /// How many pages in a row are zero, and how many in a row are not, at least.
+    pub block_pages: u16,
     /// How often the guest prints a line on its serial port.
     pub beat: BeatInterval,
 }
@@ -60,10 +62,12 @@ pub enum Pattern {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum WorkloadError {
     /// A part is not `key=value`.
-    #[error("workload: '{0}' is not KEY=VALUE; the keys are pattern, hot, rate, zero and beat")]
+    #[error(
+        "workload: '{0}' is not KEY=VALUE; the keys are pattern, hot, rate, zero, block and beat"
+    )]
     NotAPair(String),
     /// A key is not known.
-    #[error("workload: '{0}' is not a key; the keys are pattern, hot, rate, zero and beat")]
+    #[error("workload: '{0}' is not a key; the keys are pattern, hot, rate, zero, block and beat")]
     UnknownKey(String),
     /// A key is there twice.
     #[error("workload: '{0}' is there twice")]
@@ -90,6 +94,9 @@ pub enum WorkloadError {
     /// The percentage is none.
     #[error("workload: zero={0}: allowed are 0 to 100, with or without a percent sign")]
     Percent(String),
+    /// The length of blocks is none.
+    #[error("workload: block={0}: allowed are 1 to 65535 pages")]
+    Block(String),
     /// The time between beats is none, or not allowed.
     #[error("workload: beat={0}: allowed are 1ms to 3600s, in whole ms or s")]
     Beat(String),
@@ -102,6 +109,8 @@ impl Default for Workload {
             hot_bytes: 64 << 20,
             rate: Some(100 << 20),
             zero_percent: 25,
+            // As memory of real guests has them: an extent at a time, not page by page.
+            block_pages: 16,
             beat: BeatInterval::default(),
         }
     }
@@ -122,12 +131,15 @@ impl Workload {
     const FIELD_ZERO_PERCENT: u16 = 4;
     /// Missing: a second.
     const FIELD_BEAT_MS: u16 = 5;
+    /// Missing: the default.
+    const FIELD_BLOCK_PAGES: u16 = 6;
 
     /// Checks the values against each other and their limits.
     ///
     /// # Errors
     ///
-    /// When the hot set is not made of whole pages, the rate is 0, or the percentage is above 100.
+    /// When the hot set is not made of whole pages, the rate or the blocks' length is 0, or the
+    /// percentage is above 100.
     pub fn validate(&self) -> Result<(), WorkloadError> {
         if !self.hot_bytes.is_multiple_of(PAGE_BYTES) {
             return Err(WorkloadError::HotNotWholePages(self.hot_bytes));
@@ -138,12 +150,15 @@ impl Workload {
         if self.zero_percent > 100 {
             return Err(WorkloadError::Percent(self.zero_percent.to_string()));
         }
+        if self.block_pages == 0 {
+            return Err(WorkloadError::Block(self.block_pages.to_string()));
+        }
         Ok(())
     }
 
     /// The section that tells a destination of it. Fields: 1 pattern (0 sequential, 1 random),
     /// 2 hot bytes, 3 rate in bytes a second (missing: no limit), 4 percentage of zero pages,
-    /// 5 milliseconds from one beat to the next (missing: the default).
+    /// 5 milliseconds from one beat to the next, 6 pages of a block (missing: the default).
     pub fn to_section(&self) -> Section {
         let mut section = Section::new(Self::SECTION, Self::SECTION_VERSION);
         section
@@ -156,6 +171,9 @@ impl Workload {
         // Only where it says something: builds that don't know the field read all other guests.
         if self.beat != BeatInterval::default() {
             section.put_u64(Self::FIELD_BEAT_MS, self.beat.milliseconds());
+        }
+        if self.block_pages != Self::default().block_pages {
+            section.put_u64(Self::FIELD_BLOCK_PAGES, self.block_pages.into());
         }
         section
     }
@@ -176,18 +194,24 @@ impl Workload {
             Some(ms) => BeatInterval::from_milliseconds(ms)
                 .map_err(|error| section.bad(Self::FIELD_BEAT_MS, error.to_string()))?,
         };
+        let block_pages = match optional_u64(&mut section, Self::FIELD_BLOCK_PAGES)? {
+            None => Self::default().block_pages,
+            Some(pages) => u16::try_from(pages).unwrap_or(0),
+        };
         let percent = section.require_u64(Self::FIELD_ZERO_PERCENT)?;
         let workload = Self {
             pattern,
             hot_bytes,
             rate,
             zero_percent: u8::try_from(percent).unwrap_or(u8::MAX),
+            block_pages,
             beat,
         };
         workload.validate().map_err(|error| {
             let field = match error {
                 WorkloadError::HotNotWholePages(_) => Self::FIELD_HOT_BYTES,
                 WorkloadError::RateZero => Self::FIELD_RATE,
+                WorkloadError::Block(_) => Self::FIELD_BLOCK_PAGES,
                 _ => Self::FIELD_ZERO_PERCENT,
             };
             section.bad(field, error.to_string())
@@ -274,6 +298,13 @@ impl FromStr for Workload {
                         .filter(|percent| *percent <= 100)
                         .ok_or_else(|| WorkloadError::Percent(value.to_owned()))?;
                 }
+                "block" => {
+                    workload.block_pages = Some(value)
+                        .filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))
+                        .and_then(|digits| digits.parse().ok())
+                        .filter(|pages| *pages > 0)
+                        .ok_or_else(|| WorkloadError::Block(value.to_owned()))?;
+                }
                 "beat" => workload.beat = value.parse()?,
                 _ => return Err(WorkloadError::UnknownKey(key.to_owned())),
             }
@@ -294,6 +325,9 @@ impl fmt::Display for Workload {
             format_size(self.hot_bytes),
             self.zero_percent
         )?;
+        if self.block_pages != Self::default().block_pages {
+            write!(formatter, ",block={}", self.block_pages)?;
+        }
         if self.beat != BeatInterval::default() {
             write!(formatter, ",beat={}", self.beat)?;
         }
@@ -326,6 +360,7 @@ mod tests {
                 hot_bytes: 1 << 30,
                 rate: None,
                 zero_percent: 30,
+                block_pages: 16,
                 beat: BeatInterval::default(),
             }
         );
@@ -353,6 +388,9 @@ mod tests {
             ("zero=+1", "zero=+1: allowed are 0 to 100"),
             ("zero=", "zero=: allowed are 0 to 100"),
             ("zero=300", "zero=300: allowed are 0 to 100"),
+            ("block=0", "block=0: allowed are 1 to 65535"),
+            ("block=+1", "block=+1: allowed are 1 to 65535"),
+            ("block=65536", "block=65536: allowed are 1 to 65535"),
             ("beat=0ms", "beat=0ms: allowed are 1ms to 3600s"),
             ("beat=5", "beat=5: allowed are 1ms to 3600s"),
             ("beat=3601s", "beat=3601s: allowed are 1ms to 3600s"),
@@ -375,6 +413,8 @@ mod tests {
             (4, 101),
             (4, 1 << 40),
             (5, 0),
+            (6, 0),
+            (6, 1 << 16),
             (9, 0),
         ] {
             let mut section = Workload::default().to_section();
@@ -397,6 +437,9 @@ mod tests {
         golden.put_u64(5, 20);
         let workload = parse("pattern=random,hot=8KiB,rate=77/s,zero=50,beat=20ms").unwrap();
         assert_eq!(workload.to_section(), golden);
+        golden.put_u64(6, 1);
+        let text = "pattern=random,hot=8KiB,rate=77/s,zero=50,block=1,beat=20ms";
+        assert_eq!(parse(text).unwrap().to_section(), golden);
     }
 
     proptest! {
@@ -406,6 +449,7 @@ mod tests {
             hot_pages in 0_u64..=u64::MAX / PAGE_BYTES,
             rate in proptest::option::of(1_u64..),
             zero_percent in 0_u8..=100,
+            block_pages in 1_u16..,
             beat_ms in 1_u64..=3_600_000,
         ) {
             let workload = Workload {
@@ -413,6 +457,7 @@ mod tests {
                 hot_bytes: hot_pages * PAGE_BYTES,
                 rate,
                 zero_percent,
+                block_pages,
                 beat: BeatInterval::from_milliseconds(beat_ms).unwrap(),
             };
             prop_assert_eq!(parse(&workload.to_string()), Ok(workload.clone()));

@@ -79,7 +79,7 @@ impl RequestList {
     }
 
     /// Empties the list.
-    pub(super) fn clear(&mut self) {
+    pub(in crate::rdma) fn clear(&mut self) {
         self.requests.clear();
         self.pieces.clear();
         self.messages.clear();

@@ -47,6 +47,7 @@ fn spec(vcpus: u32, hot_bytes: u64, pattern: Pattern, tracking: DirtyTracking) -
             hot_bytes,
             rate: None,
             zero_percent: 50,
+            block_pages: 16,
             beat: BeatInterval::default(),
         },
         tracking,

@@ -1,0 +1,181 @@
+//! One run of a row: where it has its files, who watches it, and who counts its system calls.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Context;
+use dunlin_bench::SplitMix;
+use tempfile::TempDir;
+
+use crate::calls::{Counter, SideCalls, SystemCalls};
+use crate::programs::output_of;
+use crate::results::Outcome;
+use crate::rows::{QemuWay, Row, What};
+use crate::usage::{Usage, Watch};
+use crate::{counts, dunlin, iperf, qemu, writebw};
+
+/// The source's address on the wire, and the destination's.
+pub(crate) const SOURCE: &str = "10.77.0.1";
+pub(crate) const DESTINATION: &str = "10.77.0.2";
+
+/// Where memory is that has a name.
+const MEMORY_DIRECTORY: &str = "/dev/shm";
+
+/// What is known of a run while it goes on.
+pub(crate) struct Watched {
+    watch: Watch,
+    counter: Option<Counter>,
+}
+
+/// What all runs share.
+pub(crate) struct Bench {
+    pub(crate) dunlin: PathBuf,
+    pub(crate) qemu: Option<PathBuf>,
+    /// What QEMU says of itself.
+    pub(crate) qemu_version: Option<String>,
+    qemu_has_rdma: bool,
+    /// How much random memory each moves.
+    pub(crate) bytes: u64,
+    site: TempDir,
+}
+
+/// One run while it goes on.
+pub(crate) struct Run<'a> {
+    pub(crate) bench: &'a Bench,
+    directory: PathBuf,
+    counts_calls: bool,
+    calls: Option<SystemCalls>,
+}
+
+impl Bench {
+    /// Sees to it that what every row needs is there.
+    pub(crate) fn new(dunlin: PathBuf, qemu: Option<PathBuf>, bytes: u64) -> anyhow::Result<Self> {
+        output_of(Command::new(&dunlin).arg("--version")).context("this is not dunlin")?;
+        let version = |program: &PathBuf| {
+            let text = output_of(Command::new(program).arg("--version")).ok()?;
+            Some(text.lines().next()?.to_owned())
+        };
+        let site = TempDir::with_prefix("peers")?;
+        let qemu_version = qemu.as_ref().and_then(version);
+        Ok(Self {
+            qemu_has_rdma: match &qemu {
+                Some(program) if qemu_version.is_some() => qemu::has_rdma(program, site.path())?,
+                _ => false,
+            },
+            qemu_version,
+            dunlin,
+            qemu,
+            bytes,
+            site,
+        })
+    }
+
+    /// What is missing for a row, if anything is.
+    pub(crate) fn lacks(&self, row: &Row) -> Option<String> {
+        let What::Qemu(way) = row.what else {
+            return None;
+        };
+        let Some(version) = &self.qemu_version else {
+            return Some("there is no QEMU (bookworm-backports has one)".to_owned());
+        };
+        let needs_rdma = matches!(way, QemuWay::Rdma { .. });
+        (needs_rdma && !self.qemu_has_rdma).then(|| format!("{version} was built without rdma:"))
+    }
+
+    /// Runs a row.
+    pub(crate) fn run(&self, row: &Row) -> anyhow::Result<Outcome> {
+        let mut run = self.begin(false)?;
+        let retries = counts::retries();
+        let mut outcome = run.perform(row)?;
+        outcome.retries = counts::retries() - retries;
+        Ok(outcome)
+    }
+
+    /// Runs a row and counts its system calls.
+    pub(crate) fn count_system_calls(&self, row: &Row) -> anyhow::Result<SystemCalls> {
+        let mut run = self.begin(true)?;
+        run.perform(row)?;
+        run.calls.context("nothing was counted")
+    }
+
+    fn begin(&self, counts_calls: bool) -> anyhow::Result<Run<'_>> {
+        let directory = self.site.path().join("run");
+        if directory.exists() {
+            fs::remove_dir_all(&directory)?;
+        }
+        fs::create_dir(&directory)?;
+        Ok(Run {
+            bench: self,
+            directory,
+            counts_calls,
+            calls: None,
+        })
+    }
+}
+
+impl Run<'_> {
+    fn perform(&mut self, row: &Row) -> anyhow::Result<Outcome> {
+        match &row.what {
+            What::WriteBandwidth {
+                message_bytes,
+                pairs,
+            } => writebw::run(self, *message_bytes, *pairs),
+            What::Dunlin {
+                scheme,
+                lanes,
+                scattered,
+                window,
+            } => dunlin::run(self, scheme, *lanes, *scattered, *window),
+            What::Qemu(way) => qemu::run(self, *way),
+            What::Iperf { streams } => iperf::run(self, *streams),
+        }
+    }
+
+    /// A place for a file of this run.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    /// Watches the two sides' processes from here on. With `from_birth` all counts that they ever
+    /// used.
+    pub(crate) fn watch(
+        &self,
+        source: u32,
+        destination: u32,
+        from_birth: bool,
+    ) -> anyhow::Result<Watched> {
+        Ok(Watched {
+            counter: self.counts_calls.then(Counter::start).transpose()?,
+            watch: Watch::start(source, destination, from_birth),
+        })
+    }
+
+    /// It is over.
+    pub(crate) fn end(&mut self, watched: Watched) -> anyhow::Result<Usage> {
+        let calls = watched.counter.map(Counter::end).transpose()?;
+        let (usage, threads) = watched.watch.end()?;
+        self.calls = calls.map(|calls| SystemCalls {
+            source: SideCalls::of(&calls, &threads.source),
+            destination: SideCalls::of(&calls, &threads.destination),
+        });
+        Ok(usage)
+    }
+
+    /// A file in memory with random bytes, made once.
+    pub(crate) fn random_memory(&self) -> anyhow::Result<PathBuf> {
+        let bytes = self.bench.bytes;
+        let path = Path::new(MEMORY_DIRECTORY).join("softroce-peers");
+        if path.metadata().is_ok_and(|file| file.len() == bytes) {
+            return Ok(path);
+        }
+        let mut file = std::io::BufWriter::with_capacity(1 << 20, fs::File::create(&path)?);
+        let mut random = SplitMix(7);
+        for _ in 0..bytes / 8 {
+            file.write_all(&random.next_u64().to_le_bytes())?;
+        }
+        file.flush()?;
+        Ok(path)
+    }
+}

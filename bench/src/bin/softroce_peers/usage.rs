@@ -1,0 +1,341 @@
+//! Whose processor time a run was: its two sides' processes, and the machine's as a whole.
+//!
+//! A thread looks at `/proc` while a run goes on, so that what ended processes and threads used is
+//! known as well. The threads that run a guest are left out everywhere: Dunlin's built-in guest
+//! never sleeps, QEMU's sleeps in its firmware, and neither is a cost of the move.
+
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::anyhow;
+use rustix::param::clock_ticks_per_second;
+use serde::Serialize;
+
+use crate::counts;
+
+/// How often it is looked. Each look takes about a millisecond of an emulated processor.
+const INTERVAL: Duration = Duration::from_millis(100);
+
+/// How the threads that run a guest are named: Dunlin's and QEMU's.
+const GUEST_THREADS: [&str; 2] = ["vcpu-", "CPU "];
+
+/// Processor time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub(crate) struct Cpu {
+    /// In programs.
+    pub(crate) user_s: f64,
+    /// In the kernel for them.
+    pub(crate) system_s: f64,
+}
+
+impl Cpu {
+    fn minus(self, other: Self) -> Self {
+        Self {
+            user_s: (self.user_s - other.user_s).max(0.0),
+            system_s: (self.system_s - other.system_s).max(0.0),
+        }
+    }
+
+    fn plus(self, other: Self) -> Self {
+        Self {
+            user_s: self.user_s + other.user_s,
+            system_s: self.system_s + other.system_s,
+        }
+    }
+
+    /// Both kinds.
+    pub(crate) fn total_s(self) -> f64 {
+        self.user_s + self.system_s
+    }
+}
+
+/// What a run used.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(crate) struct Usage {
+    /// The source's processes.
+    pub(crate) source: Cpu,
+    /// The destination's.
+    pub(crate) destination: Cpu,
+    /// All processors of the machine, whatever for.
+    pub(crate) machine_s: f64,
+    /// The middle of the run; `None` when it was too short to have one.
+    pub(crate) bulk: Option<Bulk>,
+}
+
+/// The part of a run in which bytes flow: from the tenth that came first to the one that came last.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Bulk {
+    /// How long it was.
+    pub(crate) seconds: f64,
+    /// What came over the wire in it.
+    pub(crate) wire_bytes: u64,
+    /// The destination's time in programs, by ticks.
+    pub(crate) destination_user_s: f64,
+    /// The destination's whole time, by the scheduler, which counts nanoseconds: no less than that.
+    pub(crate) destination_run_s: f64,
+}
+
+/// The two sides' threads, as far as they were seen; those that run a guest are left out.
+#[derive(Debug)]
+pub(crate) struct Threads {
+    pub(crate) source: HashSet<u32>,
+    pub(crate) destination: HashSet<u32>,
+}
+
+/// One look.
+#[derive(Clone, Copy, Debug, Default)]
+struct Look {
+    at_s: f64,
+    arrived_bytes: u64,
+    source: Cpu,
+    destination: Cpu,
+    destination_run_s: f64,
+    machine_s: f64,
+    guest_s: f64,
+}
+
+/// A process and those that it started, as far as they were seen.
+struct Tree {
+    root: u32,
+    processes: HashMap<u32, Cpu>,
+    guests: HashMap<u32, Cpu>,
+    /// By thread: what the scheduler says, in nanoseconds.
+    run_ns: HashMap<u32, u64>,
+}
+
+impl Tree {
+    fn new(root: u32) -> Self {
+        Self {
+            root,
+            processes: HashMap::new(),
+            guests: HashMap::new(),
+            run_ns: HashMap::new(),
+        }
+    }
+
+    fn look(&mut self) {
+        let mut waiting = vec![self.root];
+        while let Some(process) = waiting.pop() {
+            if let Some(cpu) = cpu_in(&format!("/proc/{process}/stat")) {
+                self.processes.insert(process, cpu);
+            }
+            let Ok(threads) = fs::read_dir(format!("/proc/{process}/task")) else {
+                continue;
+            };
+            for thread in threads.flatten() {
+                let Some(id) = thread.file_name().to_str().and_then(|id| id.parse().ok()) else {
+                    continue;
+                };
+                self.look_at_thread(process, id);
+                let children = format!("/proc/{process}/task/{id}/children");
+                let children = fs::read_to_string(children).unwrap_or_default();
+                waiting.extend(
+                    children
+                        .split_whitespace()
+                        .filter_map(|id| id.parse::<u32>().ok()),
+                );
+            }
+        }
+    }
+
+    fn look_at_thread(&mut self, process: u32, thread: u32) {
+        let directory = format!("/proc/{process}/task/{thread}");
+        let name = fs::read_to_string(format!("{directory}/comm")).unwrap_or_default();
+        if GUEST_THREADS.iter().any(|prefix| name.starts_with(prefix)) {
+            if let Some(cpu) = cpu_in(&format!("{directory}/stat")) {
+                self.guests.insert(thread, cpu);
+            }
+            return;
+        }
+        let schedule = fs::read_to_string(format!("{directory}/schedstat")).unwrap_or_default();
+        if let Some(ns) = schedule
+            .split_whitespace()
+            .next()
+            .and_then(|ns| ns.parse().ok())
+        {
+            self.run_ns.insert(thread, ns);
+        }
+    }
+
+    /// All threads that were seen, but for those that run a guest.
+    fn threads(&self) -> HashSet<u32> {
+        self.run_ns.keys().copied().collect()
+    }
+
+    fn guest(&self) -> Cpu {
+        self.guests
+            .values()
+            .fold(Cpu::default(), |sum, cpu| sum.plus(*cpu))
+    }
+
+    fn cpu(&self) -> Cpu {
+        let all = self
+            .processes
+            .values()
+            .fold(Cpu::default(), |sum, cpu| sum.plus(*cpu));
+        all.minus(self.guest())
+    }
+
+    fn run_s(&self) -> f64 {
+        self.run_ns.values().sum::<u64>() as f64 / 1e9
+    }
+}
+
+/// The processor time in a `stat` file of `/proc`.
+fn cpu_in(path: &str) -> Option<Cpu> {
+    let text = fs::read_to_string(path).ok()?;
+    // The name, in parentheses, may hold anything.
+    let (_, rest) = text.rsplit_once(") ")?;
+    let mut fields = rest.split_whitespace().skip(11);
+    let mut seconds = || -> Option<f64> {
+        let ticks: u64 = fields.next()?.parse().ok()?;
+        Some(ticks as f64 / clock_ticks_per_second() as f64)
+    };
+    Some(Cpu {
+        user_s: seconds()?,
+        system_s: seconds()?,
+    })
+}
+
+/// Looks at a run until it is told that it is over.
+pub(crate) struct Watch {
+    is_over: Arc<AtomicBool>,
+    thread: JoinHandle<(Vec<Look>, Threads)>,
+    from_birth: bool,
+}
+
+impl Watch {
+    /// Of the processes that began with these two. `from_birth` counts all that they ever used,
+    /// otherwise from here on.
+    pub(crate) fn start(source: u32, destination: u32, from_birth: bool) -> Self {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&is_over);
+        let mut trees = (Tree::new(source), Tree::new(destination));
+        let begun = Instant::now();
+        let first = look(&mut trees, begun);
+        let thread = std::thread::spawn(move || {
+            let mut looks = vec![first];
+            while !told.load(Ordering::Acquire) {
+                std::thread::sleep(INTERVAL);
+                looks.push(look(&mut trees, begun));
+            }
+            let threads = Threads {
+                source: trees.0.threads(),
+                destination: trees.1.threads(),
+            };
+            (looks, threads)
+        });
+        Self {
+            is_over,
+            thread,
+            from_birth,
+        }
+    }
+
+    /// The run is over.
+    pub(crate) fn end(self) -> anyhow::Result<(Usage, Threads)> {
+        self.is_over.store(true, Ordering::Release);
+        let ended = self.thread.join();
+        let (looks, threads) = ended.map_err(|_| anyhow!("the watching thread died"))?;
+        Ok((usage(&looks, self.from_birth), threads))
+    }
+}
+
+fn look(trees: &mut (Tree, Tree), begun: Instant) -> Look {
+    trees.0.look();
+    trees.1.look();
+    let (source, destination) = (&trees.0, &trees.1);
+    Look {
+        at_s: begun.elapsed().as_secs_f64(),
+        arrived_bytes: counts::arrived_bytes(),
+        source: source.cpu(),
+        destination: destination.cpu(),
+        destination_run_s: destination.run_s(),
+        machine_s: counts::busy_seconds(),
+        guest_s: source.guest().plus(destination.guest()).total_s(),
+    }
+}
+
+fn usage(looks: &[Look], from_birth: bool) -> Usage {
+    let (Some(first), Some(last)) = (looks.first(), looks.last()) else {
+        return Usage::default();
+    };
+    let before = if from_birth { Look::default() } else { *first };
+    let guest_s = last.guest_s - first.guest_s;
+    Usage {
+        source: last.source.minus(before.source),
+        destination: last.destination.minus(before.destination),
+        machine_s: (last.machine_s - first.machine_s - guest_s).max(0.0),
+        bulk: bulk(looks, first.arrived_bytes, last.arrived_bytes),
+    }
+}
+
+fn bulk(looks: &[Look], first_bytes: u64, last_bytes: u64) -> Option<Bulk> {
+    let tenth = last_bytes.saturating_sub(first_bytes) / 10;
+    let begin = looks
+        .iter()
+        .find(|look| look.arrived_bytes >= first_bytes + tenth)?;
+    let end = looks
+        .iter()
+        .rfind(|look| look.arrived_bytes <= last_bytes - tenth)?;
+    (tenth > 0 && end.at_s > begin.at_s).then(|| Bulk {
+        seconds: end.at_s - begin.at_s,
+        wire_bytes: end.arrived_bytes - begin.arrived_bytes,
+        destination_user_s: end.destination.minus(begin.destination).user_s,
+        destination_run_s: (end.destination_run_s - begin.destination_run_s).max(0.0),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_run_used_is_between_its_looks() {
+        let look = |number: u32| Look {
+            at_s: f64::from(number),
+            arrived_bytes: 1000 + 100 * u64::from(number),
+            source: Cpu {
+                user_s: 5.0 + f64::from(number),
+                system_s: 0.0,
+            },
+            destination: Cpu {
+                user_s: 0.5 * f64::from(number),
+                system_s: 1.0,
+            },
+            destination_run_s: 2.0 * f64::from(number),
+            machine_s: 3.0 * f64::from(number),
+            guest_s: f64::from(number),
+        };
+        let looks: Vec<Look> = (0..=10).map(look).collect();
+        let used = usage(&looks, false);
+        assert_eq!(used.source.user_s, 10.0);
+        assert_eq!(used.destination.total_s(), 5.0);
+        assert_eq!(used.machine_s, 20.0);
+        assert_eq!(usage(&looks, true).source.user_s, 15.0);
+        let bulk = used.bulk.unwrap();
+        assert_eq!((bulk.seconds, bulk.wire_bytes), (8.0, 800));
+        assert_eq!(
+            (bulk.destination_user_s, bulk.destination_run_s),
+            (4.0, 16.0)
+        );
+        assert!(usage(&looks[..1], false).bulk.is_none());
+    }
+
+    #[test]
+    fn a_process_is_seen_with_its_threads() {
+        let mut tree = Tree::new(std::process::id());
+        let begun = Instant::now();
+        while tree.run_s() <= 0.0 && begun.elapsed() < Duration::from_secs(10) {
+            tree.look();
+        }
+        assert!(tree.run_s() > 0.0);
+        assert!(tree.processes.contains_key(&std::process::id()));
+        assert!(cpu_in("/proc/self/stat").is_some());
+        assert!(cpu_in("/proc/self/comm").is_none());
+    }
+}
