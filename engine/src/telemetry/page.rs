@@ -35,12 +35,15 @@ fn write_page(page: &mut impl Write) -> std::fmt::Result {
          while it records. A histogram takes durations from {HISTOGRAM_NS_MIN} ns to {} h with \
          {HISTOGRAM_DIGITS} significant digits in {} KiB (shorter and longer ones count as the \
          first and the last); count, total, minimum and maximum are exact. A lane's recorder holds \
-         {LANE_SPANS} spans, the session's {CONTROL_SPANS}; the oldest make room, and how many did \
+         {} spans, the session's {}; the oldest make room, and how many did \
          is told (`dropped_spans`). The destination's part goes to the source when the move is \
-         over, in at most {} KiB with the last {WIRE_SPANS_MAX} spans.\n",
+         over, in at most {} KiB with the last {} spans.\n",
         HISTOGRAM_NS_MAX / 3_600_000_000_000,
         HISTOGRAM_BYTES >> 10,
+        thousands(LANE_SPANS),
+        thousands(CONTROL_SPANS),
         WIRE_BYTES_MAX >> 10,
+        thousands(WIRE_SPANS_MAX),
     )?;
     writeln!(
         page,
@@ -90,6 +93,13 @@ fn write_page(page: &mut impl Write) -> std::fmt::Result {
         }
     }
     Ok(())
+}
+
+fn thousands(number: usize) -> String {
+    match number / 1000 {
+        0 => number.to_string(),
+        thousands => format!("{thousands},{:03}", number % 1000),
+    }
 }
 
 fn row(page: &mut impl Write, declaration: &Declaration) -> std::fmt::Result {

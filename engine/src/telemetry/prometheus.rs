@@ -21,7 +21,8 @@ pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 const FIRST_BUCKET_NS: u64 = 256;
 
 /// Writes everything that was measured. Every metric carries `labels` (names as Prometheus allows
-/// them, `[a-zA-Z_][a-zA-Z0-9_]*`; any values), such as the guest's name, and its own.
+/// them, `[a-zA-Z_][a-zA-Z0-9_]*`; any values), such as the guest's name, and its own: `side`,
+/// `part`, `phase`, `size`, `lane`, `le`, which `labels` must not hold.
 ///
 /// # Errors
 ///

@@ -20,6 +20,19 @@ fn timing_work_hands_on_what_it_returns() {
     );
 }
 
+/// A lane's recorder is made before its thread, and read behind its end.
+#[test]
+fn recorders_go_to_their_thread_and_come_back() {
+    let mut recorder = Recorder::new(End::Source, Track::Lane(1));
+    let thread = std::thread::spawn(move || {
+        recorder.time(Operation::Clear, || ());
+        recorder
+    });
+    let measurements = Recording::merge([thread.join().unwrap()]).measurements;
+    let lanes: Vec<_> = measurements.lanes.iter().map(|lane| lane.lane).collect();
+    assert_eq!(lanes, [1; cfg!(feature = "telemetry") as usize]);
+}
+
 #[cfg(not(feature = "telemetry"))]
 #[test]
 fn a_recorder_that_is_not_there_has_no_size() {

@@ -120,10 +120,13 @@ fn what_is_told_is_understood_again() {
     );
 }
 
+/// A name for what is spoilt, and the spoiling.
+type Spoiling = (&'static str, fn(&mut Value));
+
 #[test]
 fn the_schema_notices_what_it_should() {
     let whole = serde_json::to_value(example::whole_move()).unwrap();
-    let spoilt: [(&str, fn(&mut Value)); 5] = [
+    let spoilt: [Spoiling; 5] = [
         ("a field more", |value| value["source"]["more"] = 1.into()),
         ("a field less", |value| {
             value["timeline"].as_object_mut().unwrap().remove("spans");

@@ -146,9 +146,12 @@ fn largest() -> Recording {
             .values_mut()
             .for_each(|count| *count = u64::MAX);
     }
-    let names = SpanName::ALL.iter().map(|name| name.declaration());
-    let last = names.filter(|name| name.is_measured_by(End::Destination, TrackKind::Vcpu));
-    let name = SpanName::from_number(last.last().unwrap().number).unwrap();
+    // The longest number of all that fit.
+    let mut names = SpanName::ALL.iter().copied().filter(|name| {
+        let declaration = name.declaration();
+        declaration.is_measured_by(End::Destination, TrackKind::Vcpu)
+    });
+    let name = names.next_back().unwrap();
     let span = |number: u64| Span {
         name,
         track: Track::Vcpu(u16::MAX),
