@@ -10,8 +10,8 @@ use thiserror::Error;
 /// The smallest budget that can be named.
 pub const PIN_BUDGET_BYTES_MIN: u64 = 8 << 20;
 
-/// What is registered beside guest memory, at most: a lane's page of zeros and its message buffers,
-/// for 64 lanes. Taken off the budget, so that the process stays within the figure that was given.
+/// What is registered beside guest memory, at most: 256 KiB of zeros, and a page of message buffers
+/// for each of 64 lanes. Taken off the budget, so that the process stays within the figure that was given.
 const OVERHEAD_BYTES: u64 = 1 << 20;
 
 /// What `auto` needs where the limit on locked memory binds and the guest is larger: with less, the

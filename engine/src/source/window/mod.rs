@@ -93,7 +93,9 @@ struct State {
     is_stopped: bool,
     /// Lanes and walks that wait for a change.
     waiting: u32,
-    /// When a range was last opened, closed, or asked for.
+    /// Lanes that stand at the gate.
+    at_gate: usize,
+    /// When a range was last opened, closed, or asked for, or a lane came to the gate.
     progress: Timestamp,
     opening_since: Option<Timestamp>,
     opening: Duration,
@@ -141,6 +143,7 @@ impl Window {
                 plan,
                 is_stopped: false,
                 waiting: 0,
+                at_gate: 0,
                 progress: Timestamp::now(),
                 opening_since: None,
                 opening: Duration::ZERO,
@@ -186,19 +189,20 @@ impl Window {
             return Gate::Unneeded;
         };
         let mut state = self.state.lock();
-        loop {
+        let mut is_waiting = false;
+        let gate = loop {
             if state.is_stopped {
-                return Gate::Stopped;
+                break Gate::Stopped;
             }
             let (reached, is_open) = match state.plan.standing(chunk) {
-                Standing::Unneeded => return Gate::Unneeded,
+                Standing::Unneeded => break Gate::Unneeded,
                 Standing::Unreached(reached) | Standing::Opening(reached) => (reached, false),
                 Standing::Open(reached) => (reached, true),
             };
             if *portion < reached {
                 // Also where the chunk is not open yet: its room may be what this lane holds up.
                 if !is_fenced {
-                    return Gate::Behind(reached);
+                    break Gate::Behind(reached);
                 }
                 *portion = reached;
                 if state.plan.pass(usize::from(lane.0), reached) {
@@ -206,12 +210,19 @@ impl Window {
                 }
             }
             if is_open {
-                return Gate::Open;
+                break Gate::Open;
+            }
+            if !is_waiting {
+                is_waiting = true;
+                state.at_gate += 1;
+                state.progress = Timestamp::now();
             }
             state.waiting += 1;
             state = self.state.wait_timeout(state, NAP);
             state.waiting -= 1;
-        }
+        };
+        state.at_gate -= usize::from(is_waiting);
+        gate
     }
 
     /// A lane is past all portions before this one: it puts nothing there any more, and all that it
@@ -276,6 +287,7 @@ impl Window {
             let total = portion().map(|chunk| dirty_pages(chunk.words(dirty))).sum();
             add_shares(dirty, portion(), total, shares);
         };
+        plan.reset();
         plan.begin(Walk::Followed, chunks);
         if !plan.are_open(chunks) {
             plan.lay_out(chunks, share);
@@ -327,13 +339,18 @@ impl Window {
         self.state.lock().plan.set.awaits_grant(run)
     }
 
-    /// What is waited for, where nothing has been opened or closed for `limit` though it is due.
+    /// What is waited for, where nothing has been opened or closed for `limit` though it is due; or
+    /// where all lanes wait and nothing is, which would be an error of this program.
     pub(super) fn overdue(&self, limit: Duration) -> Option<String> {
         let state = self.state.lock();
         let (opening, closing) = state.plan.set.under_way();
         let waited = Timestamp::now().since(state.progress);
-        if opening + closing == 0 || waited < limit {
+        if waited < limit {
             return None;
+        }
+        if opening + closing == 0 {
+            let is_stuck = state.at_gate > 0 && state.at_gate >= state.plan.lanes_on_the_way();
+            return is_stuck.then(|| "all lanes wait for memory, and none is asked for".to_owned());
         }
         let first = state.plan.set.first_under_way()?;
         Some(format!(

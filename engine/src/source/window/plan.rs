@@ -121,7 +121,9 @@ impl Plan {
 
     // ---- a round ----
 
-    /// A round is about to begin: until [`Plan::begin`] every chunk counts as not reached.
+    /// A round is about to begin, or a walk that nobody follows: until [`Plan::begin`] every chunk
+    /// counts as not reached. Lanes may be told of the round from here on: one that finds nothing to
+    /// do passes everything before the walk has begun.
     pub(super) fn reset(&mut self) {
         self.walked = 0;
         self.portion = 0;
@@ -133,9 +135,9 @@ impl Plan {
         self.is_laid_out = false;
     }
 
-    /// Begins a walk through these chunks, in ascending order: those that may be needed.
+    /// Begins a walk through these chunks, in ascending order: those that may be needed. Behind
+    /// [`Plan::reset`].
     pub(super) fn begin(&mut self, walk: Walk, chunks: &[u64]) {
-        self.reset();
         self.walk = walk;
         self.set.forget_portions();
         self.idle.clear();
@@ -374,6 +376,12 @@ impl Plan {
             (Some(portion), Stage::Opening { .. }) => Standing::Opening(portion),
             _ => Standing::Unneeded,
         }
+    }
+
+    /// How many lanes are not at their round's end.
+    pub(super) fn lanes_on_the_way(&self) -> usize {
+        let on_the_way = self.passed.iter().filter(|passed| **passed < u32::MAX);
+        on_the_way.count()
     }
 
     /// A lane puts nothing in portions below `portion` any more, and all that it put there is

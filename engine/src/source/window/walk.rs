@@ -157,6 +157,7 @@ impl Walker<'_> {
                 }
                 WalkOrder::Begun(chunks) => self.walk(&chunks, false).map(|()| chunks),
                 WalkOrder::Ahead(chunks) => {
+                    self.window.reset();
                     self.begin(Walk::Ahead, &chunks);
                     let walked = self.walk(&chunks, false);
                     walked

@@ -81,6 +81,8 @@ struct World {
     untouched: Vec<u64>,
     put: Vec<u64>,
     crossed: u32,
+    /// Whether lanes may be done before they have begun.
+    may_idle: bool,
 }
 
 impl World {
@@ -101,6 +103,7 @@ impl World {
             untouched: Vec::new(),
             put: Vec::new(),
             crossed: 0,
+            may_idle: false,
         }
     }
 
@@ -328,11 +331,21 @@ impl World {
         self.lanes
             .iter_mut()
             .for_each(|lane| *lane = Lane::default());
+        self.plan.reset();
+        // A lane may find nothing to do before the walk has begun; but one has to.
+        let idle = self.lanes.len() - 1;
+        for lane in 0..idle {
+            if walk == Walk::Followed && self.may_idle && self.seeded.below(4) == 0 {
+                self.fence(lane, u32::MAX);
+                self.lanes[lane].is_done = true;
+            }
+        }
         self.plan.begin(walk, list);
     }
 
     /// A round in which lanes claim.
     fn claimed(&mut self, list: &[u64], untouched: &[u64]) {
+        self.may_idle = true;
         self.begin(list, untouched, Walk::Followed);
         self.play(Walk::Followed, true);
         self.assert_put();
@@ -340,6 +353,7 @@ impl World {
 
     /// A round that is divided beforehand, each portion among all lanes.
     fn divided(&mut self, list: &[u64]) {
+        self.may_idle = false;
         self.begin(list, &[], Walk::Followed);
         let lanes = &mut self.lanes;
         let mut all = Vec::new();
