@@ -2,10 +2,10 @@
 
 use serde_json::{Value, json};
 
-use crate::bench::Bench;
 use crate::calls::{SideCalls, SystemCalls};
 use crate::counts;
 use crate::rows::Row;
+use crate::runs::Bench;
 use crate::usage::{Cpu, Usage};
 
 /// Bytes.
