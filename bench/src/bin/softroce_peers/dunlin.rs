@@ -8,9 +8,9 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, bail};
 use serde_json::Value;
 
-use crate::bench::{DESTINATION, Run, SOURCE};
-use crate::programs::{Program, output_of, wait_for};
+use crate::programs::{PATIENCE, Program, output_of, wait_for};
 use crate::results::{ACK_TIMEOUT, DeviceWork, Outcome, PAUSE_BUDGET_MS};
+use crate::runs::{DESTINATION, Run, SOURCE};
 
 /// Memory of the built-in guest that is not random: its first 8 MiB, mostly untouched.
 const SYSTEM_AREA_BYTES: u64 = 8 << 20;
@@ -68,6 +68,7 @@ pub(crate) fn run(
         SOURCE,
     ]);
     send.args(["--lanes", &lanes.to_string(), "--peer-timeout", "20s"]);
+    send.args(["--timeout", &format!("{}s", PATIENCE.as_secs())]);
     send.args(["--max-blackout", &format!("{PAUSE_BUDGET_MS}ms")]);
     send.args([OsString::from("--report"), report.clone().into()]);
     if scheme == "rdma" {

@@ -5,9 +5,9 @@ use std::process::{Command, Stdio};
 use anyhow::Context;
 use serde_json::Value;
 
-use crate::bench::{DESTINATION, Run, SOURCE};
 use crate::programs::{Program, wait_for};
 use crate::results::Outcome;
+use crate::runs::{DESTINATION, Run, SOURCE};
 use crate::writebw::listens;
 
 /// The port at which iperf3's server waits unless told otherwise.

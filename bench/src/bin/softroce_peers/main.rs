@@ -5,7 +5,7 @@
 //! |---|---|
 //! | here | the order of the runs, and what becomes of their results |
 //! | [`rows`] | what is compared: one row each |
-//! | [`bench`] | one run of a row: its places, and who watches it |
+//! | [`runs`] | one run of a row: its places, and who watches it |
 //! | [`dunlin`], [`qemu`], [`writebw`], [`iperf`] | how each program is run |
 //! | [`qmp`] | speaking with QEMU |
 //! | [`programs`] | processes: started, waited for within bounds, ended |
@@ -19,7 +19,6 @@
 //! Runs are interleaved: a pass has one run of each row, so that what slows the host for a minute
 //! slows all alike. System calls are counted in a pass of their own, as counting takes time.
 
-mod bench;
 mod calls;
 mod counts;
 mod dunlin;
@@ -29,6 +28,7 @@ mod qemu;
 mod qmp;
 mod results;
 mod rows;
+mod runs;
 mod table;
 mod targets;
 mod usage;
@@ -41,9 +41,9 @@ use std::time::Instant;
 use anyhow::Context;
 use clap::Parser;
 
-use crate::bench::Bench;
 use crate::results::{Outcome, Results};
 use crate::rows::Row;
+use crate::runs::Bench;
 
 /// Compares Dunlin with its peers inside the SoftRoCE machine.
 #[derive(Debug, Parser)]

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
-use crate::bench::{DESTINATION, Run};
 use crate::programs::{PATIENCE, Program, wait_for};
 use crate::qmp::Monitor;
 use crate::results::{Outcome, PAUSE_BUDGET_MS};
 use crate::rows::QemuWay;
+use crate::runs::{DESTINATION, Run};
 
 /// Where the destination waits.
 const PORT: u16 = 4444;

@@ -2,10 +2,10 @@
 
 use serde_json::{Value, json};
 
-use crate::bench::Bench;
 use crate::calls::{SideCalls, SystemCalls};
 use crate::counts;
 use crate::rows::Row;
+use crate::runs::Bench;
 use crate::usage::{Cpu, Usage};
 
 /// Bytes.
@@ -17,8 +17,8 @@ pub(crate) const GIBIBYTE: f64 = 1_073_741_824.0;
 pub(crate) const PAUSE_BUDGET_MS: u64 = 300;
 
 /// When what is not acknowledged is sent again, for all that lets it be set: after 4.096 µs times two
-/// to this power, so 1 s. After the 67 ms that perftest and Dunlin have otherwise, an emulated
-/// machine has often not answered yet; rxe then repeats packets that arrived, and some of these
+/// to this power, so 1 s. rxe does not stop its timer when all is acknowledged; with the 67 ms that
+/// perftest and Dunlin have otherwise, it repeats packets that arrived, and some of these
 /// repetitions end in a request that the peer refuses. QEMU has rdma_cm's own, which is longer.
 pub(crate) const ACK_TIMEOUT: u8 = 18;
 

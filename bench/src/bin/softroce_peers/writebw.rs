@@ -4,9 +4,9 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, ensure};
 
-use crate::bench::{DESTINATION, Run};
 use crate::programs::{Program, wait_for};
 use crate::results::{ACK_TIMEOUT, MEBIBYTE, Outcome};
+use crate::runs::{DESTINATION, Run};
 
 /// The port at which perftest's server waits unless told otherwise.
 const PORT: u16 = 18515;
