@@ -40,18 +40,22 @@ impl Mover<'_, '_> {
 
     /// Opens the lanes, starts their threads and the tracking of writes.
     pub(super) fn open(&mut self) -> Event {
-        let lanes = self.open_lanes().and_then(|lanes| {
-            self.make_window(lanes.len())?;
+        // A window that can't be is this host's failure, not the peer's.
+        let lanes = self.open_lanes();
+        let lanes = lanes.map_err(|reason| (StayReason::PeerFailed, reason));
+        let lanes = lanes.and_then(|lanes| {
+            let window = self.make_window(lanes.len());
+            window.map_err(|reason| (StayReason::Failed, reason))?;
             Ok(lanes)
         });
         let lanes = match lanes {
             Ok(lanes) => lanes,
-            Err(reason) => {
+            Err((whose, reason)) => {
                 if let Some(overdue) = self.overdue() {
                     return overdue;
                 }
                 self.report.another_transport_may_do = true;
-                return self.stop(StayReason::PeerFailed, &reason);
+                return self.stop(whose, &reason);
             }
         };
         self.identities = lanes.iter().map(|lane| lane.identity()).collect();

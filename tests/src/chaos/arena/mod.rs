@@ -134,7 +134,7 @@ impl Arena {
         here.set_environment("DUNLIN_STOP_AT", at_source.map(Phase::name));
         there.set_environment("DUNLIN_STOP_AT", at_destination.map(Phase::name));
         let listen = stage.listen(link.as_ref());
-        let (scheme, _) = listen.split_once("://").context("no scheme")?;
+        let (_, scheme) = stage.fabric.schemes();
         let before = stage.fabric.things()?;
         let receiver = start_receiver(&there, &listen)?;
         let output = format!("file:{}", serial(&here).display());
@@ -290,7 +290,8 @@ impl Arena {
                 .extend_from_slice(receiver.process.lines_so_far());
         }
         self.there.set_environment("DUNLIN_STOP_AT", None);
-        self.receiver = Some(start_receiver(&self.there, &self.endpoint)?);
+        let listen = by(self.fabric.schemes().0, &self.endpoint)?;
+        self.receiver = Some(start_receiver(&self.there, &listen)?);
         self.tell("'receive' is started again");
         Ok(())
     }

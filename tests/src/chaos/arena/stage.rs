@@ -44,6 +44,15 @@ impl Fabric {
         }
     }
 
+    /// How receivers listen, and how 'send' is told to go there. A receiver of which RDMA is demanded
+    /// would not start while the link is down, and could answer nobody.
+    pub(super) fn schemes(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Tcp => ("tcp", "tcp"),
+            Self::Rdma(_) => ("auto", "rdma"),
+        }
+    }
+
     /// The local address that moves start from; `None`: the system's choice.
     pub(super) fn bind(self) -> Option<String> {
         match self {
@@ -134,7 +143,7 @@ impl Stage {
     /// Where the receiver is to listen.
     pub(super) fn listen(&self, link: Option<&Link>) -> String {
         match (self.fabric, link) {
-            (Fabric::Rdma(ends), _) => ends.listen("rdma"),
+            (Fabric::Rdma(ends), _) => ends.listen(self.fabric.schemes().0),
             (Fabric::Tcp, Some(Link::Namespaces(link))) => format!("tcp://{}:0", link.addresses[1]),
             (Fabric::Tcp, _) => "tcp://127.0.0.1:0".to_owned(),
         }
