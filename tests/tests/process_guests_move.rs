@@ -58,3 +58,31 @@ fn on_each_kind_of_memory() -> Result<()> {
     }
     Ok(())
 }
+
+/// What the guest writes is numbers that count up, which compress; a running guest writes its pages
+/// while they are packed.
+#[test]
+fn compressed() -> Result<()> {
+    for (how, mechanism) in [
+        ("lz4", "lz4"),
+        ("zstd:3", "zstd:3"),
+        ("auto", "lz4 where it pays"),
+    ] {
+        let (here, there) = (Site::new()?, Site::new()?);
+        let run = ["--guest", "process", "--memory", "128MiB"];
+        let _guest = here.guest("vm1", &run)?;
+        let receiver = there.receiver(&[])?;
+        let to = format!("tcp://127.0.0.1:{}", receiver.port()?);
+        let report = here.send("vm1", &to, &["--compress", how], 0)?;
+        expect_moved(&report)?;
+        let used = report["mechanism"].as_str().unwrap_or_default();
+        assert!(used.ends_with(mechanism), "{how}: {used}");
+        if how != "auto" {
+            let bytes = |name: &str| report[name].as_u64().unwrap_or_default();
+            let (sent, wire) = (bytes("sent_bytes"), bytes("wire_bytes"));
+            assert!(wire < sent, "{how}: {wire} bytes for {sent}");
+        }
+        there.expect_goes_on("vm1")?;
+    }
+    Ok(())
+}

@@ -12,7 +12,8 @@ use dunlin_transports::control::{ControlChannel, ControlError};
 use dunlin_transports::deadline::Deadline;
 use dunlin_transports::lane::{SessionId, SourceEndpoint};
 use dunlin_transports::tcp::{
-    Mechanism, Options, SourceEndpoint as TcpEndpoint, dial_control, dial_settling,
+    CompressionError, Mechanism, Options, SourceEndpoint as TcpEndpoint, dial_control,
+    dial_settling,
 };
 use dunlin_vmm::machine::Machine;
 use uuid::Uuid;
@@ -90,7 +91,7 @@ impl Departure<'_> {
     /// Connects to the destination, for lanes over this transport.
     fn reach(&self, machine: &Machine, scheme: Scheme) -> Result<Peer, (Outcome, String)> {
         let (offer, order) = (self.offer, self.order);
-        let options = options(order);
+        let options = options(order).map_err(|error| (Outcome::Failed, error.to_string()))?;
         let subject = Subject {
             uuid: offer.identity.uuid,
             name: offer.identity.name.clone(),
@@ -206,8 +207,8 @@ impl Reconnect for Redial {
     }
 }
 
-fn options(order: &MoveOrder) -> Options {
-    Options {
+fn options(order: &MoveOrder) -> Result<Options, CompressionError> {
+    Ok(Options {
         bind: order.bind,
         tos: order.dscp.map(|dscp| (dscp & 0x3f) << 2),
         mechanism: match order.io {
@@ -215,8 +216,9 @@ fn options(order: &MoveOrder) -> Options {
             IoChoice::IoUring => Mechanism::IoUring,
             IoChoice::Writev => Mechanism::Plain,
         },
+        compression: order.compress.parse()?,
         ..Options::default()
-    }
+    })
 }
 
 fn unreachable(error: &ControlError, endpoint: &Endpoint) -> String {

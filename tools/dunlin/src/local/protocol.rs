@@ -16,6 +16,7 @@ use std::time::Duration;
 use dunlin_engine::report::{Outcome, Progress, Report};
 use dunlin_engine::session::Decision;
 use dunlin_engine::settings::{MoveSettings, OnStall, Verify};
+use dunlin_transports::tcp::Compression;
 use serde::{Deserialize, Serialize};
 
 use crate::cli::rdma::RdmaChoices;
@@ -171,9 +172,16 @@ pub(crate) struct MoveOrder {
     pub(crate) dscp: Option<u8>,
     /// How lanes do their I/O.
     pub(crate) io: IoChoice,
+    /// How lanes over TCP compress.
+    #[serde(default = "uncompressed")]
+    pub(crate) compress: String,
     /// What is decided about RDMA.
     #[serde(default)]
     pub(crate) rdma: RdmaChoices,
+}
+
+fn uncompressed() -> String {
+    Compression::Off.to_string()
 }
 
 impl MoveOrder {
@@ -195,6 +203,7 @@ impl MoveOrder {
             bind: None,
             dscp: None,
             io: IoChoice::default(),
+            compress: uncompressed(),
             rdma: RdmaChoices::default(),
         }
     }
