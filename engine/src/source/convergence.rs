@@ -218,7 +218,8 @@ impl Convergence {
         );
         if let Some(unopened) = now.unopened {
             let each = self.opening_seconds_per_byte;
-            let opening = unopened.bytes as f64 * each.unwrap_or(OPENING_SECONDS_PER_BYTE_ASSUMED);
+            let opening =
+                unopened.in_pause_bytes as f64 * each.unwrap_or(OPENING_SECONDS_PER_BYTE_ASSUMED);
             // A fence, and words on control there and back.
             let crossing = self
                 .crossing_seconds
@@ -463,11 +464,23 @@ mod tests {
             let part = parts.iter().find(|part| part.name == "registration");
             part.map(|part| Duration::from_nanos(part.duration_ns))
         };
-        let unopened = |bytes, crossings| Some(Unopened { bytes, crossings });
+        let unopened = |bytes, crossings| {
+            Some(Unopened {
+                bytes,
+                in_pause_bytes: bytes,
+                crossings,
+            })
+        };
         let mut convergence = Convergence::default();
         // No such term where nothing is registered.
         assert_eq!(part(&convergence, None), None);
         assert_eq!(part(&convergence, unopened(0, 0)), Some(MS(0)));
+        // What is opened before the pause costs it nothing.
+        let before = Unopened {
+            bytes: 1 << 30,
+            ..Unopened::default()
+        };
+        assert_eq!(part(&convergence, Some(before)), Some(MS(0)));
         assert_eq!(
             part(&convergence, unopened(2_000_000_000, 1)),
             Some(MS(1002))

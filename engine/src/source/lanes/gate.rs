@@ -21,18 +21,16 @@ impl LaneWorker<'_> {
         };
         let lane = self.lane.number();
         loop {
-            let asking = Timestamp::now();
-            let gate = window.ask(lane, chunk.first, &mut self.portion, self.is_fenced);
-            let asked = Timestamp::now();
-            tally.waiting += asked.since(asking);
-            match gate {
+            let (portion, waited) = (&mut self.portion, &mut tally.waiting);
+            match window.ask(lane, chunk.first, portion, self.is_fenced, waited) {
                 Gate::Open => return Ok(true),
                 Gate::Unneeded => return Ok(false),
                 Gate::Stopped => return Err(LaneError::Stopped(lane).into()),
                 Gate::Behind(portion) => {
+                    let fencing = Timestamp::now();
                     let fence = self.lane.fence()?;
                     self.lane.wait_fence(fence, self.context.peer_timeout)?;
-                    tally.sending += Timestamp::now().since(asked);
+                    tally.sending += Timestamp::now().since(fencing);
                     self.is_fenced = true;
                     self.portion = portion;
                     window.pass(lane, portion);

@@ -71,6 +71,8 @@ pub(super) struct OpeningTally {
 pub(super) struct Unopened {
     /// Bytes of chunks that are not open.
     pub(super) bytes: u64,
+    /// Of these, what can't be opened before the pause, since not all fits.
+    pub(super) in_pause_bytes: u64,
     /// How often every lane would have to go on from one portion to the next.
     pub(super) crossings: u32,
 }
@@ -177,19 +179,21 @@ impl Window {
     // ---- lanes ----
 
     /// A lane asks for a chunk of its round, or a part of one. `portion` is where it is, and
-    /// `is_fenced` whether all that it put is confirmed. Waits until the chunk can be used.
+    /// `is_fenced` whether all that it put is confirmed. Waits until the chunk can be used, and adds
+    /// the time to `waited`.
     pub(super) fn ask(
         &self,
         lane: LaneNumber,
         first: PageNumber,
         portion: &mut u32,
         is_fenced: bool,
+        waited: &mut Duration,
     ) -> Gate {
         let Some(chunk) = self.chunks.number_of(first) else {
             return Gate::Unneeded;
         };
         let mut state = self.state.lock();
-        let mut is_waiting = false;
+        let mut waiting_since = None;
         let gate = loop {
             if state.is_stopped {
                 break Gate::Stopped;
@@ -212,16 +216,19 @@ impl Window {
             if is_open {
                 break Gate::Open;
             }
-            if !is_waiting {
-                is_waiting = true;
-                state.at_gate += 1;
+            if waiting_since.is_none() {
                 state.progress = Timestamp::now();
+                state.at_gate += 1;
+                waiting_since = Some(state.progress);
             }
             state.waiting += 1;
             state = self.state.wait_timeout(state, NAP);
             state.waiting -= 1;
         };
-        state.at_gate -= usize::from(is_waiting);
+        if let Some(since) = waiting_since {
+            state.at_gate -= 1;
+            *waited += Timestamp::now().since(since);
+        }
         gate
     }
 
@@ -306,8 +313,10 @@ impl Window {
         list_dirty(&self.chunks, dirty, chunks);
         let state = self.state.lock();
         let portions = state.plan.portions(chunks);
+        let bytes = state.plan.unopened_bytes(chunks);
         Unopened {
-            bytes: state.plan.unopened_bytes(chunks),
+            bytes,
+            in_pause_bytes: if portions > 1 { bytes } else { 0 },
             crossings: u32::try_from(portions.saturating_sub(1)).unwrap_or(u32::MAX),
         }
     }
