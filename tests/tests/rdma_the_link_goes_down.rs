@@ -50,6 +50,7 @@ fn report(arena: &mut Arena, code: i32) -> Result<Value> {
 /// without fault.
 fn expect_as_before(mut arena: Arena) -> Result<()> {
     arena.expect_nothing_held()?;
+    eventually("the link carries again", || Ok(arena.is_receiver_reached()))?;
     arena.go_over("tcp")?;
     arena.begin(Fabric::Tcp.peer_timeout() * 40)?;
     let moved = report(&mut arena, 0)?;

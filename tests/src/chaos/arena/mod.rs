@@ -10,6 +10,7 @@ mod aftermath;
 mod stage;
 
 use std::fs;
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -210,6 +211,13 @@ impl Arena {
     pub fn go_over(&mut self, transport: &str) -> Result<()> {
         self.endpoint = by(transport, &self.endpoint)?;
         Ok(())
+    }
+
+    /// Whether the receiver can be connected to: a link that comes up takes a moment until packets
+    /// pass.
+    pub fn is_receiver_reached(&self) -> bool {
+        let authority = self.endpoint.rsplit('/').next().unwrap_or_default();
+        TcpStream::connect(authority).is_ok()
     }
 
     /// The process of the guest at the destination, if the receiver has made one.
