@@ -22,6 +22,11 @@ fn write_page(page: &mut impl Write) -> std::fmt::Result {
     writeln!(page, "# What a move measures\n")?;
     writeln!(
         page,
+        "**In the making**: the declarations, the recorder and the encoders are in the library; a \
+         move does not record by them yet. What it tells today is in [report.md](report.md).\n"
+    )?;
+    writeln!(
+        page,
         "This page is made from the declarations in `engine/src/telemetry/`; a test compares the \
          two and says how to make it anew. The names in the first column are those of the JSON \
          report and of the trace, the last column has those for Prometheus. *Tracks* are who \

@@ -49,6 +49,8 @@ declare! {
     Committed = 20, "committed": BlackoutPart, Nanoseconds, Source, [Control];
     /// From the loss of the connection until the owner was settled.
     InDoubt = 21, "in-doubt": BlackoutPart, Nanoseconds, Source, [Control];
+    /// How long the slowest lane waited for memory to be registered in the final round.
+    AwaitRegistration = 22, "registration": BlackoutPart, Nanoseconds, Source, [Control];
 
     /// From HELLO until WELCOME came.
     Connect = 32, "connect": Phase, Nanoseconds, Source, [Control];
