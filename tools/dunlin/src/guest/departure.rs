@@ -67,6 +67,7 @@ pub(crate) fn depart(
         _ => "rdma failed",
     };
     let reason = report.reason.as_deref().unwrap_or_default();
+    let reason = reason.strip_prefix("refused: ").unwrap_or(reason);
     observer.note(&format!("auto: using tcp, as {what}: {reason}"));
     settings.timeout = settings
         .timeout
