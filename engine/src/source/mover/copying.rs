@@ -40,12 +40,10 @@ impl Mover<'_, '_> {
 
     /// Opens the lanes, starts their threads and the tracking of writes.
     pub(super) fn open(&mut self) -> Event {
-        // A window that can't be is this host's failure, not the peer's.
         let lanes = self.open_lanes();
         let lanes = lanes.map_err(|reason| (StayReason::PeerFailed, reason));
         let lanes = lanes.and_then(|lanes| {
-            let window = self.make_window(lanes.len());
-            window.map_err(|reason| (StayReason::Failed, reason))?;
+            self.make_window(lanes.len())?;
             Ok(lanes)
         });
         let lanes = match lanes {

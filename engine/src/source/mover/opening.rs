@@ -31,32 +31,46 @@ impl Mover<'_, '_> {
     ///
     /// A destination that says nothing of a budget has registered all of its memory already: then so
     /// does this side, as for a transport without registrations, for which it costs nothing.
-    pub(super) fn make_window(&mut self, lanes: usize) -> Result<(), String> {
+    ///
+    /// # Errors
+    ///
+    /// Whose failure it is, this host's or the peer's, and the reason.
+    pub(super) fn make_window(&mut self, lanes: usize) -> Result<(), (StayReason, String)> {
+        let ours = |reason| (StayReason::Failed, reason);
         let there = self.welcome.as_ref().and_then(|w| w.pin_budget_bytes);
         let layout = &self.offer.layout;
         let budget = if self.endpoint.has_registrations() {
             let here = self.settings.pin_budget.window_bytes(layout.bytes());
-            here.map_err(|error| error.to_string())?
+            here.map_err(|error| ours(error.to_string()))?
         } else {
             u64::MAX
         };
         let Some(there) = there else {
             if budget < layout.bytes() {
-                return Err(format!(
+                return Err(ours(format!(
                     "the destination does not open memory in parts, and {} bytes are more than \
                      this side's pin budget allows",
                     layout.bytes()
-                ));
+                )));
             }
             for range in self.guest.memory().lane_map().whole() {
                 let prepared = self.endpoint.prepare(range);
-                prepared.map_err(|error| error.to_string())?;
+                prepared.map_err(|error| ours(error.to_string()))?;
             }
             return Ok(());
         };
         let bytes = budget.min(there);
         let window = Window::new(layout, bytes, lanes);
-        let window = window.ok_or_else(|| format!("a pin budget of {bytes} bytes is too small"))?;
+        let window = window.ok_or_else(|| {
+            let (whose, of) = match there < budget {
+                true => (StayReason::PeerFailed, "the destination's"),
+                false => (StayReason::Failed, "this side's"),
+            };
+            (
+                whose,
+                format!("{of} pin budget is too small: {bytes} bytes"),
+            )
+        })?;
         let window = Arc::new(window);
         let started = window::start(
             &self.scope,
@@ -68,7 +82,7 @@ impl Mover<'_, '_> {
         );
         let orders = started.map_err(|error| {
             window.stop();
-            format!("starting a thread: {error}")
+            ours(format!("starting a thread: {error}"))
         })?;
         let chunks = ChunkPlan::new(layout, CHUNK_PAGES).chunks();
         self.opening = Some(Opener {
