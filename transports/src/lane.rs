@@ -15,9 +15,9 @@
 //! - What is put twice, whether bytes or zeros, ends as it was put last if the word for a fence
 //!   between the two had come. Without that it may end as either of them, or as a mixture: a device
 //!   may let writes pass each other on the way into memory.
-//! - A put may read the source's memory until the lane's next fence is confirmed. A guest that
-//!   writes the page meanwhile makes the copy torn; its dirty tracking sees to it that the page is
-//!   sent again.
+//! - A put may read the source's memory until `wait_fence` has returned for a fence behind it. A
+//!   guest that writes the page meanwhile makes the copy torn; its dirty tracking sees to it that
+//!   the page is sent again.
 //! - The destination writes only inside ranges that it prepared and did not retire or revoke.
 //! - After `revoke_all` returns, no byte from the peer can reach this side's memory.
 //! - After `stop`, every call on every lane of the endpoint ends soon, with [`LaneError::Stopped`]
@@ -194,9 +194,10 @@ pub trait SourceLane: Send {
     /// As for `put`.
     fn fence(&mut self) -> Result<FenceNumber, LaneError>;
 
-    /// Waits until the destination has said that it saw the fence (or a later one), for as long as
-    /// what is ahead of the fence still moves: buffers may be deep, and the link slow. What may be
-    /// on its way is bounded, so this ends; `stop` ends it at once.
+    /// Waits until the destination has said that it saw the fence (or a later one), and this side's
+    /// device will not read again what was put before it; for as long as what is ahead of the fence
+    /// still moves: buffers may be deep, and the link slow. What may be on its way is bounded, so
+    /// this ends; `stop` ends it at once.
     ///
     /// # Errors
     ///
@@ -280,9 +281,11 @@ pub trait SourceEndpoint: Send + Sync {
     fn prepare(&self, range: Run) -> Result<(), LaneError>;
 
     /// Undoes `prepare`, and forgets the destination's grants for the range: it takes both again
-    /// before anything can be put there. Only for ranges that no lane uses any more: fenced since.
-    /// Where memory is registered, the range consists of ranges as they were prepared, and is no
-    /// longer pinned when this returns. May be called from several threads, as `prepare`.
+    /// before anything can be put there. Only for ranges that no lane uses any more: fenced since,
+    /// and each such fence's `wait_fence` has returned, which says that this side's device is
+    /// through with them too; the destination's word by another way does not. Where memory is
+    /// registered, the range consists of ranges as they were prepared, and is no longer pinned when
+    /// this returns. May be called from several threads, as `prepare`.
     ///
     /// # Errors
     ///

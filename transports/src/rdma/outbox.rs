@@ -79,6 +79,8 @@ pub(super) struct Outbox {
     /// The most requests in a row that ask for no completion, and one.
     signal_requests: u32,
     next_id: u64,
+    /// All requests before this one are known to have completed.
+    completed_before: u64,
     under_way: VecDeque<Signalled>,
     /// Of those under way and in the list.
     requests: u32,
@@ -101,6 +103,7 @@ impl Outbox {
             // Half of a short queue: what nobody is told of must not fill it.
             signal_requests: SIGNAL_REQUESTS.min(depth / 2).max(1),
             next_id: 0,
+            completed_before: 0,
             under_way: VecDeque::new(),
             requests: 0,
             bytes: 0,
@@ -129,14 +132,16 @@ impl Outbox {
     }
 
     /// Adds a request; there has to be room. `wants_completion` for one that somebody waits for.
-    pub(super) fn push(&mut self, transfer: Transfer, bytes: u64, wants_completion: bool) {
+    /// Returns the request's number, for [`Outbox::has_completed`].
+    pub(super) fn push(&mut self, transfer: Transfer, bytes: u64, wants_completion: bool) -> u64 {
+        let id = self.next_id;
         self.silent_requests += 1;
         self.silent_bytes += bytes;
         let signalled = wants_completion
             || self.silent_requests >= self.signal_requests
             || self.silent_bytes >= self.window.in_flight_bytes / SIGNALS_IN_FLIGHT;
         self.list.push(Request {
-            id: self.next_id,
+            id,
             transfer,
             signalled,
         });
@@ -146,6 +151,7 @@ impl Outbox {
             self.close_batch();
         }
         self.next_id += 1;
+        id
     }
 
     /// The last request pushed stands for the silent ones before it.
@@ -191,8 +197,16 @@ impl Outbox {
             }
             self.requests = self.requests.saturating_sub(first.requests);
             self.bytes = self.bytes.saturating_sub(first.bytes);
+            self.completed_before = first.id + 1;
             self.under_way.pop_front();
         }
+    }
+
+    /// Whether a request and all before it are known to have completed: the peer's device has
+    /// acknowledged them, so this side's will not read their memory again. For a silent request
+    /// that is known with the next one that asks for its completion.
+    pub(super) fn has_completed(&self, id: u64) -> bool {
+        id < self.completed_before
     }
 
     /// Counts completions taken from the device.
@@ -236,6 +250,26 @@ mod tests {
         outbox.complete(40);
         assert!(outbox.is_idle());
         assert_eq!(outbox.bytes, 0);
+    }
+
+    #[test]
+    fn a_request_has_completed_once_the_device_says_so() {
+        let mut outbox = Outbox::new(128, Window::of(DeviceLimits::default(), 5, None));
+        let silent = outbox.push(write(4096), 4096, false);
+        let first = outbox.push(write(0), 0, true);
+        let second = outbox.push(write(0), 0, true);
+        let has_completed =
+            |outbox: &Outbox| [silent, first, second].map(|id| outbox.has_completed(id));
+        assert_eq!(has_completed(&outbox), [false, false, false]);
+        outbox.complete(first);
+        assert_eq!(has_completed(&outbox), [true, true, false]);
+        // A number that was never given out tells of none that comes later.
+        outbox.complete(u64::MAX);
+        assert_eq!(has_completed(&outbox), [true, true, true]);
+        let later = outbox.push(write(0), 0, true);
+        assert!(!outbox.has_completed(later));
+        outbox.complete(later);
+        assert!(outbox.has_completed(later));
     }
 
     #[test]

@@ -1,5 +1,15 @@
 //! The source's end of a lane: writes to the destination's memory, and waits for its word.
+//!
+//! # Law of this room
+//!
+//! **A fence is over when the destination's word is here and the fence's own request has completed.**
+//! The word says that all before the fence is in the destination's memory. The completion says that
+//! this side's device is through with it: an acknowledgement may be lost while the word arrives, and
+//! then the device reads the same memory again when its retry timer fires. Until a request has
+//! completed its memory stays registered (ibv_post_send(3)); who was told that a fence is over may
+//! deregister.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,6 +51,9 @@ pub(super) struct SendingLane {
     counters: LaneCounters,
     fences: u64,
     confirmed: u64,
+    /// The requests of the last fences, those that have not completed: at most
+    /// [`FENCES_IN_FLIGHT_MAX`].
+    fences_under_way: VecDeque<u64>,
     failed: bool,
 }
 
@@ -68,6 +81,7 @@ impl SendingLane {
             counters: LaneCounters::default(),
             fences: 0,
             confirmed: 0,
+            fences_under_way: VecDeque::new(),
             failed: false,
         }
     }
@@ -121,6 +135,12 @@ impl SendingLane {
         });
         let sent = sent.map_err(|error| self.system("polling for completions", error))?;
         self.outbox.count_completions(sent);
+        while let Some(request) = self.fences_under_way.front() {
+            if !self.outbox.has_completed(*request) {
+                break;
+            }
+            self.fences_under_way.pop_front();
+        }
         if let Some(failed) = failed {
             let error = self
                 .connection
@@ -171,6 +191,12 @@ impl SendingLane {
         Ok(taken)
     }
 
+    /// The number of the last fence that is over: confirmed and completed, as those before it.
+    fn settled(&self) -> u64 {
+        let under_way = self.fences_under_way.len() as u64;
+        self.confirmed.min(self.fences.saturating_sub(under_way))
+    }
+
     /// Waits until `is_over`, for as long as something completes now and then.
     fn wait_until(
         &mut self,
@@ -215,8 +241,8 @@ impl SendingLane {
         posted.map_err(|error| self.system("posting requests", error))
     }
 
-    /// Adds a request, once there is room for it.
-    fn push(&mut self, transfer: Transfer, bytes: u64, wanted: bool) -> Result<(), LaneError> {
+    /// Adds a request, once there is room for it. Returns its number.
+    fn push(&mut self, transfer: Transfer, bytes: u64, wanted: bool) -> Result<u64, LaneError> {
         if !self.outbox.has_room(bytes) {
             self.post()?;
             let limit = self.shared.options.stall_limit;
@@ -228,8 +254,7 @@ impl SendingLane {
             // Half a put is of no use to anybody.
             waited.map_err(|error| self.fail(error))?;
         }
-        self.outbox.push(transfer, bytes, wanted);
-        Ok(())
+        Ok(self.outbox.push(transfer, bytes, wanted))
     }
 
     /// Adds writes for all runs.
@@ -333,19 +358,21 @@ impl SourceLane for SendingLane {
         self.check(&[])?;
         let limit = self.shared.options.stall_limit;
         let in_flight = u64::from(FENCES_IN_FLIGHT_MAX);
-        // Each has a buffer at the destination; one more would find none.
+        // Each has a buffer at the destination; one more would find none. And where the device takes
+        // no message in the request itself, each has a place on this side until it has completed.
         self.wait_until(
-            |lane| lane.fences - lane.confirmed < in_flight,
+            |lane| lane.fences - lane.settled() < in_flight,
             "waiting for earlier fences",
             limit,
         )?;
         let number = self.fences + 1;
         let sending = self.connection.sending(number, Message::Fence(number));
         let sending = sending.map_err(|error| self.system("writing a message", error))?;
-        self.push(sending, 0, true)?;
+        let request = self.push(sending, 0, true)?;
         self.post()?;
         self.counters.wire_bytes += super::wire::MESSAGE_BYTES as u64;
         self.fences = number;
+        self.fences_under_way.push_back(request);
         Ok(FenceNumber(number))
     }
 
@@ -356,11 +383,11 @@ impl SourceLane for SendingLane {
                 violation: format!("{number} was never sent, so nobody can confirm it"),
             });
         }
-        if self.confirmed < number.0 {
+        if self.settled() < number.0 {
             self.check(&[])?;
         }
         self.wait_until(
-            |lane| lane.confirmed >= number.0,
+            |lane| lane.settled() >= number.0,
             "waiting for a fence",
             stall_limit,
         )
