@@ -289,7 +289,8 @@ pub trait SourceEndpoint: Send + Sync {
     ///
     /// # Errors
     ///
-    /// When the range was not prepared.
+    /// [`LaneError::NotPrepared`] when the range was not prepared. Any other when the system did not
+    /// end a registration: its pages are still pinned, and the session must end.
     fn retire(&self, range: Run) -> Result<(), LaneError>;
 
     /// Takes the destination's grants; a put needs one for its range.
@@ -385,7 +386,7 @@ pub trait DestinationEndpoint: Send + Sync {
     ///
     /// # Errors
     ///
-    /// When the range was not prepared.
+    /// As for [`SourceEndpoint::retire`].
     fn retire(&self, range: Run) -> Result<(), LaneError>;
 
     /// Where the source's lanes reach this endpoint, at most [`CONTACT_BYTES_MAX`] bytes; empty

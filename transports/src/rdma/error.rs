@@ -145,6 +145,19 @@ pub enum RdmaError {
         /// Its limit.
         bytes_max: u64,
     },
+    /// The system or the device refused to end a registration.
+    #[error(
+        "ending the registration of {bytes} bytes of memory with RDMA device {device}: {source}; \
+         they stay pinned, until this process ends at the latest"
+    )]
+    Deregistration {
+        /// The range's length.
+        bytes: u64,
+        /// The device.
+        device: String,
+        /// The system's reason.
+        source: io::Error,
+    },
     /// The system or the device refused a registration.
     #[error(
         "registering {bytes} bytes of memory with RDMA device {device}, {registered} being \

@@ -2,7 +2,7 @@
 //! other. Registering makes pages present; memory that is never sent is not prepared.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use rustix::process::{Resource, getrlimit};
 
@@ -24,6 +24,8 @@ pub(super) struct Registrar {
     ended: AtomicU64,
     bytes: AtomicU64,
     bytes_max: AtomicU64,
+    /// Registrations that could not be ended: still counted, and tried again with `end_all`.
+    refused: Mutex<Vec<MemoryRegion>>,
 }
 
 impl Registrar {
@@ -35,6 +37,7 @@ impl Registrar {
             ended: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             bytes_max: AtomicU64::new(0),
+            refused: Mutex::default(),
         }
     }
 
@@ -112,14 +115,45 @@ impl Registrar {
         }
     }
 
-    /// Ends registrations: their memory is no longer pinned when this returns.
-    fn end(&self, regions: impl IntoIterator<Item = MemoryRegion>) {
+    fn refused(&self) -> MutexGuard<'_, Vec<MemoryRegion>> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends registrations, each that can be: their memory is no longer pinned when this returns.
+    ///
+    /// # Errors
+    ///
+    /// Why the first could not be ended. Those stay pinned and counted, and the device takes their
+    /// keys until the lanes end: so the session must.
+    fn end(&self, regions: impl IntoIterator<Item = MemoryRegion>) -> Result<(), LaneError> {
+        let mut first = Ok(());
         for region in regions {
             let bytes = region.range().bytes();
-            drop(region);
-            self.ended.fetch_add(1, Ordering::Relaxed);
-            self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+            match region.end() {
+                Ok(()) => {
+                    self.ended.fetch_add(1, Ordering::Relaxed);
+                    self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+                }
+                Err((region, source)) => {
+                    self.refused().push(region);
+                    let device = self.domain.device().name().to_owned();
+                    let error = RdmaError::Deregistration {
+                        bytes,
+                        device,
+                        source,
+                    };
+                    first = first.and(Err(error.on(NO_LANE, "retiring memory")));
+                }
+            }
         }
+        first
+    }
+
+    /// Ends registrations, and tries those again that could not be ended before.
+    fn end_all(&self, regions: impl IntoIterator<Item = MemoryRegion>) {
+        let refused = std::mem::take(&mut *self.refused());
+        // What is pinned still is what the counters say; the session has ended already.
+        let _ = self.end(regions.into_iter().chain(refused));
     }
 }
 
@@ -241,11 +275,17 @@ impl OpenRanges {
         }
         state.ranges.remove(range);
         drop(state);
-        self.registrar.end([region]);
-        Err(LaneError::Stopped(NO_LANE))
+        self.registrar
+            .end([region])
+            .and(Err(LaneError::Stopped(NO_LANE)))
     }
 
     /// Ends the registrations of a range: of all of it, and of nothing else.
+    ///
+    /// # Errors
+    ///
+    /// [`LaneError::NotPrepared`], and nothing is changed; any other when a registration could not be
+    /// ended, and memory is still pinned.
     pub(super) fn close(&self, range: Run) -> Result<(), LaneError> {
         let ended = self.state().ranges.take(range, Option::is_some);
         let Some(ended) = ended else {
@@ -254,8 +294,7 @@ impl OpenRanges {
                 run: range,
             });
         };
-        self.registrar.end(ended.into_iter().flatten());
-        Ok(())
+        self.registrar.end(ended.into_iter().flatten())
     }
 
     /// Ends all of them, and lets nothing more be opened.
@@ -264,7 +303,7 @@ impl OpenRanges {
         state.closed = true;
         let ended = state.ranges.take_all();
         drop(state);
-        self.registrar.end(ended.flatten());
+        self.registrar.end_all(ended.flatten());
     }
 
     /// Lets nothing more be opened. What is registered stays so until the endpoint goes, which is

@@ -251,13 +251,15 @@ impl lane::SourceEndpoint for SourceEndpoint {
 
     fn retire(&self, range: Run) -> Result<(), LaneError> {
         let retired = self.shared.sent.close(range);
-        if retired.is_ok() {
+        let is_prepared = !matches!(retired, Err(LaneError::NotPrepared { .. }));
+        if is_prepared {
             self.shared.grants.forget(range);
         }
         // An offer of the same range ends with it, if there is one.
         match self.offers.close(range) {
-            Ok(()) => Ok(()),
-            Err(_) => retired,
+            Err(LaneError::NotPrepared { .. }) => retired,
+            offered if is_prepared => retired.and(offered),
+            offered => offered,
         }
     }
 

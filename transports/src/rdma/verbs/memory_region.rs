@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rdma_sys::{ibv_access_flags, ibv_mr, ibv_pd};
 
-use super::{Device, LocalPiece};
+use super::{Device, LocalPiece, check_returned};
 use crate::memory::{MemoryError, MemoryMap, PAGE_BYTES, PageNumber, Run};
 
 /// The boundary to which addresses on the wire keep their place in memory: 1 GiB, the largest page
@@ -126,6 +126,8 @@ pub(in crate::rdma) struct MemoryRegion {
     address: u64,
     range: Run,
     domain: Arc<ProtectionDomain>,
+    /// Whether it is deregistered: only for `end` to tell `Drop`.
+    is_ended: bool,
     /// Keeps the range mapped: law 2.
     _memory: MemoryMap,
 }
@@ -173,6 +175,7 @@ impl MemoryRegion {
             address,
             range,
             domain: Arc::clone(domain),
+            is_ended: false,
             _memory: memory.clone(),
         })
     }
@@ -209,14 +212,39 @@ impl MemoryRegion {
         // SAFETY: as for `local_key`.
         unsafe { (*self.region).rkey }
     }
+
+    /// Ends the registration: the device does not touch its memory once this has returned, which is
+    /// no longer pinned. Dropping does the same, and tells nobody when it fails.
+    ///
+    /// # Errors
+    ///
+    /// The system's or the device's reason, with the registration: it is still there, and its pages
+    /// are still pinned.
+    pub(in crate::rdma) fn end(mut self) -> Result<(), (Self, io::Error)> {
+        match self.deregister() {
+            Ok(()) => {
+                self.is_ended = true;
+                Ok(())
+            }
+            Err(error) => Err((self, error)),
+        }
+    }
+
+    /// Only for `end` and `Drop`: once it has succeeded the value may only be dropped.
+    fn deregister(&self) -> io::Result<()> {
+        // SAFETY: the region came from `ibv_reg_mr_iova2` and belongs to this value. Where this
+        // succeeds the value goes, and `is_ended` keeps `Drop` from doing it again; where it fails
+        // the library keeps the region as it was. The mapping goes after.
+        check_returned(unsafe { (self.domain.device.libraries.verbs.ibv_dereg_mr)(self.region) })
+    }
 }
 
 impl Drop for MemoryRegion {
     fn drop(&mut self) {
-        // SAFETY: the region came from `ibv_reg_mr_iova2`, belongs to this value, and ends here;
-        // the device does not touch its memory once this has returned. Its mapping goes after. (If
-        // the kernel refused, the pages would stay pinned, and so nobody else's.)
-        unsafe { (self.domain.device.libraries.verbs.ibv_dereg_mr)(self.region) };
+        if !self.is_ended {
+            // If this is refused the pages stay pinned, and so nobody else's.
+            let _ = self.deregister();
+        }
     }
 }
 
