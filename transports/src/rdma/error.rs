@@ -118,11 +118,17 @@ pub enum RdmaError {
         /// What it lacks.
         lack: &'static str,
     },
-    /// The limit for pinned memory is in the way.
+    /// No memory, where there is a limit for locked memory: most often that is in the way.
     #[error(
-        "registering {bytes} bytes of memory, {registered} being registered already: the limit for \
-         locked memory is {limit_bytes} bytes (RLIMIT_MEMLOCK); raise it with `ulimit -l \
-         unlimited`, or LimitMEMLOCK=infinity in the systemd unit"
+        "registering {bytes} bytes of memory, {registered} being registered already: beyond what \
+         may be locked, or out of memory; the limit for the whole process is {limit_bytes} bytes \
+         (RLIMIT_MEMLOCK){}; raise it with `ulimit -l unlimited`, or LimitMEMLOCK=infinity in the \
+         systemd unit, or free memory on this host",
+        if *may_lock {
+            ", and in a user namespace (a container) it holds in spite of CAP_IPC_LOCK"
+        } else {
+            ""
+        }
     )]
     LockedMemory {
         /// The range's length.
@@ -131,6 +137,9 @@ pub enum RdmaError {
         registered: u64,
         /// The soft limit.
         limit_bytes: u64,
+        /// Whether the thread has CAP_IPC_LOCK, which lifts the limit in the initial user namespace
+        /// only.
+        may_lock: bool,
     },
     /// A range is longer than the device can register.
     #[error(
@@ -208,6 +217,28 @@ impl RdmaError {
             lane,
             doing,
             source: io::Error::other(self),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limit_for_locked_memory_is_named_with_the_capability_too() {
+        for may_lock in [false, true] {
+            let error = RdmaError::LockedMemory {
+                bytes: 4096,
+                registered: 8192,
+                limit_bytes: 65536,
+                may_lock,
+            };
+            let text = error.to_string();
+            for word in ["65536 bytes (RLIMIT_MEMLOCK)", "LimitMEMLOCK=infinity"] {
+                assert!(text.contains(word), "{text}");
+            }
+            assert_eq!(text.contains("CAP_IPC_LOCK"), may_lock, "{text}");
         }
     }
 }

@@ -93,17 +93,18 @@ impl Registrar {
         let counters = self.counters();
         let registered = counters.bytes;
         let limit = getrlimit(Resource::Memlock).current;
-        // The kernel counts what all of this user's sessions pin, so the limit may be reached with
-        // less than it here; but where it holds the whole, it is not in the way.
+        // The kernel counts what the process pins, all of its sessions and devices together, so the
+        // limit may be reached with less than it here. CAP_IPC_LOCK lifts it only where it is held
+        // in the initial user namespace (`ib_umem_get` asks `capable`, not `ns_capable`), which a
+        // container can't tell of itself: so the limit is named with the capability too.
         let is_memory = source.raw_os_error() == Some(libc::ENOMEM);
         match limit {
-            Some(limit_bytes) if is_memory && !ignores_locked_memory_limit() => {
-                RdmaError::LockedMemory {
-                    bytes,
-                    registered,
-                    limit_bytes,
-                }
-            }
+            Some(limit_bytes) if is_memory => RdmaError::LockedMemory {
+                bytes,
+                registered,
+                limit_bytes,
+                may_lock: has_lock_capability(),
+            },
             _ => RdmaError::Registration {
                 bytes,
                 registered,
@@ -157,8 +158,8 @@ impl Registrar {
     }
 }
 
-/// Whether this thread may pin beyond RLIMIT_MEMLOCK.
-fn ignores_locked_memory_limit() -> bool {
+/// Whether this thread has CAP_IPC_LOCK, in whichever user namespace it is.
+fn has_lock_capability() -> bool {
     use rustix::thread::{CapabilitySet, capabilities};
     capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::IPC_LOCK))
 }
