@@ -32,8 +32,9 @@ const CAUSE_LIMIT: Duration = Duration::from_millis(100);
 const _: () = assert!(FENCES_IN_FLIGHT_MAX as usize * SLOT_BYTES <= PAGE_BYTES as usize);
 const _: () = assert!(MESSAGE_BYTES == INLINE_BYTES_MAX);
 
-/// Registered places for messages: a page of those that come, and a page of those that go where the
-/// device takes none in the request itself.
+/// Registered places for messages, two pages for each lane at either side: one of those that come,
+/// and one of those that go where the device takes none in the request itself. Both are pinned
+/// whether the second is used or not.
 struct MessageBuffer {
     memory: MemoryMap,
     region: MemoryRegion,
