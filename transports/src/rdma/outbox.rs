@@ -19,9 +19,13 @@ const SIGNAL_REQUESTS: u32 = 32;
 
 /// And at least once in this part of the bytes that may be under way. With a half, writes of 1 MiB
 /// ask for one completion in 16, and a put that waits for room goes on with as much still under way,
-/// 1.3 ms at 100 Gb/s. Below two, what nobody is told of could fill all room. And a lane counts as
-/// stalled that completes nothing for some seconds: 16 MiB in 5 s asks for 3 MB/s, which a lane has
-/// on any link that is worth RDMA.
+/// 1.3 ms at 100 Gb/s. Below two, what nobody is told of could fill all room.
+///
+/// This is also what a lane's slowness is seen by: one that moves less than this part within its
+/// stall limit looks as if it moved nothing, and counts as stalled. 16 MiB in 10 s are 13 Mb/s for a
+/// lane, in 5 s 27 Mb/s; 64 lanes together need 0.9 Gb/s, or 1.7. On links that are slower the
+/// operator asks for a smaller window or fewer lanes. More signals would bring that down little by
+/// little, and take a completion more for each: with 4 it is one in 8 MiB, beyond 0.1 for each MiB.
 const SIGNALS_IN_FLIGHT: u64 = 2;
 
 /// How many bytes may be under way. At 100 Gb/s this is 2.7 ms of traffic, many times what any path
