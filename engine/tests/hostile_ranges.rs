@@ -159,6 +159,27 @@ fn an_open_out_of_bounds_ends_the_session() {
     assert_gave_up(source, "uneven");
 }
 
+/// What was asked for and not begun with is not registered for a session that has failed, not even
+/// while the source is given the time to read why.
+#[test]
+fn nothing_more_is_registered_for_a_session_that_failed() {
+    let (mut source, _lanes) = source();
+    source
+        .faults
+        .delay_registrations(Side::Destination, Duration::from_millis(400));
+    let ranges: Vec<_> = (0..64).map(|range| run(range * 16, 16)).collect();
+    open(&mut source, &ranges);
+    open(&mut source, &[run(0, 1)]);
+    while !matches!(source.by_hand.hear(), Some(Message::Aborted(_))) {}
+    // It stays on the line, for as long as the destination bears that.
+    while source.by_hand.hear().is_some() {}
+    assert!(source.ended().is_err());
+    let registered = source.faults.registrations(Side::Destination);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    assert!(registered.made <= threads.min(8) as u64, "{registered:?}");
+    assert_eq!(registered.bytes, 0);
+}
+
 #[test]
 fn what_is_not_open_can_not_be_closed() {
     for bad in [

@@ -26,6 +26,13 @@ impl Opener {
     }
 }
 
+impl Drop for Opener {
+    /// The window's threads end with the move, however that ends: its scope waits for them.
+    fn drop(&mut self) {
+        self.window.stop();
+    }
+}
+
 impl Mover<'_, '_> {
     /// Makes the window that both sides' budgets leave, where memory is registered.
     ///
