@@ -14,13 +14,16 @@ use std::time::Duration;
 
 use dunlin_engine::destination::ReceiveError;
 use dunlin_engine::pin_budget::PinBudget;
-use dunlin_engine::protocol::{Grants, Message, MessageKind, Ranges, capability};
+use dunlin_engine::protocol::{Grants, Message, MessageKind, Ranges, Ready, capability};
 use dunlin_engine::report::Outcome;
+use dunlin_transports::control::ControlError;
+use dunlin_transports::deadline::Deadline;
 use dunlin_transports::inmemory::Side;
 use dunlin_transports::lane::{Grant, SourceEndpoint, SourceLane};
 use dunlin_transports::memory::{PAGE_BYTES, PageNumber, Run};
 
 use simulated::by_hand::{DestinationByHand, SourceByHand};
+use simulated::session::PEER_TIMEOUT;
 use simulated::{Call, Hooks, Session};
 
 /// Two regions: pages 0 to 8,191 and 8,192 to 8,291.
@@ -157,6 +160,27 @@ fn an_open_out_of_bounds_ends_the_session() {
         pages: vec![512],
     }));
     assert_gave_up(source, "uneven");
+}
+
+/// What was asked for and not begun with is not registered for a session that has failed, not even
+/// while the source is given the time to read why.
+#[test]
+fn nothing_more_is_registered_for_a_session_that_failed() {
+    let (mut source, _lanes) = source();
+    source
+        .faults
+        .delay_registrations(Side::Destination, Duration::from_millis(400));
+    let ranges: Vec<_> = (0..64).map(|range| run(range * 16, 16)).collect();
+    open(&mut source, &ranges);
+    open(&mut source, &[run(0, 1)]);
+    while !matches!(source.by_hand.hear(), Some(Message::Aborted(_))) {}
+    // It stays on the line, for as long as the destination bears that.
+    while source.by_hand.hear().is_some() {}
+    assert!(source.ended().is_err());
+    let registered = source.faults.registrations(Side::Destination);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    assert!(registered.made <= threads.min(8) as u64, "{registered:?}");
+    assert_eq!(registered.bytes, 0);
 }
 
 #[test]
@@ -399,6 +423,55 @@ fn a_range_that_is_never_closed_leaves_the_guest_at_home() {
         }
     }
     assert_stayed(there, "closed");
+}
+
+/// Behind PREPARE no lane waits for room any more, and the destination says nothing of ranges: what
+/// was being closed does not count as late.
+#[test]
+fn what_is_being_closed_at_prepare_is_not_waited_for() {
+    // The first region's range is closed for room and never given back; the others make room enough.
+    let mut there = DestinationByHand::new(&[100, 4096], |settings| {
+        settings.pin_budget = PinBudget::Bytes(8 << 20);
+        settings.blackout_cap = Some(Duration::from_secs(20));
+    });
+    there.faults.register_memory();
+    for page in there.machine.pages() {
+        there.machine.write(page.0, 1);
+    }
+    let hello = there.hello();
+    there.welcome_with(&hello, |welcome| {
+        welcome.grants = Grants::default();
+        welcome.pin_budget_bytes = Some(1 << 30);
+    });
+    let mut is_kept = false;
+    loop {
+        match there.by_hand.hear().expect("no PREPARE") {
+            Message::Open(ranges) => {
+                let ranges = ranges.to_runs(MessageKind::Open).unwrap();
+                grant(&mut there, &ranges);
+            }
+            Message::Close(ranges) => {
+                let mut ranges = ranges.to_runs(MessageKind::Close).unwrap();
+                let count = ranges.len();
+                ranges.retain(|range| range.first.0 != 0);
+                is_kept |= ranges.len() < count;
+                if !ranges.is_empty() {
+                    there.by_hand.say(&Message::Closed(Ranges::new(&ranges)));
+                }
+            }
+            Message::Prepare(_) => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(is_kept, "the first range was never closed");
+    // Loading takes longer than a peer may be silent; PINGs are answered.
+    let heard = there.by_hand.hear_by(Deadline::after(3 * PEER_TIMEOUT));
+    assert!(
+        matches!(heard, Err(ControlError::TimedOut { .. })),
+        "{heard:?}"
+    );
+    there.by_hand.say(&Message::Ready(Ready::default()));
+    there.by_hand.expect(MessageKind::Commit);
 }
 
 #[test]

@@ -127,6 +127,32 @@ fn where_all_fits_nothing_is_closed_and_what_was_never_touched_is_never_register
     assert_eq!(first.skipped_pages, 12 * CHUNK + CHUNK - 1);
 }
 
+/// What was decided on is asked for before the walk goes through memory that was never touched. The
+/// hole's last chunk is touched as OPEN goes out: a walk that is still before it finds it touched.
+#[test]
+fn what_was_decided_on_is_said_before_a_hole_is_walked() {
+    let said = Arc::new(AtomicUsize::new(0));
+    let session = session(&[200], [PinBudget::Unlimited; 2], Hooks::default());
+    // The first OPEN names one range, the next ones would name two and more.
+    session.source.write(0, 1);
+    session.source.write(2 * CHUNK, 1);
+    session.source.write(199 * CHUNK, 1);
+    let source = session.source.clone();
+    session.at(MessageKind::Open, {
+        let said = Arc::clone(&said);
+        move |_| {
+            if said.fetch_add(1, Ordering::SeqCst) == 1 {
+                source.write(100 * CHUNK, 1);
+            }
+        }
+    });
+    let ended = session.run();
+    ended.assert_moved();
+    let told = registration(&ended);
+    assert_eq!(told.postponed_pages, 0, "the hole was walked before");
+    assert_eq!(told.source.made, 4);
+}
+
 #[test]
 fn without_registrations_there_is_no_window() {
     let mut session = Session::new(&[4 * CHUNK], Hooks::default());

@@ -57,7 +57,8 @@ impl ByHand {
         self.hear_by(Deadline::after(Duration::from_secs(5))).ok()
     }
 
-    fn hear_by(&mut self, deadline: Deadline) -> Result<Message, ControlError> {
+    /// As `hear`, by a deadline, and why nothing came.
+    pub(crate) fn hear_by(&mut self, deadline: Deadline) -> Result<Message, ControlError> {
         loop {
             let frame = self.control.receiver.receive(frame_limit, deadline)?;
             match Message::from_frame(&frame).expect("the engine sent what is no message") {

@@ -383,6 +383,8 @@ impl<F: GuestFactory> Destination<'_, F> {
                 self.send(&Message::Verified(self.verified.clone()))
             }
             Action::SendAborted => {
+                // First of all: nothing more is pinned for a session that has failed.
+                self.pool.stop();
                 let reason = self.reason.clone().unwrap_or_default();
                 let aborted = Message::Aborted(Abort::new(&reason));
                 // Even where the connection counts as lost: a peer that said something wrong can
@@ -395,6 +397,7 @@ impl<F: GuestFactory> Destination<'_, F> {
                 None
             }
             Action::CloseLanes => {
+                self.pool.stop();
                 self.endpoint.stop();
                 None
             }

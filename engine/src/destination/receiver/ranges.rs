@@ -263,6 +263,13 @@ impl<'a> OpenRanges<'a> {
     }
 }
 
+impl Drop for OpenRanges<'_> {
+    /// The threads end with the session, however that ends: its scope waits for them.
+    fn drop(&mut self) {
+        self.pool.stop();
+    }
+}
+
 impl<F: GuestFactory> Destination<'_, F> {
     /// OPEN or CLOSE came.
     pub(super) fn heard_ranges(

@@ -5,6 +5,7 @@ use super::*;
 impl Mover<'_, '_> {
     /// Waits for the next event.
     pub(super) fn next_event(&mut self) -> Event {
+        let mut was_overdue = false;
         loop {
             if let Some(event) = self.overdue() {
                 return event;
@@ -12,6 +13,13 @@ impl Mover<'_, '_> {
             let input = match self.inputs.recv_timeout(TICK) {
                 Ok(input) => input,
                 Err(RecvTimeoutError::Timeout) => {
+                    // Only who listened in vain may call the window late, and from the moment it was:
+                    // this process may have been stopped for a while itself, with grants waiting.
+                    if let Some(reason) = self.window_overdue()
+                        && std::mem::replace(&mut was_overdue, true)
+                    {
+                        return self.stop(StayReason::PeerFailed, &reason);
+                    }
                     self.tell_progress();
                     continue;
                 }
@@ -44,9 +52,6 @@ impl Mover<'_, '_> {
             if let Some(limit) = self.settings.timeout.filter(|limit| elapsed >= *limit) {
                 let reason = format!("not done within {} s", limit.as_secs_f64());
                 return Some(self.stop(StayReason::TimedOut, &reason));
-            }
-            if let Some(reason) = self.window_overdue() {
-                return Some(self.stop(StayReason::PeerFailed, &reason));
             }
             let greeting = self.session.state() == State::Greeting;
             if greeting && elapsed >= self.greeting_timeout() {

@@ -26,6 +26,13 @@ impl Opener {
     }
 }
 
+impl Drop for Opener {
+    /// The window's threads end with the move, however that ends: its scope waits for them.
+    fn drop(&mut self) {
+        self.window.stop();
+    }
+}
+
 impl Mover<'_, '_> {
     /// Makes the window that both sides' budgets leave, where memory is registered.
     ///
@@ -246,8 +253,16 @@ impl Mover<'_, '_> {
         })
     }
 
-    /// What is waited for, where the window has stood still for too long.
+    /// What is waited for, where the window has stood still for too long. Asked only in the states
+    /// in which a lane may wait for it: what is being closed at PREPARE is never acknowledged.
     pub(super) fn window_overdue(&self) -> Option<String> {
+        let state = self.session.state();
+        if !matches!(
+            state,
+            State::Copying | State::Pausing | State::Finishing { .. }
+        ) {
+            return None;
+        }
         let opening = self.opening.as_ref()?;
         opening.window.overdue(self.settings.peer_timeout)
     }

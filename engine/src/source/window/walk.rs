@@ -19,6 +19,10 @@ const REGISTERING_MAX: usize = 4;
 /// not wait for a whole batch.
 const BATCH_MAX: usize = 32;
 
+/// Lanes that wait are told once in so many chunks of a stretch that was never touched, not of each:
+/// waking them costs more than the step.
+const SKIPPED_UNTOLD_MAX: u32 = 32;
+
 /// Through what to walk.
 pub(in crate::source) enum WalkOrder {
     /// A round whose chunks lanes claim.
@@ -185,14 +189,29 @@ impl Walker<'_> {
         let mut at = 0;
         // How many from `at` on are known to be touched.
         let mut touched = 0;
+        // Chunks skipped of which no lane was told.
+        let mut untold = 0;
         while let Some(chunk) = chunks.get(at).copied() {
             touched = self.stretch(chunks, at, touched, is_first);
             if touched == 0 {
+                // Lanes wait for what was decided on, and the rest of the hole may take its time.
+                self.say()?;
                 let mut state = self.window.state.lock();
+                if state.is_stopped {
+                    return Err(Cut::Stopped);
+                }
                 state.plan.skip(chunk);
-                self.window.changed(state.waiting);
+                untold += 1;
+                if untold >= SKIPPED_UNTOLD_MAX {
+                    self.window.changed(state.waiting);
+                    untold = 0;
+                }
                 at += 1;
                 continue;
+            }
+            if std::mem::take(&mut untold) > 0 {
+                let waiting = self.window.state.lock().waiting;
+                self.window.changed(waiting);
             }
             let walked = self.reach(chunk, touched as u64)?;
             if walked == 0 {
