@@ -36,8 +36,8 @@ impl Drop for Opener {
 impl Mover<'_, '_> {
     /// Makes the window that both sides' budgets leave, where memory is registered.
     ///
-    /// A destination that says nothing of a budget has registered all of its memory already: then so
-    /// does this side, as for a transport without registrations, for which it costs nothing.
+    /// Where a destination says nothing of a budget all is prepared at once, which costs nothing
+    /// without registrations; with them such a destination is of no use.
     ///
     /// # Errors
     ///
@@ -46,25 +46,28 @@ impl Mover<'_, '_> {
         let ours = |reason| (StayReason::Failed, reason);
         let there = self.welcome.as_ref().and_then(|w| w.pin_budget_bytes);
         let layout = &self.offer.layout;
-        let budget = if self.endpoint.has_registrations() {
+        let has_registrations = self.endpoint.has_registrations();
+        let there = match there {
+            Some(there) => there,
+            // All at once would pin what was never touched, at the peer's word.
+            None if has_registrations => {
+                let reason =
+                    "the destination can't open memory in parts: it may be of an older version";
+                return Err((StayReason::PeerFailed, reason.to_owned()));
+            }
+            None => {
+                for range in self.guest.memory().lane_map().whole() {
+                    let prepared = self.endpoint.prepare(range);
+                    prepared.map_err(|error| ours(error.to_string()))?;
+                }
+                return Ok(());
+            }
+        };
+        let budget = if has_registrations {
             let here = self.settings.pin_budget.window_bytes(layout.bytes());
             here.map_err(|error| ours(error.to_string()))?
         } else {
             u64::MAX
-        };
-        let Some(there) = there else {
-            if budget < layout.bytes() {
-                return Err(ours(format!(
-                    "the destination does not open memory in parts, and {} bytes are more than \
-                     this side's pin budget allows",
-                    layout.bytes()
-                )));
-            }
-            for range in self.guest.memory().lane_map().whole() {
-                let prepared = self.endpoint.prepare(range);
-                prepared.map_err(|error| ours(error.to_string()))?;
-            }
-            return Ok(());
         };
         let bytes = budget.min(there);
         let window = Window::new(layout, bytes, lanes);
