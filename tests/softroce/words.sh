@@ -28,11 +28,20 @@ move_a_guest() {
 }
 
 # A place of its own for guests, receivers and their records; all that was started there ends with
-# this shell.
+# this shell, guests that have arrived too.
 make_site() {
     SITE=$(mktemp -d)
     STARTED=()
-    trap 'kill "${STARTED[@]}" 2>/dev/null; rm -rf "$SITE"' EXIT
+    trap end_site EXIT
+}
+
+end_site() {
+    local place
+    for place in "$SITE"/*/; do
+        at "$(basename "$place")" stop vm1 >/dev/null 2>&1
+    done
+    kill "${STARTED[@]}" 2>/dev/null
+    rm -rf "$SITE"
 }
 
 # at HOST [ARGUMENT...]: dunlin, as if on a host of that name.
