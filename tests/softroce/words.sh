@@ -38,6 +38,7 @@ make_site() {
 end_site() {
     local place
     for place in "$SITE"/*/; do
+        [[ $place == *-state/ ]] && continue
         at "$(basename "$place")" stop vm1 >/dev/null 2>&1
     done
     kill "${STARTED[@]}" 2>/dev/null
