@@ -178,8 +178,13 @@ fn nothing_more_is_registered_for_a_session_that_failed() {
     while source.by_hand.hear().is_some() {}
     assert!(source.ended().is_err());
     let registered = source.faults.registrations(Side::Destination);
+    // One for each thread was under way; a busy machine may have let one more begin. Whoever went on
+    // while the source reads would have made three.
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    assert!(registered.made <= threads.min(8) as u64, "{registered:?}");
+    assert!(
+        registered.made <= 2 * threads.min(8) as u64,
+        "{registered:?}"
+    );
     assert_eq!(registered.bytes, 0);
 }
 
@@ -206,7 +211,7 @@ fn what_is_not_open_can_not_be_closed() {
     assert_gave_up(source, "which are not open");
     let (mut slow, _lanes) = self::source();
     slow.faults
-        .delay_registrations(Side::Destination, Duration::from_millis(300));
+        .delay_registrations(Side::Destination, Duration::from_secs(2));
     open(&mut slow, &[run(0, 512)]);
     close(&mut slow, &[run(0, 512)]);
     assert_gave_up(slow, "which are not open");
