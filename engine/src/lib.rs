@@ -31,6 +31,7 @@ mod digest;
 pub mod dirty;
 pub mod guest;
 pub mod host;
+mod jobs;
 #[cfg(feature = "kvm")]
 pub mod kvm;
 pub mod layout;

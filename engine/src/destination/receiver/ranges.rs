@@ -1,12 +1,11 @@
 //! Ranges that the source opens and closes while the move runs: what it may ask for, the threads
 //! that register, and what it is told.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
-use dunlin_transports::runtime::Monitor;
-
 use super::*;
+use crate::jobs::Jobs;
 use crate::layout::Layout;
 use crate::protocol::{RANGES_IN_MESSAGE_MAX, RANGES_MAX, Ranges};
 
@@ -112,43 +111,18 @@ enum Done {
     Closed(Run),
 }
 
-#[derive(Default)]
-struct Jobs {
-    /// At most [`RANGES_MAX`]: the ledger sees to it.
-    waiting: VecDeque<Job>,
-    is_stopped: bool,
-}
-
 /// The threads that register for one session.
 #[derive(Default)]
 pub(super) struct Pool {
-    jobs: Monitor<Jobs>,
+    /// At most [`RANGES_MAX`]: the ledger sees to it.
+    jobs: Jobs<Job>,
     done: Mutex<Vec<Done>>,
 }
 
 impl Pool {
-    fn order(&self, jobs: impl Iterator<Item = Job>) {
-        self.jobs.lock().waiting.extend(jobs);
-        self.jobs.notify_all();
-    }
-
     /// Ends the threads, each once it is done with what it does.
     pub(super) fn stop(&self) {
-        self.jobs.lock().is_stopped = true;
-        self.jobs.notify_all();
-    }
-
-    fn next(&self) -> Option<Job> {
-        let mut jobs = self.jobs.lock();
-        loop {
-            if jobs.is_stopped {
-                return None;
-            }
-            if let Some(job) = jobs.waiting.pop_front() {
-                return Some(job);
-            }
-            jobs = self.jobs.wait(jobs);
-        }
+        self.jobs.stop();
     }
 
     /// Notes what is done. Whether nothing else was waiting to be told.
@@ -165,7 +139,7 @@ impl Pool {
 
     /// One thread: registers and deregisters until the pool is stopped.
     fn serve(&self, endpoint: &dyn DestinationEndpoint, inputs: &SyncSender<Input>) {
-        while let Some(job) = self.next() {
+        while let Some(job) = self.jobs.next() {
             let done = match job {
                 Job::Open(range) => endpoint.prepare(range).map(Done::Opened),
                 Job::Close(range) => endpoint.retire(range).map(|()| Done::Closed(range)),
@@ -226,7 +200,7 @@ impl<'a> OpenRanges<'a> {
         for range in &asked {
             self.ledger.open(layout, *range)?;
         }
-        self.pool.order(asked.into_iter().map(Job::Open));
+        self.pool.jobs.order(asked.into_iter().map(Job::Open));
         Ok(())
     }
 
@@ -235,7 +209,7 @@ impl<'a> OpenRanges<'a> {
         for range in &asked {
             self.ledger.close(*range)?;
         }
-        self.pool.order(asked.into_iter().map(Job::Close));
+        self.pool.jobs.order(asked.into_iter().map(Job::Close));
         Ok(())
     }
 

@@ -25,7 +25,6 @@ mod open_set;
 mod plan;
 mod walk;
 
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -39,6 +38,7 @@ pub(super) use self::walk::{WalkOrder, WindowDone, start};
 use crate::chunk::{CHUNK_PAGES, Chunk, ChunkPlan, add_shares, is_clean};
 use crate::clock::Timestamp;
 use crate::dirty::DirtyBitmap;
+use crate::jobs::Jobs;
 use crate::layout::Layout;
 
 /// How long a thread waits at a time before it looks whether it shall stop.
@@ -84,12 +84,6 @@ enum Job {
     Retire(Named),
 }
 
-#[derive(Default)]
-struct Jobs {
-    waiting: VecDeque<Job>,
-    is_stopped: bool,
-}
-
 struct State {
     plan: Plan,
     is_stopped: bool,
@@ -108,7 +102,7 @@ pub(super) struct Window {
     bytes: u64,
     chunks: ChunkPlan,
     state: Monitor<State>,
-    jobs: Monitor<Jobs>,
+    jobs: Jobs<Job>,
     /// Pages that were touched behind the walk's back, a bit each: collected and re-armed already.
     postponed: Vec<AtomicU64>,
     has_postponed: AtomicBool,
@@ -140,7 +134,7 @@ impl Window {
         (bytes >= plan::WINDOW_BYTES_MIN).then(|| Self {
             bytes,
             chunks,
-            jobs: Monitor::default(),
+            jobs: Jobs::default(),
             state: Monitor::new(State {
                 plan,
                 is_stopped: false,
@@ -166,8 +160,7 @@ impl Window {
     pub(super) fn stop(&self) {
         self.state.lock().is_stopped = true;
         self.state.notify_all();
-        self.jobs.lock().is_stopped = true;
-        self.jobs.notify_all();
+        self.jobs.stop();
     }
 
     fn changed(&self, waiting: u32) {

@@ -83,7 +83,7 @@ fn register<E: From<WindowDone>>(
     endpoint: &dyn SourceEndpoint,
     done: &SyncSender<E>,
 ) {
-    while let Some(job) = window.next_job() {
+    while let Some(job) = window.jobs.next() {
         let result = match job {
             Job::Prepare(named) => endpoint.prepare(named.run),
             Job::Retire(named) => endpoint.retire(named.run),
@@ -99,24 +99,6 @@ fn register<E: From<WindowDone>>(
 }
 
 impl Window {
-    fn next_job(&self) -> Option<Job> {
-        let mut jobs = self.jobs.lock();
-        loop {
-            if jobs.is_stopped {
-                return None;
-            }
-            if let Some(job) = jobs.waiting.pop_front() {
-                return Some(job);
-            }
-            jobs = self.jobs.wait(jobs);
-        }
-    }
-
-    fn order(&self, job: Job) {
-        self.jobs.lock().waiting.push_back(job);
-        self.jobs.notify_all();
-    }
-
     fn job_done(&self, job: Job) {
         let mut state = self.state.lock();
         let is_done = match job {
@@ -273,7 +255,7 @@ impl Walker<'_> {
                     state.note_progress();
                     self.window.changed(state.waiting);
                     drop(state);
-                    self.window.order(Job::Prepare(named));
+                    self.window.jobs.order([Job::Prepare(named)]);
                     self.opening.push(named.run);
                     if self.opening.len() >= self.batch {
                         self.say()?;
@@ -284,7 +266,7 @@ impl Walker<'_> {
                 Step::Close(named) => {
                     state.note_progress();
                     drop(state);
-                    self.window.order(Job::Retire(named));
+                    self.window.jobs.order([Job::Retire(named)]);
                     self.closing.push(named.run);
                     if self.closing.len() >= RANGES_IN_MESSAGE_MAX {
                         self.say()?;
