@@ -108,7 +108,7 @@ fn attend(stream: &UnixStream, place: Option<&Place>, handler: &dyn Handler) -> 
         let line = match lines.next_line() {
             Ok(Some(line)) => line,
             Ok(None) => return Ok(()),
-            Err(error @ LineError::TooLong) => {
+            Err(error @ LineError::TooLong(_)) => {
                 return client.send(&Response::error(Exit::Usage, error.to_string()));
             }
             Err(LineError::Stream(error)) => return Err(error),
