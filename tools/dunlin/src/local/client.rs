@@ -88,7 +88,7 @@ impl Connection {
             }
             Err(LineError::Stream(error)) if is_timeout(&error) => return Ok(None),
             Err(LineError::Stream(error)) => return Err(self.lost(&error)),
-            Err(LineError::TooLong) => {
+            Err(LineError::TooLong(_)) => {
                 return Err(Failure::new(
                     Exit::NoGuest,
                     format!(
