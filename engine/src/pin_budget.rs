@@ -41,6 +41,18 @@ pub enum PinBudgetError {
     /// The budget is below the smallest one.
     #[error("a pin budget of {0} bytes; {PIN_BUDGET_BYTES_MIN} bytes (8 MiB) are the least")]
     TooSmall(u64),
+    /// The limit on locked memory is below the budget that was named.
+    #[error(
+        "a pin budget of {budget_bytes} bytes is more than may be locked here: the limit is \
+         {limit_bytes} bytes (RLIMIT_MEMLOCK); name no more, or raise it with `ulimit -l unlimited`, \
+         or LimitMEMLOCK=infinity in the systemd unit"
+    )]
+    AboveLimit {
+        /// What was named.
+        budget_bytes: u64,
+        /// What may be locked.
+        limit_bytes: u64,
+    },
     /// The limit on locked memory leaves too little.
     #[error(
         "memory can't be registered: the limit on locked memory is {0} bytes (RLIMIT_MEMLOCK), \
@@ -79,7 +91,20 @@ impl PinBudget {
             Self::Bytes(bytes) if bytes < PIN_BUDGET_BYTES_MIN => {
                 return Err(PinBudgetError::TooSmall(bytes));
             }
-            Self::Bytes(bytes) => bytes,
+            // Else it would be seen in the middle of the move, once so much was registered. A guest
+            // that is smaller never comes so far.
+            Self::Bytes(bytes) => {
+                let most = bytes.min(guest_bytes.saturating_add(OVERHEAD_BYTES));
+                match offer().locked_bytes_max {
+                    Some(limit_bytes) if limit_bytes < most => {
+                        return Err(PinBudgetError::AboveLimit {
+                            budget_bytes: bytes,
+                            limit_bytes,
+                        });
+                    }
+                    _ => bytes,
+                }
+            }
             Self::Auto => {
                 let offer = offer();
                 let needed = guest_bytes
@@ -162,8 +187,41 @@ mod tests {
     }
 
     #[test]
+    fn what_is_named_has_to_be_allowed() {
+        let named = |budget: u64, guest: u64, limit: Option<u64>| {
+            PinBudget::Bytes(budget).window(guest, || Offer {
+                locked_bytes_max: limit,
+                spare_bytes: 0,
+            })
+        };
+        assert_eq!(named(GIB, 4 * GIB, None), Ok(GIB - MIB));
+        assert_eq!(named(GIB, 4 * GIB, Some(GIB)), Ok(GIB - MIB));
+        let refused = PinBudgetError::AboveLimit {
+            budget_bytes: GIB,
+            limit_bytes: GIB - 1,
+        };
+        assert_eq!(named(GIB, 4 * GIB, Some(GIB - 1)), Err(refused));
+        let words = refused.to_string();
+        for word in [
+            "1073741824 bytes",
+            "1073741823 bytes (RLIMIT_MEMLOCK)",
+            "`ulimit -l unlimited`",
+        ] {
+            assert!(words.contains(word), "{words}");
+        }
+        // A guest that never needs so much.
+        assert_eq!(named(GIB, 20 * MIB, Some(21 * MIB)), Ok(GIB - MIB));
+        assert!(named(GIB, 20 * MIB, Some(21 * MIB - 1)).is_err());
+    }
+
+    #[test]
     fn what_is_named_is_taken_as_it_is() {
-        let named = |bytes| PinBudget::Bytes(bytes).window_bytes(GIB);
+        let named = |bytes| {
+            PinBudget::Bytes(bytes).window(GIB, || Offer {
+                locked_bytes_max: None,
+                spare_bytes: 0,
+            })
+        };
         assert_eq!(named(8 * MIB), Ok(7 * MIB));
         assert_eq!(named(2 * GIB), Ok(2 * GIB - MIB));
         assert_eq!(

@@ -205,6 +205,17 @@ pub trait SourceLane: Send {
     /// the lane is still good, and the call may be made again. Otherwise as for `put`.
     fn wait_fence(&mut self, number: FenceNumber, stall_limit: Duration) -> Result<(), LaneError>;
 
+    /// Whether the lane is still of use, as far as can be told without sending: for a lane that waits
+    /// for something else than its peer, and would not hear of a link that went down meanwhile.
+    /// Never waits.
+    ///
+    /// # Errors
+    ///
+    /// What has ended the lane.
+    fn look(&mut self) -> Result<(), LaneError> {
+        Ok(())
+    }
+
     /// What passed over the lane so far.
     fn counters(&self) -> LaneCounters;
 

@@ -185,7 +185,7 @@ impl StateAccess {
             0 => None,
             max => ioctl::get_nested_state(vcpu, max)
                 .map_err(KvmError::io("reading nested state"))?
-                .filter(|state| !nested::is_empty(state)),
+                .filter(|state| !nested::is_empty(state, sregs.efer)),
         };
         let time = VcpuTime::read(number, vcpu, self.host_tsc_khz, self.has_tsc_deadline)?;
         let msrs = msrs::read(vcpu, &self.msrs)?;

@@ -183,7 +183,7 @@ impl Convergence {
         }
     }
 
-    /// Takes in how long the slowest lane of a round waited, in so many crossings.
+    /// Takes in how long the slowest lane of a round waited in so many crossings, beyond the opening.
     pub(super) fn sample_crossings(&mut self, crossings: u32, waited: Duration) {
         if crossings > 0 {
             let each = waited.as_secs_f64() / f64::from(crossings);

@@ -51,6 +51,10 @@ mod built_in {
         }
     }
 
+    pub(super) fn devices() -> Result<Vec<String>, String> {
+        rdma::devices().map_err(|error| error.to_string())
+    }
+
     pub(super) fn ports() -> Result<Vec<Port>, String> {
         let addresses = rdma::addresses().map_err(|error| error.to_string())?;
         let port = |place: rdma::DeviceAddress| Port {
@@ -129,6 +133,21 @@ pub(crate) fn destination(
         transport: TRANSPORT,
         source: NOT_BUILT.into(),
     })
+}
+
+/// This host's RDMA devices, whether their ports are up or not.
+///
+/// # Errors
+///
+/// Why there are none to look at.
+#[cfg(feature = "rdma")]
+pub(crate) fn devices() -> Result<Vec<String>, String> {
+    built_in::devices()
+}
+
+#[cfg(not(feature = "rdma"))]
+pub(crate) fn devices() -> Result<Vec<String>, String> {
+    Err(NOT_BUILT.to_owned())
 }
 
 /// Ports of this host's RDMA devices that lanes can use.

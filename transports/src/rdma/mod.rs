@@ -212,6 +212,15 @@ pub struct DeviceAddress {
     pub link_layer: LinkLayer,
 }
 
+/// The names of this host's RDMA devices, whether their ports are up or not.
+///
+/// # Errors
+///
+/// When a library is missing or the system does not tell.
+pub fn devices() -> Result<Vec<String>, RdmaError> {
+    verbs::Device::names(verbs::Libraries::load()?)
+}
+
 /// Where this host's RDMA devices are reached: ports that are up and have an IP address (RoCE).
 /// Devices of kinds that lanes can't use are left out.
 ///

@@ -393,6 +393,11 @@ impl SourceLane for SendingLane {
         )
     }
 
+    fn look(&mut self) -> Result<(), LaneError> {
+        self.shared.watch.look();
+        self.check(&[])
+    }
+
     fn counters(&self) -> LaneCounters {
         LaneCounters {
             submissions: self.outbox.counters().doorbells,

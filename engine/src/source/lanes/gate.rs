@@ -22,7 +22,8 @@ impl LaneWorker<'_> {
         let lane = self.lane.number();
         loop {
             let (portion, waited) = (&mut self.portion, &mut tally.waiting);
-            match window.ask(lane, chunk.first, portion, self.is_fenced, waited) {
+            let look = || self.lane.look();
+            match window.ask(lane, chunk.first, portion, self.is_fenced, waited, look)? {
                 Gate::Open => return Ok(true),
                 Gate::Unneeded => return Ok(false),
                 Gate::Stopped => return Err(LaneError::Stopped(lane).into()),

@@ -212,11 +212,13 @@ impl Mover<'_, '_> {
             .sum::<u64>();
         let (tally, crossings) = opening.window.tally();
         let (bytes, time) = opening.sampled;
-        self.convergence.sample_opening(
-            tally.opened_bytes.saturating_sub(bytes),
-            tally.opening.saturating_sub(time),
-        );
-        self.convergence.sample_crossings(crossings, waited);
+        let opening_took = tally.opening.saturating_sub(time);
+        self.convergence
+            .sample_opening(tally.opened_bytes.saturating_sub(bytes), opening_took);
+        // Lanes wait while the next portion is opened, which has a figure of its own: counted with the
+        // crossing as well it would be predicted twice.
+        self.convergence
+            .sample_crossings(crossings, waited.saturating_sub(opening_took));
         opening.sampled = (tally.opened_bytes, tally.opening);
         waited
     }

@@ -173,33 +173,40 @@ impl Window {
 
     /// A lane asks for a chunk of its round, or a part of one. `portion` is where it is, and
     /// `is_fenced` whether all that it put is confirmed. Waits until the chunk can be used, and adds
-    /// the time to `waited`.
-    pub(super) fn ask(
+    /// the time to `waited`. Meanwhile the lane's device is looked at by `look`, now and then: it is
+    /// only the lane that hears of a link that went down.
+    ///
+    /// # Errors
+    ///
+    /// What `look` says.
+    pub(super) fn ask<E>(
         &self,
         lane: LaneNumber,
         first: PageNumber,
         portion: &mut u32,
         is_fenced: bool,
         waited: &mut Duration,
-    ) -> Gate {
+        mut look: impl FnMut() -> Result<(), E>,
+    ) -> Result<Gate, E> {
         let Some(chunk) = self.chunks.number_of(first) else {
-            return Gate::Unneeded;
+            return Ok(Gate::Unneeded);
         };
         let mut state = self.state.lock();
         let mut waiting_since = None;
+        let mut looked = Timestamp::now();
         let gate = loop {
             if state.is_stopped {
-                break Gate::Stopped;
+                break Ok(Gate::Stopped);
             }
             let (reached, is_open) = match state.plan.standing(chunk) {
-                Standing::Unneeded => break Gate::Unneeded,
+                Standing::Unneeded => break Ok(Gate::Unneeded),
                 Standing::Unreached(reached) | Standing::Opening(reached) => (reached, false),
                 Standing::Open(reached) => (reached, true),
             };
             if *portion < reached {
                 // Also where the chunk is not open yet: its room may be what this lane holds up.
                 if !is_fenced {
-                    break Gate::Behind(reached);
+                    break Ok(Gate::Behind(reached));
                 }
                 *portion = reached;
                 if state.plan.pass(usize::from(lane.0), reached) {
@@ -207,12 +214,19 @@ impl Window {
                 }
             }
             if is_open {
-                break Gate::Open;
+                break Ok(Gate::Open);
             }
             if waiting_since.is_none() {
                 state.progress = Timestamp::now();
                 state.at_gate += 1;
                 waiting_since = Some(state.progress);
+            }
+            // Not each time that anything is opened: it is a system call.
+            if Timestamp::now().since(looked) >= NAP {
+                if let Err(error) = look() {
+                    break Err(error);
+                }
+                looked = Timestamp::now();
             }
             state.waiting += 1;
             state = self.state.wait_timeout(state, NAP);

@@ -115,7 +115,8 @@ There is no authentication yet: listen only where you trust the network.",
 )]
 pub(crate) struct Receive {
     /// Where to listen for control connections, which are TCP; port 0 takes a free one, and says
-    /// which. Lanes come as the source asks, over TCP or RDMA; rdma:// sees that there is a device
+    /// which. Lanes come as the source asks, over TCP or RDMA; rdma:// sees that there is a device,
+    /// and warns where none has a port that is up
     #[arg(long, value_name = "ENDPOINT", default_value = "auto://0.0.0.0:7471")]
     pub(crate) listen: Endpoint,
     /// Exit with 0 once one guest has arrived; its process goes on

@@ -7,6 +7,7 @@ use dunlin_transports::tcp::{Options, listen};
 
 use crate::cli::endpoint::{Endpoint, Scheme};
 use crate::cli::guest::Receive;
+use crate::console;
 use crate::exit::Exit;
 use crate::fabric;
 use crate::failure::Failure;
@@ -74,14 +75,27 @@ pub(crate) fn run(arguments: &Receive) -> Result<Exit, Failure> {
     }
 }
 
-/// Sees that guests can come over RDMA. What a guest's address leads to is seen when it comes.
+/// Sees that guests can come over RDMA. What a guest's address leads to is seen when it comes: so a
+/// link that is down by now is no reason not to start, and a host may start this before its links
+/// are up. That there is no device at all is.
 fn see_rdma() -> Result<(), Failure> {
+    const WAY_OUT: &str = "to take guests over TCP as well, listen at auto://";
+    let impossible =
+        |reason: &str| Failure::local(format!("no guest can come over RDMA: {reason}; {WAY_OUT}"));
+    let devices = fabric::devices().map_err(|reason| impossible(&reason))?;
+    if devices.is_empty() {
+        return Err(impossible("this host has no RDMA device"));
+    }
     let reason = match fabric::ports() {
         Ok(ports) if !ports.is_empty() => return Ok(()),
-        Ok(_) => "no device has a port that is up and an IP address".to_owned(),
-        Err(reason) => reason,
+        // An InfiniBand port has no IP address of its own: rdma_cm knows IPoIB's.
+        Ok(_) => "has a port that is up and an IP address".to_owned(),
+        Err(reason) => format!("can be looked at: {reason}"),
     };
-    Err(Failure::local(format!(
-        "no guest can come over RDMA: {reason}"
-    )))
+    console::warn(format_args!(
+        "warning: none of this host's RDMA devices ({}) {reason}; guests that demand RDMA are refused \
+         until one has (InfiniBand: its IPoIB address counts); {WAY_OUT}",
+        devices.join(", ")
+    ));
+    Ok(())
 }
