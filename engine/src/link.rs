@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::time::Duration;
 
 use dunlin_transports::control::{
-    ControlChannel, ControlError, ControlReceiver, ControlSender, ControlStopper,
+    ControlChannel, ControlError, ControlReceiver, ControlSender, ControlStopper, Frame,
 };
 use dunlin_transports::deadline::Deadline;
 use dunlin_transports::runtime::{self, JoinHandle, SyncSender};
@@ -25,6 +25,10 @@ const FIRST_PING_INTERVAL: Duration = Duration::from_millis(20);
 
 /// How many PINGs are the first.
 const FIRST_PINGS: u32 = 8;
+
+/// How long a thread on the handover's way waits awake before it falls asleep. Loading state takes
+/// some 200 µs and a round trip as long; a wait that takes longer is not shortened by much.
+pub(crate) const AWAKE_MAX: Duration = Duration::from_millis(1);
 
 /// How often a sender looks whether the other one is done.
 const SENDER_RETRY: Duration = Duration::from_micros(20);
@@ -115,6 +119,7 @@ impl Link {
                 Opening::Theirs => Some(Timestamp::now()),
             },
             pings: 0,
+            awake: Duration::ZERO,
         };
         let thread = runtime::spawn("dunlin-control", move || {
             loop {
@@ -158,6 +163,18 @@ impl Link {
             message,
             deadline.earlier(Deadline::after(self.peer_timeout)),
         )
+    }
+
+    /// Asks the peer, out of turn: the threads that read on either side are awake for the moment
+    /// behind it, and what follows is heard at once.
+    ///
+    /// # Errors
+    ///
+    /// As for `send`.
+    pub(crate) fn rouse(&self) -> Result<(), ControlError> {
+        self.send(&Message::Ping(Ping {
+            sent_ns: Timestamp::now().0,
+        }))
     }
 
     /// For another thread that has to say something.
@@ -220,6 +237,8 @@ struct Reader {
     /// `None` until the peer was heard, where it may not be asked before.
     ping_due: Option<Timestamp>,
     pings: u32,
+    /// How long the next message is waited for awake.
+    awake: Duration,
 }
 
 impl Reader {
@@ -236,7 +255,7 @@ impl Reader {
             let silent = now.since(self.heard);
             let left = self.peer_timeout.saturating_sub(silent);
             let wait = self.ping_due.map_or(left, |due| due.since(now).min(left));
-            let frame = match self.receiver.receive(frame_limit, Deadline::after(wait)) {
+            let frame = match self.receive(wait) {
                 Ok(frame) => frame,
                 // Only who listened in vain may call the other silent: this process may have been
                 // stopped for a while itself, with the peer's words waiting.
@@ -249,7 +268,14 @@ impl Reader {
             };
             self.heard = Timestamp::now();
             self.ping_due = self.ping_due.or(Some(self.heard));
-            match Message::from_frame(&frame) {
+            let message = Message::from_frame(&frame);
+            self.awake = match &message {
+                // The source may have asked because the guest is being paused, and COMMIT comes
+                // soon behind PREPARE. The second is READY's time to come behind the first.
+                Ok(Message::Ping(_) | Message::Pong(_) | Message::Prepare(_)) => AWAKE_MAX,
+                _ => Duration::ZERO,
+            };
+            match message {
                 Ok(Message::Ping(ping)) => {
                     let pong = Pong {
                         ping_sent_ns: ping.sent_ns,
@@ -266,6 +292,18 @@ impl Reader {
                 }
             }
         }
+    }
+
+    /// Waits for the next frame, awake at first where one may come soon.
+    fn receive(&mut self, wait: Duration) -> Result<Frame, ControlError> {
+        let deadline = Deadline::after(wait);
+        let awake = std::mem::take(&mut self.awake).min(wait);
+        let now = Deadline::after(Duration::ZERO);
+        let looked = runtime::look_awake(awake, || match self.receiver.receive(frame_limit, now) {
+            Err(ControlError::TimedOut { .. }) => None,
+            received => Some(received),
+        });
+        looked.unwrap_or_else(|| self.receiver.receive(frame_limit, deadline))
     }
 
     fn ping(&mut self, now: Timestamp) -> Result<(), ControlError> {

@@ -9,15 +9,19 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{
+    Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel,
+};
 use std::time::Duration;
 
 use dunlin_transports::deadline::Deadline;
+use dunlin_transports::runtime::look_awake;
 use rustix::fs::{FlockOperation, flock};
 
 use super::format::{self, Contents, RECORD_BYTES, Written};
 use super::{Durability, Entry, Journal, JournalError, Role, Subject};
 use crate::clock::boot_id;
+use crate::link::AWAKE_MAX;
 
 /// How many writes may wait for a disk that hangs. A session makes no more.
 const ORDERS_WAITING: usize = 8;
@@ -47,6 +51,8 @@ struct Order {
 enum Task {
     Add(Written, Durability),
     Sync,
+    /// Another task follows in a moment. It is not answered.
+    Expect,
 }
 
 #[derive(Debug)]
@@ -172,7 +178,20 @@ impl RecordFile {
         std::thread::Builder::new()
             .name("dunlin-record".to_owned())
             .spawn(move || {
-                while let Ok(order) = ordered.recv() {
+                let mut awake = Duration::ZERO;
+                let next = |awake| {
+                    let looked = look_awake(awake, || match ordered.try_recv() {
+                        Ok(order) => Some(Some(order)),
+                        Err(TryRecvError::Empty) => None,
+                        Err(TryRecvError::Disconnected) => Some(None),
+                    });
+                    looked.unwrap_or_else(|| ordered.recv().ok())
+                };
+                while let Some(order) = next(std::mem::take(&mut awake)) {
+                    if matches!(order.task, Task::Expect) {
+                        awake = AWAKE_MAX;
+                        continue;
+                    }
                     let result = locked.perform(&order.task);
                     // Nobody waits any more: the order is done all the same.
                     let _ = answers.try_send(Done {
@@ -209,7 +228,14 @@ impl RecordFile {
             Err(TrySendError::Disconnected(_)) => return Err(self.no_writer()),
         }
         loop {
-            match self.done.recv_timeout(deadline.remaining()) {
+            let waited = look_awake(AWAKE_MAX.min(deadline.remaining()), || {
+                self.done.try_recv().ok()
+            });
+            let done = match waited {
+                Some(done) => Ok(done),
+                None => self.done.recv_timeout(deadline.remaining()),
+            };
+            match done {
                 Ok(done) if done.number == self.ordered => return done.result,
                 // What an earlier call gave up waiting for.
                 Ok(_) => {}
@@ -246,6 +272,14 @@ impl Journal for RecordFile {
         self.order(Task::Add(written, durability), deadline)
     }
 
+    fn expect_entry(&mut self) {
+        // Where it can't be told, the entry that follows only takes a little longer.
+        let _ = self.orders.try_send(Order {
+            number: self.ordered,
+            task: Task::Expect,
+        });
+    }
+
     fn sync(&mut self, deadline: Deadline) -> Result<(), JournalError> {
         self.order(Task::Sync, deadline)
     }
@@ -268,6 +302,7 @@ impl Locked {
                 Ok(())
             }
             Task::Sync => self.sync(),
+            Task::Expect => Ok(()),
         }
     }
 

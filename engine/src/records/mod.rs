@@ -183,6 +183,10 @@ pub trait Journal: Send {
         deadline: Deadline,
     ) -> Result<(), JournalError>;
 
+    /// An entry will follow within a moment, in the pause: whoever writes it may get ready. Returns
+    /// at once.
+    fn expect_entry(&mut self) {}
+
     /// Makes durable what is recorded already.
     ///
     /// # Errors

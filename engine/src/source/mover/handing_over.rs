@@ -6,6 +6,9 @@ impl Mover<'_, '_> {
     /// Law 7: every writer stops, then what they wrote last is collected.
     pub(super) fn pause(&mut self) -> Event {
         self.observer.reached(Milestone::Pausing);
+        // Both sides' reading threads are awake when the guest stops. One that can't be told shows
+        // soon enough.
+        let _ = self.link.rouse();
         let begin = Timestamp::now();
         let deadline = Deadline::after(self.blackout_cap());
         self.pause_deadline = Some(deadline);
@@ -30,26 +33,31 @@ impl Mover<'_, '_> {
         }
     }
 
-    /// Saves device state, and collects what saving wrote.
+    /// Saves device state. The lanes send the last pages meanwhile.
     pub(super) fn save(&mut self) -> Event {
-        let saved = self
-            .guest
-            .save_state()
-            .map_err(|error| format!("saving state: {error}"));
+        let saved = self.guest.save_state();
+        let saved = saved.map_err(|error| format!("saving state: {error}"));
         let saved = saved.and_then(|state| {
-            state
-                .encode()
-                .map_err(|error| format!("saving state: {error}"))
+            let encoded = state.encode();
+            encoded.map_err(|error| format!("saving state: {error}"))
         });
         self.mark("save-state");
-        let collected = saved.and_then(|state| {
-            self.state = state;
-            self.collect()
-        });
-        self.mark("collect-again");
         self.observer.reached(Milestone::Saved);
+        match saved {
+            Ok(state) => {
+                self.state = state;
+                Event::Saved
+            }
+            Err(reason) => self.stop(StayReason::Failed, &reason),
+        }
+    }
+
+    /// Law 7: what saving wrote is collected too.
+    pub(super) fn collect_again(&mut self) -> Event {
+        let collected = self.collect();
+        self.mark("collect-again");
         match collected {
-            Ok(()) => Event::Saved {
+            Ok(()) => Event::Collected {
                 dirtied: self.pending.count() > 0,
             },
             Err(reason) => self.stop(StayReason::Failed, &reason),
@@ -110,6 +118,7 @@ impl Mover<'_, '_> {
         if let Some(timeline) = &mut self.timeline {
             timeline.mark_sent("send-prepare");
         }
+        self.journal.expect_entry();
         self.observer.reached(Milestone::Prepared);
         event
     }

@@ -49,7 +49,7 @@ use crate::digest::digests;
 use crate::dirty::{DirtyBitmap, DirtySource};
 use crate::guest::{Guest, GuestOffer};
 use crate::host::this_host;
-use crate::link::{Link, LinkEvent, Opening};
+use crate::link::{AWAKE_MAX, Link, LinkEvent, Opening};
 use crate::milestone::Milestone;
 use crate::outside::{Outside, ReleaseReason};
 use crate::protocol::{
@@ -360,6 +360,7 @@ impl Mover<'_, '_> {
                 None
             }
             Action::Save => Some(self.save()),
+            Action::CollectAgain => Some(self.collect_again()),
             Action::FenceLanes => self.fence_lanes(),
             Action::SendPrepare => self.send_prepare(),
             Action::RecordGiveUp => Some(self.record_give_up()),
