@@ -26,6 +26,9 @@ const FIRST_PING_INTERVAL: Duration = Duration::from_millis(20);
 /// How many PINGs are the first.
 const FIRST_PINGS: u32 = 8;
 
+/// How many of the last round trips decide what one takes as a rule.
+const TYPICAL_SAMPLES: u32 = 4;
+
 /// How long a thread on the handover's way waits awake before it falls asleep. Loading state takes
 /// some 200 µs and a round trip as long; a wait that takes longer is not shortened by much.
 pub(crate) const AWAKE_MAX: Duration = Duration::from_millis(1);
@@ -56,6 +59,8 @@ pub(crate) enum LinkEvent {
 pub(crate) struct LinkQuality {
     /// The shortest round trip seen.
     pub(crate) round_trip: Option<Duration>,
+    /// What a round trip takes as a rule: the last few decide.
+    pub(crate) typical: Option<Duration>,
     /// The peer's clock minus this side's, from the sample with the shortest round trip; off by
     /// half that round trip at most.
     pub(crate) clock_offset_ns: i64,
@@ -330,6 +335,8 @@ impl Reader {
         let round_trip = received.since(Timestamp(pong.ping_sent_ns));
         let middle = received.0.saturating_sub(round_trip.as_nanos() as u64 / 2);
         let mut quality = self.quality.lock().unwrap_or_else(PoisonError::into_inner);
+        let typical = quality.typical.unwrap_or(round_trip);
+        quality.typical = Some((typical * (TYPICAL_SAMPLES - 1) + round_trip) / TYPICAL_SAMPLES);
         if quality
             .round_trip
             .is_none_or(|shortest| round_trip <= shortest)

@@ -20,7 +20,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::format::{self, Contents, RECORD_BYTES, Written};
 use super::{Durability, Entry, Journal, JournalError, Role, Subject};
-use crate::clock::boot_id;
+use crate::clock::{Timestamp, boot_id};
 use crate::link::AWAKE_MAX;
 
 /// How many writes may wait for a disk that hangs. A session makes no more.
@@ -53,6 +53,8 @@ enum Task {
     Sync,
     /// Another task follows in a moment. It is not answered.
     Expect,
+    /// Nothing, but an answer.
+    Rehearse,
 }
 
 #[derive(Debug)]
@@ -280,6 +282,17 @@ impl Journal for RecordFile {
         });
     }
 
+    fn rehearse(&mut self, deadline: Deadline) -> Option<Duration> {
+        // The first wakes the writer, as an entry that is expected finds it.
+        self.order(Task::Rehearse, deadline).ok()?;
+        self.expect_entry();
+        self.order(Task::Rehearse, deadline).ok()?;
+        self.expect_entry();
+        let begin = Timestamp::now();
+        self.order(Task::Rehearse, deadline).ok()?;
+        Some(Timestamp::now().since(begin))
+    }
+
     fn sync(&mut self, deadline: Deadline) -> Result<(), JournalError> {
         self.order(Task::Sync, deadline)
     }
@@ -302,7 +315,7 @@ impl Locked {
                 Ok(())
             }
             Task::Sync => self.sync(),
-            Task::Expect => Ok(()),
+            Task::Expect | Task::Rehearse => Ok(()),
         }
     }
 
