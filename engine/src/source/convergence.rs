@@ -535,6 +535,7 @@ mod tests {
             sending: MS(100),
             pages: 16 << 20,
             scanning: Duration::from_secs(6),
+            ..RoundSample::default()
         });
         let now = Circumstances {
             dirty_pages: 256,

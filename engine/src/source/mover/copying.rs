@@ -81,6 +81,9 @@ impl Mover<'_, '_> {
                 return self.stop(StayReason::Failed, &reason);
             }
         }
+        // The pause may need two: one for the last pages, one for what saving state writes.
+        self.spare
+            .push(DirtyBitmap::new(self.offer.layout.page_span()));
         // The first round takes every page, whatever was written before tracking started.
         self.pending = DirtyBitmap::new(self.offer.layout.page_span());
         for (region, shape) in self.offer.layout.regions().iter().enumerate() {

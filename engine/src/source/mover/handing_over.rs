@@ -58,7 +58,7 @@ impl Mover<'_, '_> {
         self.mark("collect-again");
         match collected {
             Ok(()) => Event::Collected {
-                dirtied: self.pending.count() > 0,
+                dirtied: !self.pending.is_empty(),
             },
             Err(reason) => self.stop(StayReason::Failed, &reason),
         }
