@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use dunlin_transports::lane::{
-    DeviceCounters, FenceNumber, LaneCounters, LaneError, LaneNumber, SourceLane,
+    DeviceCounters, FenceNumber, LANES_MAX, LaneCounters, LaneError, LaneNumber, SourceLane,
 };
 use dunlin_transports::memory::{MemoryError, MemoryMap, PAGE_BYTES, PageNumber, Run};
 use dunlin_transports::runtime::{self, Receiver, SyncSender, TryRecvError};
@@ -155,7 +155,14 @@ pub(super) struct LaneContext<'a> {
     pub(super) remaining_pages: AtomicU64,
     /// Guest bytes put since the move began, for progress.
     pub(super) sent_bytes: AtomicU64,
+    /// The same, lane by lane.
+    pub(super) lanes_sent_bytes: Box<[LaneBytes]>,
 }
+
+/// What one lane put: on a cache line of its own, which no other lane writes to.
+#[derive(Default)]
+#[repr(align(64))]
+pub(super) struct LaneBytes(pub(super) AtomicU64);
 
 impl<'a> LaneContext<'a> {
     /// What the lanes need: the memory through their mappings, and the dirty sources.
@@ -181,6 +188,9 @@ impl<'a> LaneContext<'a> {
             stop: AtomicBool::new(false),
             remaining_pages: AtomicU64::new(0),
             sent_bytes: AtomicU64::new(0),
+            lanes_sent_bytes: std::iter::repeat_with(LaneBytes::default)
+                .take(usize::from(LANES_MAX))
+                .collect(),
         }
     }
 
@@ -393,6 +403,10 @@ impl LaneWorker<'_> {
             .remaining_pages
             .fetch_sub(dealt_with, Ordering::Relaxed);
         self.context.sent_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let lane = usize::from(self.lane.number().0);
+        if let Some(LaneBytes(sent)) = self.context.lanes_sent_bytes.get(lane) {
+            sent.fetch_add(bytes, Ordering::Relaxed);
+        }
         Ok(held_back)
     }
 

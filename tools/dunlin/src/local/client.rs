@@ -4,7 +4,7 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use super::line::{LineError, LineReader, write_line};
+use super::line::{LineError, LineReader, RESPONSE_BYTES_MAX, write_line};
 use super::protocol::{self, GuestStatus, Request, Response};
 use super::runtime_dir::RuntimeDir;
 use crate::exit::Exit;
@@ -45,7 +45,7 @@ impl Connection {
         })?;
         let connection = Self {
             name: name.to_owned(),
-            lines: LineReader::new(stream),
+            lines: LineReader::new(stream, RESPONSE_BYTES_MAX),
         };
         connection.answer_within(Some(ANSWER_MAX))?;
         Ok(connection)
@@ -88,7 +88,7 @@ impl Connection {
             }
             Err(LineError::Stream(error)) if is_timeout(&error) => return Ok(None),
             Err(LineError::Stream(error)) => return Err(self.lost(&error)),
-            Err(LineError::TooLong) => {
+            Err(LineError::TooLong(_)) => {
                 return Err(Failure::new(
                     Exit::NoGuest,
                     format!(
