@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::time::Duration;
 
 use dunlin_transports::control::{
-    ControlChannel, ControlError, ControlReceiver, ControlSender, ControlStopper, Frame,
+    ControlChannel, ControlError, ControlReceiver, ControlSender, ControlStopper,
 };
 use dunlin_transports::deadline::Deadline;
 use dunlin_transports::runtime::{self, JoinHandle, SyncSender};
@@ -28,10 +28,6 @@ const FIRST_PINGS: u32 = 8;
 
 /// How many of the last round trips decide what one takes as a rule.
 const TYPICAL_SAMPLES: u32 = 4;
-
-/// How long a thread on the handover's way waits awake before it falls asleep. Loading state takes
-/// some 200 µs and a round trip as long; a wait that takes longer is not shortened by much.
-pub(crate) const AWAKE_MAX: Duration = Duration::from_millis(1);
 
 /// How often a sender looks whether the other one is done.
 const SENDER_RETRY: Duration = Duration::from_micros(20);
@@ -124,7 +120,6 @@ impl Link {
                 Opening::Theirs => Some(Timestamp::now()),
             },
             pings: 0,
-            awake: Duration::ZERO,
         };
         let thread = runtime::spawn("dunlin-control", move || {
             loop {
@@ -168,18 +163,6 @@ impl Link {
             message,
             deadline.earlier(Deadline::after(self.peer_timeout)),
         )
-    }
-
-    /// Asks the peer, out of turn: the threads that read on either side are awake for the moment
-    /// behind it, and what follows is heard at once.
-    ///
-    /// # Errors
-    ///
-    /// As for `send`.
-    pub(crate) fn rouse(&self) -> Result<(), ControlError> {
-        self.send(&Message::Ping(Ping {
-            sent_ns: Timestamp::now().0,
-        }))
     }
 
     /// For another thread that has to say something.
@@ -242,8 +225,6 @@ struct Reader {
     /// `None` until the peer was heard, where it may not be asked before.
     ping_due: Option<Timestamp>,
     pings: u32,
-    /// How long the next message is waited for awake.
-    awake: Duration,
 }
 
 impl Reader {
@@ -260,7 +241,7 @@ impl Reader {
             let silent = now.since(self.heard);
             let left = self.peer_timeout.saturating_sub(silent);
             let wait = self.ping_due.map_or(left, |due| due.since(now).min(left));
-            let frame = match self.receive(wait) {
+            let frame = match self.receiver.receive(frame_limit, Deadline::after(wait)) {
                 Ok(frame) => frame,
                 // Only who listened in vain may call the other silent: this process may have been
                 // stopped for a while itself, with the peer's words waiting.
@@ -273,14 +254,7 @@ impl Reader {
             };
             self.heard = Timestamp::now();
             self.ping_due = self.ping_due.or(Some(self.heard));
-            let message = Message::from_frame(&frame);
-            self.awake = match &message {
-                // The source may have asked because the guest is being paused, and COMMIT comes
-                // soon behind PREPARE. The second is READY's time to come behind the first.
-                Ok(Message::Ping(_) | Message::Pong(_) | Message::Prepare(_)) => AWAKE_MAX,
-                _ => Duration::ZERO,
-            };
-            match message {
+            match Message::from_frame(&frame) {
                 Ok(Message::Ping(ping)) => {
                     let pong = Pong {
                         ping_sent_ns: ping.sent_ns,
@@ -297,18 +271,6 @@ impl Reader {
                 }
             }
         }
-    }
-
-    /// Waits for the next frame, awake at first where one may come soon.
-    fn receive(&mut self, wait: Duration) -> Result<Frame, ControlError> {
-        let deadline = Deadline::after(wait);
-        let awake = std::mem::take(&mut self.awake).min(wait);
-        let now = Deadline::after(Duration::ZERO);
-        let looked = runtime::look_awake(awake, || match self.receiver.receive(frame_limit, now) {
-            Err(ControlError::TimedOut { .. }) => None,
-            received => Some(received),
-        });
-        looked.unwrap_or_else(|| self.receiver.receive(frame_limit, deadline))
     }
 
     fn ping(&mut self, now: Timestamp) -> Result<(), ControlError> {

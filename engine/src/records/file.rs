@@ -9,19 +9,15 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{
-    Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel,
-};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::time::Duration;
 
 use dunlin_transports::deadline::Deadline;
-use dunlin_transports::runtime::look_awake;
 use rustix::fs::{FlockOperation, flock};
 
 use super::format::{self, Contents, RECORD_BYTES, Written};
 use super::{Durability, Entry, Journal, JournalError, Role, Subject};
 use crate::clock::{Timestamp, boot_id};
-use crate::link::AWAKE_MAX;
 
 /// How many writes may wait for a disk that hangs. A session makes no more.
 const ORDERS_WAITING: usize = 8;
@@ -51,8 +47,6 @@ struct Order {
 enum Task {
     Add(Written, Durability),
     Sync,
-    /// Another task follows in a moment. It is not answered.
-    Expect,
     /// Nothing, but an answer.
     Rehearse,
 }
@@ -180,20 +174,7 @@ impl RecordFile {
         std::thread::Builder::new()
             .name("dunlin-record".to_owned())
             .spawn(move || {
-                let mut awake = Duration::ZERO;
-                let next = |awake| {
-                    let looked = look_awake(awake, || match ordered.try_recv() {
-                        Ok(order) => Some(Some(order)),
-                        Err(TryRecvError::Empty) => None,
-                        Err(TryRecvError::Disconnected) => Some(None),
-                    });
-                    looked.unwrap_or_else(|| ordered.recv().ok())
-                };
-                while let Some(order) = next(std::mem::take(&mut awake)) {
-                    if matches!(order.task, Task::Expect) {
-                        awake = AWAKE_MAX;
-                        continue;
-                    }
+                while let Ok(order) = ordered.recv() {
                     let result = locked.perform(&order.task);
                     // Nobody waits any more: the order is done all the same.
                     let _ = answers.try_send(Done {
@@ -230,14 +211,7 @@ impl RecordFile {
             Err(TrySendError::Disconnected(_)) => return Err(self.no_writer()),
         }
         loop {
-            let waited = look_awake(AWAKE_MAX.min(deadline.remaining()), || {
-                self.done.try_recv().ok()
-            });
-            let done = match waited {
-                Some(done) => Ok(done),
-                None => self.done.recv_timeout(deadline.remaining()),
-            };
-            match done {
+            match self.done.recv_timeout(deadline.remaining()) {
                 Ok(done) if done.number == self.ordered => return done.result,
                 // What an earlier call gave up waiting for.
                 Ok(_) => {}
@@ -274,20 +248,7 @@ impl Journal for RecordFile {
         self.order(Task::Add(written, durability), deadline)
     }
 
-    fn expect_entry(&mut self) {
-        // Where it can't be told, the entry that follows only takes a little longer.
-        let _ = self.orders.try_send(Order {
-            number: self.ordered,
-            task: Task::Expect,
-        });
-    }
-
     fn rehearse(&mut self, deadline: Deadline) -> Option<Duration> {
-        // The first wakes the writer, as an entry that is expected finds it.
-        self.order(Task::Rehearse, deadline).ok()?;
-        self.expect_entry();
-        self.order(Task::Rehearse, deadline).ok()?;
-        self.expect_entry();
         let begin = Timestamp::now();
         self.order(Task::Rehearse, deadline).ok()?;
         Some(Timestamp::now().since(begin))
@@ -315,7 +276,7 @@ impl Locked {
                 Ok(())
             }
             Task::Sync => self.sync(),
-            Task::Expect | Task::Rehearse => Ok(()),
+            Task::Rehearse => Ok(()),
         }
     }
 

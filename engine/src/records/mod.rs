@@ -183,10 +183,6 @@ pub trait Journal: Send {
         deadline: Deadline,
     ) -> Result<(), JournalError>;
 
-    /// An entry will follow within a moment, in the pause: whoever writes it may get ready. Returns
-    /// at once.
-    fn expect_entry(&mut self) {}
-
     /// How long an entry's way to whoever writes it and the answer's way back take; `None` where
     /// that can't be measured without writing.
     fn rehearse(&mut self, deadline: Deadline) -> Option<Duration> {

@@ -13,14 +13,13 @@ use dunlin_transports::lane::{
     DeviceCounters, FenceNumber, LANES_MAX, LaneCounters, LaneError, LaneNumber, SourceLane,
 };
 use dunlin_transports::memory::{MemoryError, MemoryMap, PAGE_BYTES, PageNumber, Run};
-use dunlin_transports::runtime::{self, Receiver, SyncSender, TryRecvError};
+use dunlin_transports::runtime::{Receiver, SyncSender};
 
 use super::window::Window;
 use crate::chunk::{Chunk, ChunkCursor, is_clean};
 use crate::clock::Timestamp;
 use crate::dirty::{DirtyBitmap, DirtySource};
 use crate::guest::GuestError;
-use crate::link::AWAKE_MAX;
 use crate::pacing::Pacer;
 use crate::runs::for_each_run;
 use crate::settings::MoveHandle;
@@ -232,23 +231,7 @@ pub(super) fn serve<E: From<LaneDone>>(
         zero: Vec::new(),
     };
     let mut last_fence = FenceNumber(0);
-    let mut is_round_done = false;
-    let next = |is_round_done| {
-        // Behind a round the guest may be paused at once, and its last round waits for this lane.
-        let awake = if is_round_done {
-            AWAKE_MAX
-        } else {
-            Duration::ZERO
-        };
-        let looked = runtime::look_awake(awake, || match orders.try_recv() {
-            Ok(order) => Some(Some(order)),
-            Err(TryRecvError::Empty) => None,
-            Err(TryRecvError::Disconnected) => Some(None),
-        });
-        looked.unwrap_or_else(|| orders.recv().ok())
-    };
-    while let Some(order) = next(is_round_done) {
-        is_round_done = matches!(order, Order::Round(_));
+    while let Ok(order) = orders.recv() {
         let result = match order {
             Order::Round(round) => worker.round(&round),
             Order::ConfirmFence => worker.confirm(last_fence),

@@ -10,14 +10,11 @@
 //! | here | the time, and sleeping |
 //! | `monitor` | a value behind a lock, and waiting until it changes |
 //! | `channel` | queues between threads |
-//! | `awake` | waits that are too short for falling asleep |
 //! | `threads` | starting threads, free or within a scope |
 //! | `simulation` | worlds: virtual time, the baton that lets one thread run at a time, processes that can be killed |
 
-pub use std::sync::mpsc::{RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
-mod awake;
 #[cfg(feature = "simulation")]
 mod channel;
 mod monitor;
@@ -25,7 +22,6 @@ mod monitor;
 pub mod simulation;
 mod threads;
 
-pub use self::awake::{look_awake, receive_awake};
 #[cfg(feature = "simulation")]
 pub use self::channel::{Receiver, Sender, SyncSender, channel, sync_channel};
 pub use self::monitor::Monitor;

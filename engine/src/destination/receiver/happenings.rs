@@ -8,12 +8,11 @@ impl<F: GuestFactory> Destination<'_, F> {
             if let Some(event) = self.overdue() {
                 return event;
             }
-            let input = match runtime::receive_awake(&self.inputs, self.awake(), TICK) {
+            let input = match self.inputs.recv_timeout(TICK) {
                 Ok(input) => input,
                 Err(RecvTimeoutError::Timeout) => continue,
                 Err(RecvTimeoutError::Disconnected) => return self.failed("no thread is left"),
             };
-            self.is_fresh_fence = matches!(input, Input::Fence { .. });
             let event = match input {
                 Input::Link(LinkEvent::Lost(reason)) => Some(self.lost(&reason)),
                 Input::Link(LinkEvent::Message(message)) => Some(self.heard(*message)),
@@ -36,17 +35,6 @@ impl<F: GuestFactory> Destination<'_, F> {
             if let Some(event) = event {
                 return event;
             }
-        }
-    }
-
-    /// How long this thread waits awake: while the source's guest is paused, and for as long as it
-    /// may be.
-    fn awake(&self) -> Duration {
-        match self.session.state() {
-            // Behind a fence PREPARE may follow at once.
-            State::Receiving if self.is_fresh_fence => AWAKE_MAX,
-            State::Loading | State::Acquiring | State::Ready => AWAKE_MAX,
-            _ => Duration::ZERO,
         }
     }
 

@@ -35,7 +35,7 @@ use crate::clock::{Timestamp, boot_id};
 use crate::digest::{digest_count, digests};
 use crate::guest::{GuestError, GuestFactory, IncomingGuest, RunError};
 use crate::host::this_host;
-use crate::link::{AWAKE_MAX, Link, LinkEvent, Opening};
+use crate::link::{Link, LinkEvent, Opening};
 use crate::milestone::Milestone;
 use crate::outside::{Outside, ReleaseReason};
 use crate::protocol::{
@@ -200,7 +200,6 @@ pub(super) fn receive<F: GuestFactory>(
             endpoint: endpoint.as_ref(),
             settings,
             seen: vec![0; tickets.len()],
-            is_fresh_fence: false,
             open: vec![false; tickets.len()],
             identities: None,
             pool: &pool,
@@ -289,8 +288,6 @@ struct Destination<'a, F: GuestFactory> {
     naming_limit: Option<Deadline>,
     /// The last fence seen on each lane.
     seen: Vec<u64>,
-    /// Whether a fence was the last that was heard.
-    is_fresh_fence: bool,
     /// What each lane carried when that fence was seen; `None` where the lane can't tell.
     counters: Vec<Option<LaneCounters>>,
     prepare: Option<Prepare>,
@@ -356,7 +353,6 @@ impl<F: GuestFactory> Destination<'_, F> {
             }
             Action::SendReady => {
                 let lost = self.send(&Message::Ready(self.ready.clone()));
-                self.journal.expect_entry();
                 self.factory.reached(Milestone::ReadySent);
                 lost
             }

@@ -10,7 +10,7 @@ impl Mover<'_, '_> {
             if let Some(event) = self.overdue() {
                 return event;
             }
-            let input = match runtime::receive_awake(&self.inputs, self.awake(), TICK) {
+            let input = match self.inputs.recv_timeout(TICK) {
                 Ok(input) => input,
                 Err(RecvTimeoutError::Timeout) => {
                     // Only who listened in vain may call the window late, and from the moment it was:
@@ -35,13 +35,6 @@ impl Mover<'_, '_> {
                 return event;
             }
         }
-    }
-
-    /// How long this thread waits awake: while the guest is paused, until the destination has what
-    /// it needs.
-    fn awake(&self) -> Duration {
-        let waits = self.pause_deadline.is_some() && self.session.is_before_give_up();
-        if waits { AWAKE_MAX } else { Duration::ZERO }
     }
 
     /// What time, or the operator, says.

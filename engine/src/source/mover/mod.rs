@@ -49,7 +49,7 @@ use crate::digest::digests;
 use crate::dirty::{DirtyBitmap, DirtySource};
 use crate::guest::{Guest, GuestOffer, HandoverCosts};
 use crate::host::this_host;
-use crate::link::{AWAKE_MAX, Link, LinkEvent, Opening};
+use crate::link::{Link, LinkEvent, Opening};
 use crate::milestone::Milestone;
 use crate::outside::{Outside, ReleaseReason};
 use crate::protocol::{
