@@ -13,8 +13,8 @@ use uuid::Uuid;
 use super::endpoint::Endpoint;
 use super::rdma::RdmaChoices;
 use super::values::{
-    BackingChoice, GuestKind, GuestName, Lanes, ReceiveBacking, TrackingChoice, pin_budget,
-    some_duration,
+    BackingChoice, GuestKind, GuestName, Lanes, Prefault, ReceiveBacking, TrackingChoice, percent,
+    pin_budget, some_duration,
 };
 use super::{HookChoices, Runtime, State};
 use crate::exit::{Exit, help};
@@ -118,9 +118,16 @@ pub(crate) struct Receive {
     /// The most memory for all guests together [default: what the host has free]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(crate) memory_limit: Option<u64>,
+    /// How much of a guest's memory has to be free here, in percent; less than 100 counts on the
+    /// rest staying untouched (huge pages are always set aside whole)
+    #[arg(long, value_name = "PERCENT", default_value_t = 100, value_parser = percent)]
+    pub(crate) reserve: u8,
     /// What backs a guest's memory here
     #[arg(long, value_enum, default_value_t)]
     pub(crate) memory_backing: ReceiveBacking,
+    /// When it is backed
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) prefault: Prefault,
     /// How a guest's writes are tracked here, for its next move (KVM guests)
     #[arg(long, value_enum, default_value_t)]
     pub(crate) dirty_tracking: TrackingChoice,
@@ -150,6 +157,8 @@ fn receive_help() -> String {
   dunlin receive
   dunlin receive --listen tcp://10.0.0.2:7471 --memory-limit 64GiB
   dunlin receive --listen tcp://[::]:0 --once --json
+  dunlin receive --prefault on           (fastest moves; takes all of a guest's memory at once)
+  dunlin receive --reserve 25            (for guests that use little of their memory)
 
 Ended by Ctrl-C or SIGTERM, it exits with 0 (with 9 under --once, if no guest had arrived).
 
@@ -173,6 +182,9 @@ pub(crate) struct Incoming {
     /// What backs its memory here
     #[arg(long, value_enum, default_value_t)]
     pub(crate) memory_backing: ReceiveBacking,
+    /// When it is backed
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) prefault: Prefault,
     /// How its writes are tracked here
     #[arg(long, value_enum, default_value_t)]
     pub(crate) dirty_tracking: TrackingChoice,
@@ -230,6 +242,13 @@ pub(crate) struct Demo {
     /// What backs its memory
     #[arg(long, value_enum, default_value_t)]
     pub(crate) memory_backing: BackingChoice,
+    /// When it is backed at the destination
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) prefault: Prefault,
+    /// How much of the guest's memory has to be free for the destination, in percent; less than 100
+    /// counts on the rest staying untouched
+    #[arg(long, value_name = "PERCENT", default_value_t = 100, value_parser = percent)]
+    pub(crate) reserve: u8,
     /// The budget for the pause
     #[arg(long, value_name = "TIME", default_value = "50ms", value_parser = some_duration)]
     pub(crate) max_blackout: std::time::Duration,

@@ -49,7 +49,7 @@ pub(crate) fn run(arguments: &Receive) -> Result<Exit, Failure> {
     end_on_signals(endings_sender.clone())?;
     let admission = Arc::new(Admission {
         runtime,
-        ledger: Ledger::new(arguments.memory_limit),
+        ledger: Ledger::new(arguments.memory_limit, arguments.reserve),
         registry: Registry::default(),
         records,
         teller,

@@ -262,6 +262,8 @@ impl Admission {
             .args(["--name", name])
             .arg("--memory-backing")
             .arg(value_name(&self.arguments.memory_backing))
+            .arg("--prefault")
+            .arg(value_name(&self.arguments.prefault))
             .arg("--dirty-tracking")
             .arg(value_name(&self.arguments.dirty_tracking))
             .arg("--serial")
