@@ -195,10 +195,9 @@ impl Convergence {
         if pages <= ROUND_SAMPLE_PAGES_MAX && !unfenced.is_zero() {
             let of_pages = bytes as f64 / self.goodput()
                 + pages as f64 * self.scan_seconds_per_page.unwrap_or(0.0);
-            smooth(
-                &mut self.round_seconds,
-                (unfenced.as_secs_f64() - of_pages).max(0.0),
-            );
+            // The least that was seen: in the pause the guest is in no lane's way.
+            let beside = (unfenced.as_secs_f64() - of_pages).max(0.0);
+            self.round_seconds = Some(self.round_seconds.map_or(beside, |old| old.min(beside)));
         }
     }
 
