@@ -168,7 +168,7 @@ pub struct Welcome {
     pub pin_budget_bytes: Option<u64>,
     /// What the destination's share of the handover takes, as it has measured; for the prediction.
     #[n(8)]
-    pub costs: Option<WireCosts>,
+    pub costs: Option<Box<WireCosts>>,
 }
 
 /// What a side's share of the handover takes, in nanoseconds. What was not measured is absent.

@@ -191,7 +191,7 @@ pub(super) fn receive<F: GuestFactory>(
             .filter(|contact| !contact.is_empty())
             .map(Into::into),
         pin_budget_bytes,
-        costs: Some(costs),
+        costs: Some(Box::new(costs)),
     }));
     if let Err(error) = welcome {
         let (words, deadline) = (error.to_string(), Deadline::after(LAST_WORD_TIME));

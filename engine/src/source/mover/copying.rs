@@ -342,7 +342,7 @@ impl Mover<'_, '_> {
 
     /// A figure of the destination's.
     fn told_cost(&self, of: impl FnOnce(WireCosts) -> Option<u64>) -> Option<Duration> {
-        let told = self.welcome.as_ref()?.costs?;
+        let told = **self.welcome.as_ref()?.costs.as_ref()?;
         of(told).map(Duration::from_nanos)
     }
 
