@@ -5,6 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::telemetry::MoveTelemetry;
+
 /// The schema's name and version.
 pub const REPORT_SCHEMA: &str = "dunlin.report/1";
 
@@ -105,6 +107,10 @@ pub struct Report {
     pub verification: VerificationReport,
     /// The machine on which each side ran.
     pub hosts: Hosts,
+    /// What both ends measured: how long each operation took, what was done when. `None` where
+    /// recording was left out of the build, or no destination was reached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub telemetry: Option<MoveTelemetry>,
     /// Whether it was the transport that failed, before the first page was sent: another one may
     /// do. For whoever ordered the move; not part of the schema.
     #[serde(skip)]
@@ -343,4 +349,18 @@ pub struct Progress {
     pub predicted_blackout_ns: Option<u64>,
     /// Time since the move began.
     pub elapsed_ns: u64,
+    /// Each lane, in lane order; empty until the lanes are open.
+    #[serde(default)]
+    pub lanes: Vec<LaneProgress>,
+}
+
+/// Where one lane stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaneProgress {
+    /// Which lane.
+    pub lane: u16,
+    /// Guest bytes that it sent since the move began.
+    pub sent_bytes: u64,
+    /// Guest bytes a second, since it was told the last time.
+    pub rate_bytes_per_s: u64,
 }

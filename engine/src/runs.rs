@@ -48,6 +48,22 @@ pub fn for_each_run(
     pending.flush(&mut found);
 }
 
+/// A run's bits in a bitmap of the whole layout: for each word that has some, its index and the bits.
+pub fn words_of(run: Run) -> impl Iterator<Item = (usize, u64)> {
+    let end = run.end().0;
+    let mut page = run.first.0;
+    std::iter::from_fn(move || {
+        if page >= end {
+            return None;
+        }
+        let in_word = page % 64;
+        let count = (64 - in_word).min(end - page);
+        let word = (page / 64) as usize;
+        page += count;
+        Some((word, (u64::MAX >> (64 - count)) << in_word))
+    })
+}
+
 /// The set bits just passed, which may go on in the next word.
 struct Pending {
     first: u64,
@@ -137,6 +153,21 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_runs_words_hold_its_bits_and_no_others(first in 0_u64..300, pages in 1_u32..300) {
+            let run = Run { first: PageNumber(first), pages };
+            let mut words = [0_u64; 10];
+            for (word, bits) in words_of(run) {
+                prop_assert_eq!(words[word], 0);
+                prop_assert_ne!(bits, 0);
+                words[word] = bits;
+            }
+            for page in 0..words.len() as u64 * 64 {
+                let is_set = words[(page / 64) as usize] >> (page % 64) & 1 == 1;
+                prop_assert_eq!(is_set, (first..run.end().0).contains(&page), "page {}", page);
+            }
+        }
+
         #[test]
         fn as_bit_by_bit(
             block in 0_u64..1000,

@@ -104,6 +104,40 @@ impl ZeroScan {
         Ok(unsafe { self.is_zero(at, PAGE_BYTES as usize) })
     }
 
+    /// Which pages of a bitmap's word read as zero: bit `b` stands for page `first + b`; only those
+    /// that are set in `word` are looked at.
+    ///
+    /// # Errors
+    ///
+    /// When one of them is in no region, or in another region than `first`.
+    pub fn zero_pages(
+        self,
+        memory: &MemoryMap,
+        first: PageNumber,
+        word: u64,
+    ) -> Result<u64, MemoryError> {
+        if word == 0 {
+            return Ok(0);
+        }
+        // All up to the highest, checked at once.
+        let base = memory.host_address(Run {
+            first,
+            pages: u64::BITS - word.leading_zeros(),
+        })?;
+        let (mut zero, mut left) = (0, word);
+        while left != 0 {
+            let bit = left.trailing_zeros();
+            left &= left - 1;
+            let at = base.wrapping_add(bit as usize * PAGE_BYTES as usize);
+            // SAFETY: `host_address` checked that all pages up to the word's highest are mapped
+            // behind `base`; the rest is as in `page_is_zero`.
+            if unsafe { self.is_zero(at, PAGE_BYTES as usize) } {
+                zero |= 1 << bit;
+            }
+        }
+        Ok(zero)
+    }
+
     /// Whether `bytes` bytes from `start` on are all zero. Bytes past the last multiple of 64 are
     /// not looked at. Stops at the first part that is not zero.
     ///
@@ -314,6 +348,20 @@ mod tests {
                 let zero = scan.page_is_zero(&memory, PageNumber(0)).unwrap();
                 assert!(!zero, "{scan:?} misses byte {position}");
             }
+        }
+    }
+
+    #[test]
+    fn only_the_pages_of_a_word_that_are_asked_about_are_told() {
+        let memory = two_pages();
+        put_page(&memory, &[1; 4096]);
+        for scan in ZeroScan::all_available() {
+            let zero = |word| scan.zero_pages(&memory, PageNumber(0), word);
+            assert_eq!(zero(0b11), Ok(0b10), "{scan:?}");
+            assert_eq!(zero(0b10), Ok(0b10), "{scan:?}");
+            assert_eq!(zero(0b01), Ok(0), "{scan:?}");
+            assert_eq!(zero(0), Ok(0), "{scan:?}");
+            assert!(zero(0b100).is_err(), "{scan:?}");
         }
     }
 

@@ -10,8 +10,8 @@
 //! 3. **Every access is bounds-checked here, once**, from page numbers to host pointers; nothing
 //!    else in the project computes a host address of guest memory.
 
-use std::fmt;
 use std::sync::Arc;
+use std::{fmt, io};
 
 use thiserror::Error;
 
@@ -252,6 +252,30 @@ impl MemoryMap {
         Ok(())
     }
 
+    /// Has the kernel back a run with memory now, so that nobody waits for a page fault there later
+    /// (`MADV_POPULATE_WRITE`, Linux 5.14). No byte changes.
+    ///
+    /// # Errors
+    ///
+    /// When the run is not inside one region, or the kernel's: it has no such call or no memory.
+    pub fn populate(&self, run: Run) -> io::Result<()> {
+        let base = self.host_address(run).map_err(io::Error::other)?;
+        loop {
+            // SAFETY: `host_address` checked that the whole run is mapped. The call changes no
+            // byte and no reference of this process's: it makes writable what is mapped so.
+            let result = unsafe {
+                libc::madvise(base.cast(), run.bytes() as usize, libc::MADV_POPULATE_WRITE)
+            };
+            if result == 0 {
+                return Ok(());
+            }
+            let error = io::Error::last_os_error();
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(error);
+            }
+        }
+    }
+
     fn host_address_for(&self, run: Run, bytes: usize) -> Result<*mut u8, MemoryError> {
         if run.bytes() != bytes as u64 {
             return Err(MemoryError::OutsideMemory {
@@ -324,9 +348,9 @@ impl OwnedMapping {
     /// # Errors
     ///
     /// The kernel's, when the memory can't be mapped.
-    pub fn new(bytes: u64) -> std::io::Result<Self> {
+    pub fn new(bytes: u64) -> io::Result<Self> {
         let bytes = bytes.max(1).next_multiple_of(PAGE_BYTES);
-        let length = usize::try_from(bytes).map_err(std::io::Error::other)?;
+        let length = usize::try_from(bytes).map_err(io::Error::other)?;
         // SAFETY: a new anonymous mapping at an address of the kernel's choice touches nothing.
         let base = unsafe {
             libc::mmap(
@@ -339,7 +363,7 @@ impl OwnedMapping {
             )
         };
         if base == libc::MAP_FAILED {
-            return Err(std::io::Error::last_os_error());
+            return Err(io::Error::last_os_error());
         }
         Ok(Self {
             base: base.cast(),

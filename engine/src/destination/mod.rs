@@ -44,6 +44,9 @@ pub struct ReceiveSettings {
     pub acquire_timeout: Duration,
     /// How much of one guest's memory is registered at once, for transports that register it.
     pub pin_budget: PinBudget,
+    /// Whether all of a guest's memory is backed before the source is told to begin, what it never
+    /// touched as well.
+    pub prefault_all: bool,
 }
 
 impl Default for ReceiveSettings {
@@ -55,6 +58,7 @@ impl Default for ReceiveSettings {
             cpus: Vec::new(),
             acquire_timeout: Duration::from_secs(5),
             pin_budget: PinBudget::default(),
+            prefault_all: false,
         }
     }
 }

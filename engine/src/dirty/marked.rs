@@ -6,6 +6,7 @@ use dunlin_transports::memory::{PageNumber, Run};
 
 use super::{DirtyBitmap, DirtySource};
 use crate::guest::GuestError;
+use crate::runs::words_of;
 
 /// The VMM's own writes to guest memory: device emulation marks each page *after* writing it.
 ///
@@ -36,7 +37,12 @@ impl MarkedPages {
 
     /// Marks each page of a run.
     pub fn mark_run(&self, run: Run) {
-        (run.first.0..run.end().0).for_each(|page| self.mark(PageNumber(page)));
+        for (index, bits) in words_of(run) {
+            if let Some(word) = self.words.get(index) {
+                // As in `mark`.
+                word.fetch_or(bits, Ordering::Release);
+            }
+        }
     }
 }
 

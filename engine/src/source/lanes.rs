@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use dunlin_transports::lane::{
-    DeviceCounters, FenceNumber, LaneCounters, LaneError, LaneNumber, SourceLane,
+    DeviceCounters, FenceNumber, LANES_MAX, LaneCounters, LaneError, LaneNumber, SourceLane,
 };
 use dunlin_transports::memory::{MemoryError, MemoryMap, PAGE_BYTES, PageNumber, Run};
 use dunlin_transports::runtime::{Receiver, SyncSender};
@@ -21,7 +21,7 @@ use crate::clock::Timestamp;
 use crate::dirty::{DirtyBitmap, DirtySource};
 use crate::guest::GuestError;
 use crate::pacing::Pacer;
-use crate::runs::for_each_run;
+use crate::runs::{for_each_run, words_of};
 use crate::settings::MoveHandle;
 use crate::untouched::Untouched;
 use crate::zero::ZeroScan;
@@ -123,17 +123,18 @@ impl WrittenPages {
     // Relaxed throughout: a page changes lanes only between rounds, and what is between rounds (a
     // channel there and back) orders these too.
     fn mark(&self, run: Run) {
-        for page in run.first.0..run.end().0 {
-            if let Some(word) = self.words.get((page / 64) as usize) {
-                word.fetch_or(1 << (page % 64), Ordering::Relaxed);
+        for (index, bits) in words_of(run) {
+            if let Some(word) = self.words.get(index) {
+                word.fetch_or(bits, Ordering::Relaxed);
             }
         }
     }
 
-    fn is_marked(&self, page: PageNumber) -> bool {
-        let word = self.words.get((page.0 / 64) as usize);
+    /// The bits of the word that begins with page `first`.
+    fn word(&self, first: PageNumber) -> u64 {
+        let word = self.words.get((first.0 / 64) as usize);
         // What can't be told counts as written.
-        word.is_none_or(|word| word.load(Ordering::Relaxed) >> (page.0 % 64) & 1 == 1)
+        word.map_or(u64::MAX, |word| word.load(Ordering::Relaxed))
     }
 }
 
@@ -152,7 +153,14 @@ pub(super) struct LaneContext<'a> {
     pub(super) remaining_pages: AtomicU64,
     /// Guest bytes put since the move began, for progress.
     pub(super) sent_bytes: AtomicU64,
+    /// The same, lane by lane.
+    pub(super) lanes_sent_bytes: Box<[LaneBytes]>,
 }
+
+/// What one lane put: on a cache line of its own, which no other lane writes to.
+#[derive(Default)]
+#[repr(align(64))]
+pub(super) struct LaneBytes(pub(super) AtomicU64);
 
 impl<'a> LaneContext<'a> {
     /// What the lanes need: the memory through their mappings, and the dirty sources.
@@ -178,6 +186,9 @@ impl<'a> LaneContext<'a> {
             stop: AtomicBool::new(false),
             remaining_pages: AtomicU64::new(0),
             sent_bytes: AtomicU64::new(0),
+            lanes_sent_bytes: std::iter::repeat_with(LaneBytes::default)
+                .take(usize::from(LANES_MAX))
+                .collect(),
         }
     }
 
@@ -217,6 +228,9 @@ pub(super) fn serve<E: From<LaneDone>>(
         is_fenced: true,
         data: Vec::new(),
         zero: Vec::new(),
+        touched: Vec::new(),
+        data_words: Vec::new(),
+        zero_words: Vec::new(),
     };
     let mut last_fence = FenceNumber(0);
     while let Ok(order) = orders.recv() {
@@ -255,6 +269,10 @@ struct LaneWorker<'a> {
     data: Vec<Run>,
     /// Runs of the chunk at hand that are zero; kept for its allocation.
     zero: Vec<Run>,
+    /// The same as bits, and the dirty ones that may have been touched; kept for their allocations.
+    data_words: Vec<u64>,
+    zero_words: Vec<u64>,
+    touched: Vec<u64>,
 }
 
 impl LaneWorker<'_> {
@@ -367,15 +385,20 @@ impl LaneWorker<'_> {
         }
         tally.sending += Timestamp::now().since(putting);
         tally.sent_bytes += bytes;
-        let dealt_with: u64 = words.iter().map(|word| u64::from(word.count_ones())).sum();
+        let dealt_with = count(words);
         self.context
             .remaining_pages
             .fetch_sub(dealt_with, Ordering::Relaxed);
         self.context.sent_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let lane = usize::from(self.lane.number().0);
+        if let Some(LaneBytes(sent)) = self.context.lanes_sent_bytes.get(lane) {
+            sent.fetch_add(bytes, Ordering::Relaxed);
+        }
         Ok(held_back)
     }
 
-    /// Sorts a chunk's dirty pages into runs that carry bytes and runs that are zero.
+    /// Sorts a chunk's dirty pages into runs that carry bytes and runs that are zero, a word of the
+    /// bitmap at a time.
     fn sort(
         &mut self,
         round: &Round,
@@ -383,69 +406,59 @@ impl LaneWorker<'_> {
         words: &[u64],
         tally: &mut LaneTally,
     ) -> Result<(), LaneFailure> {
-        self.data.clear();
-        self.zero.clear();
-        let mut touched = Vec::new();
-        let words = if round.is_first {
-            touched.extend_from_slice(words);
-            let dirty = touched
-                .iter()
-                .map(|word| u64::from(word.count_ones()))
-                .sum::<u64>();
-            self.context.untouched.for_each_range(chunk.run(), |run| {
-                clear_bits(&mut touched, chunk.first, run)
-            });
+        self.touched.clear();
+        self.touched.extend_from_slice(words);
+        if round.is_first {
+            let dirty = count(&self.touched);
+            let touched = &mut self.touched;
+            self.context
+                .untouched
+                .for_each_range(chunk.run(), |run| clear_bits(touched, chunk.first, run));
             // Law 5, and law 4: proven zero here, and never put, so zero there as well.
-            let left = touched
-                .iter()
-                .map(|word| u64::from(word.count_ones()))
-                .sum::<u64>();
-            tally.zero_pages += dirty - left;
-            tally.skipped_pages += dirty - left;
-            &touched
-        } else {
-            words
-        };
-        let mut failure = None;
-        for_each_run(chunk.first, words, chunk.pages, |run| {
-            for page in run.first.0..run.end().0 {
-                let page = PageNumber(page);
-                match self.context.scan.page_is_zero(&self.context.memory, page) {
-                    Ok(false) => extend(&mut self.data, page),
-                    Ok(true) => {
-                        tally.zero_pages += 1;
-                        // Law 4: only what was never written there is known to be zero there.
-                        if self.context.written.is_marked(page) {
-                            extend(&mut self.zero, page);
-                        } else {
-                            tally.skipped_pages += 1;
-                        }
-                    }
-                    Err(error) => failure = Some(error),
-                }
-            }
-        });
-        failure.map_or(Ok(()), |error| Err(error.into()))
-    }
-}
-
-/// Clears the bits of `run` in words whose first bit is page `first`.
-fn clear_bits(words: &mut [u64], first: PageNumber, run: Run) {
-    for page in run.first.0.max(first.0)..run.end().0 {
-        let bit = page - first.0;
-        if let Some(word) = words.get_mut((bit / 64) as usize) {
-            *word &= !(1 << (bit % 64));
+            let untouched = dirty - count(&self.touched);
+            tally.zero_pages += untouched;
+            tally.skipped_pages += untouched;
         }
+        self.data_words.clear();
+        self.zero_words.clear();
+        for (index, word) in self.touched.iter().enumerate() {
+            let first = PageNumber(chunk.first.0 + index as u64 * 64);
+            let context = self.context;
+            let zero = context.scan.zero_pages(&context.memory, first, *word)?;
+            // Law 4: only what was never written there is known to be zero there.
+            let written = match zero {
+                0 => 0,
+                zero => zero & context.written.word(first),
+            };
+            tally.zero_pages += u64::from(zero.count_ones());
+            tally.skipped_pages += u64::from((zero ^ written).count_ones());
+            self.data_words.push(word ^ zero);
+            self.zero_words.push(written);
+        }
+        for (words, runs) in [
+            (&self.data_words, &mut self.data),
+            (&self.zero_words, &mut self.zero),
+        ] {
+            runs.clear();
+            for_each_run(chunk.first, words, chunk.pages, |run| runs.push(run));
+        }
+        Ok(())
     }
 }
 
-/// Adds a page to the last run, or begins a new one.
-fn extend(runs: &mut Vec<Run>, page: PageNumber) {
-    match runs.last_mut() {
-        Some(run) if run.end() == page => run.pages += 1,
-        _ => runs.push(Run {
-            first: page,
-            pages: 1,
-        }),
+/// How many bits are set.
+fn count(words: &[u64]) -> u64 {
+    words.iter().map(|word| u64::from(word.count_ones())).sum()
+}
+
+/// Clears the bits of `run` in words whose first bit is page `first`, a multiple of 64.
+fn clear_bits(words: &mut [u64], first: PageNumber, run: Run) {
+    for (index, bits) in words_of(run) {
+        let word = index
+            .checked_sub((first.0 / 64) as usize)
+            .and_then(|index| words.get_mut(index));
+        if let Some(word) = word {
+            *word &= !bits;
+        }
     }
 }

@@ -135,6 +135,7 @@ impl Report {
                 source: this_host(),
                 ..Hosts::default()
             },
+            telemetry: None,
             another_transport_may_do: false,
         }
     }

@@ -173,6 +173,41 @@ fn allocate_region(shape: &RegionShape) -> Result<Region, AllocateError> {
     }
 }
 
+/// Whether fresh memory of a backing comes in huge pages on this host, when it is asked for.
+pub fn comes_in_huge_pages(backing: Backing) -> bool {
+    match backing {
+        Backing::Hugetlb => true,
+        Backing::Anonymous => is_advice_heeded("enabled"),
+        Backing::Memfd => is_advice_heeded("shmem_enabled"),
+    }
+}
+
+/// What the kernel does about transparent huge pages, as in `always [madvise] never` (kernel:
+/// admin-guide/mm/transhuge).
+fn is_advice_heeded(file: &str) -> bool {
+    let text = std::fs::read_to_string(format!("/sys/kernel/mm/transparent_hugepage/{file}"));
+    is_choice_heeding(&text.unwrap_or_default())
+}
+
+fn is_choice_heeding(text: &str) -> bool {
+    ["always", "within_size", "advise", "madvise", "force"]
+        .iter()
+        .any(|choice| text.contains(&format!("[{choice}]")))
+}
+
+/// Has a guest's memory, which is fresh, backed by small pages: what is touched takes no more than
+/// its own pages then.
+pub fn keep_to_small_pages(memory: &GuestMemory) {
+    for region in memory.regions() {
+        for mapping in [&region.guest_mapping, &region.lane_mapping] {
+            let (base, bytes) = (mapping.base(), mapping.bytes() as usize);
+            // SAFETY: advice about a range that stays mapped while `mapping` lives; it changes no
+            // contents. Memory in huge pages of its own refuses it.
+            unsafe { libc::madvise(base.cast(), bytes, libc::MADV_NOHUGEPAGE) };
+        }
+    }
+}
+
 fn hint(shape: &RegionShape, source: &io::Error) -> String {
     let short = source.raw_os_error() == Some(libc::ENOMEM);
     match shape.backing {
@@ -215,18 +250,24 @@ struct Mapping {
 impl Mapping {
     fn shared(file: &OwnedFd, bytes: u64) -> io::Result<Self> {
         let file = FileOffset::new(File::from(file.try_clone()?), 0);
-        Self::map(bytes, libc::MAP_SHARED, Some(file))
+        let mapping = Self::map(bytes, libc::MAP_SHARED, Some(file))?;
+        // The kernel heeds it where 'shmem_enabled' is 'advise'.
+        mapping.advise(libc::MADV_HUGEPAGE);
+        Ok(mapping)
     }
 
     fn anonymous(bytes: u64) -> io::Result<Self> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         let mapping = Self::map(bytes, flags, None)?;
-        // Touching fresh memory is several times cheaper with transparent huge pages. Where the
-        // kernel has none, small pages serve.
-        let (base, length) = (mapping.base(), mapping.region.size());
-        // SAFETY: advice about a range that this value owns; it changes no contents.
-        unsafe { libc::madvise(base.cast(), length, libc::MADV_HUGEPAGE) };
+        mapping.advise(libc::MADV_HUGEPAGE);
         Ok(mapping)
+    }
+
+    /// Touching fresh memory is several times cheaper with transparent huge pages. Where the kernel
+    /// has none, or for huge pages of its own, small pages serve and the advice is refused.
+    fn advise(&self, advice: libc::c_int) {
+        // SAFETY: advice about a range that this value owns; it changes no contents.
+        unsafe { libc::madvise(self.base().cast(), self.region.size(), advice) };
     }
 
     fn map(bytes: u64, flags: libc::c_int, file: Option<FileOffset>) -> io::Result<Self> {
@@ -269,6 +310,18 @@ mod tests {
         let mut page = [0; 4096];
         memory.lane_map().copy_out(run, &mut page).unwrap();
         assert_eq!(page, [9; 4096]);
+    }
+
+    #[test]
+    fn the_kernels_choice_is_read() {
+        assert!(is_choice_heeding("always [madvise] never\n"));
+        assert!(is_choice_heeding(
+            "always within_size [advise] never deny force\n"
+        ));
+        assert!(!is_choice_heeding(
+            "always within_size advise [never] deny force\n"
+        ));
+        assert!(!is_choice_heeding(""));
     }
 
     #[test]

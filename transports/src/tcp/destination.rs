@@ -114,7 +114,7 @@ impl DestinationEndpoint {
             self.memory.clone(),
             Arc::clone(&self.gate),
             Arc::clone(&self.sockets),
-            self.options.stall_limit,
+            &self.options,
         )))
     }
 }

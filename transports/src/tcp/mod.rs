@@ -82,6 +82,9 @@ pub struct Options {
     pub mechanism: Mechanism,
     /// About how many guest bytes a lane sends as one batch; held to what the protocol allows.
     pub batch_bytes: u32,
+    /// Whether a destination's lane has the kernel back a batch's memory in one call before it
+    /// receives the batch, up to the first fence: for fresh memory in small pages.
+    pub prefault: bool,
     /// Whether and how what leaves is compressed. What comes is taken either way.
     pub compression: Compression,
 }
@@ -100,6 +103,7 @@ impl Default for Options {
             stall_limit: Duration::from_secs(10),
             mechanism: Mechanism::default(),
             batch_bytes: wire::BATCH_BYTES,
+            prefault: false,
             compression: Compression::Off,
         }
     }

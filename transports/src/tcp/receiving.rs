@@ -9,6 +9,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::Options;
 use super::compression::{Codec, Unpacking};
 use super::sockets::LaneSockets;
 use super::stream::{ByteStream, Segments, StreamError, Want};
@@ -27,6 +28,10 @@ const STAGING_BYTES: usize = HEAD_BYTES_MAX + 4096;
 /// Zeros are written in pieces of at most this many pages (16 MiB), between which revoking and the
 /// deadline take effect.
 const ZERO_PIECE_PAGES: u32 = 4096;
+
+/// The shortest run that is worth a call to have it backed. Such a call costs about what one fault
+/// does, and its own faults cost less.
+const POPULATED_PAGES_MIN: u32 = 8;
 
 /// Bytes received and not yet used.
 struct Staging {
@@ -73,6 +78,7 @@ pub(super) struct ReceivingLane {
     place: WriterPlace,
     sockets: Arc<LaneSockets>,
     stall_limit: Duration,
+    prefault: bool,
     counters: LaneCounters,
     fences: u64,
     failed: bool,
@@ -86,7 +92,7 @@ impl ReceivingLane {
         memory: MemoryMap,
         gate: Arc<WriteGate>,
         sockets: Arc<LaneSockets>,
-        stall_limit: Duration,
+        options: &Options,
     ) -> Self {
         Self {
             stream,
@@ -99,7 +105,8 @@ impl ReceivingLane {
             place: gate.add_writer(),
             gate,
             sockets,
-            stall_limit,
+            stall_limit: options.stall_limit,
+            prefault: options.prefault,
             counters: LaneCounters::default(),
             fences: 0,
             failed: false,
@@ -247,8 +254,14 @@ impl ReceivingLane {
         }
         let _permit = self
             .gate
-            .enter(&self.place, runs)
+            .enter(&self.place, runs.clone())
             .map_err(|run| LaneError::NotPrepared { lane, run })?;
+        // Behind the first fence every page has been sent once: what is left was mostly touched.
+        if self.prefault && self.fences == 0 {
+            runs.filter(|run| run.pages >= POPULATED_PAGES_MIN)
+                // Where that fails, receiving faults page by page.
+                .for_each(|run| _ = self.memory.populate(run));
+        }
         let copied = self.segments.fill_front(self.staging.ready());
         self.staging.consume(copied);
         if self.segments.bytes() == 0 {

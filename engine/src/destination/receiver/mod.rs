@@ -8,11 +8,13 @@
 //! | `loading` | checking PREPARE, loading state, comparing pages |
 //! | `ranges` | memory that is registered while the move runs |
 //! | `owning` | this side's record, and what the guest holds outside |
+//! | `prefault` | backing all memory beforehand |
 
 mod happenings;
 mod lanes;
 mod loading;
 mod owning;
+mod prefault;
 mod ranges;
 
 use std::collections::VecDeque;
@@ -24,7 +26,7 @@ use dunlin_transports::lane::{
     DestinationEndpoint, DestinationLane, FenceNumber, Grant, LaneCounters, LaneError, LaneNumber,
     LaneTicket, LaneToken,
 };
-use dunlin_transports::memory::{PAGE_BYTES, PageNumber, Run};
+use dunlin_transports::memory::{MemoryMap, PAGE_BYTES, PageNumber, Run};
 use dunlin_transports::runtime::{self, Receiver, Scope, SyncSender, sync_channel};
 
 use self::lanes::{PREPARERS_MAX, issue_tickets, let_in, start_lanes};
@@ -135,6 +137,11 @@ pub(super) fn receive<F: GuestFactory>(
         Err(error) => return refused(refuse(&error)),
     };
     if let Err(error) = same_shape(hello, &guest) {
+        return refused(refuse(&error));
+    }
+    if settings.prefault_all
+        && let Err(error) = prefault::populate_all(guest.memory().lane_map())
+    {
         return refused(refuse(&error));
     }
     let endpoint = match endpoint(guest.memory().lane_map().clone()) {

@@ -39,7 +39,7 @@ use self::in_doubt::Doubt;
 use self::opening::Opener;
 use super::blackout::Timeline;
 use super::convergence::{Circumstances, Convergence, Limits, Prediction, RoundSample, Verdict};
-use super::lanes::{self, LaneContext, LaneDone, LaneTally, Order, Round, Sharing};
+use super::lanes::{self, LaneBytes, LaneContext, LaneDone, LaneTally, Order, Round, Sharing};
 use super::window::{self, Unopened, WalkOrder, Window, WindowDone};
 use super::{MoveObserver, Peer, Reconnect};
 use crate::affinity::{lane_cpus, pin_current_thread};
@@ -59,8 +59,8 @@ use crate::protocol::{
 use crate::records::verdict::Answer;
 use crate::records::{Durability, Entry, Journal};
 use crate::report::{
-    BlackoutReport, DeviceReport, Hosts, InDoubtReport, Outcome, Phase, Progress, RegisteredReport,
-    RegistrationReport, Report, RoundReport, Side, VerificationReport,
+    BlackoutReport, DeviceReport, Hosts, InDoubtReport, LaneProgress, Outcome, Phase, Progress,
+    RegisteredReport, RegistrationReport, Report, RoundReport, Side, VerificationReport,
 };
 use crate::session::source::{Action, Event, State};
 use crate::session::{Decision, SourceSession, StayReason};
@@ -210,6 +210,7 @@ pub(super) fn migrate(
             naming_limit: None,
             dirty_rate: 0.0,
             told: Timestamp::now(),
+            lanes_told: [0; LANES_MAX as usize],
             timeline: None,
             pause_deadline: None,
             parked: Vec::new(),
@@ -286,6 +287,8 @@ struct Mover<'scope, 'env> {
     /// Pages a second that the guest dirtied in the last round.
     dirty_rate: f64,
     told: Timestamp,
+    /// What each lane had put when progress was told the last time.
+    lanes_told: [u64; LANES_MAX as usize],
     timeline: Option<Timeline>,
     /// The cap's end, once the guest is being paused.
     pause_deadline: Option<Deadline>,

@@ -23,6 +23,7 @@ impl Mover<'_, '_> {
         if self.session.state() == State::Committed || now.since(self.told) < PROGRESS_INTERVAL {
             return;
         }
+        let lanes = self.lanes_progress(now.since(self.told));
         self.told = now;
         let remaining_pages = self.context.remaining_pages.load(Ordering::Relaxed);
         let sent_bytes = self.context.sent_bytes.load(Ordering::Relaxed);
@@ -53,7 +54,24 @@ impl Mover<'_, '_> {
             predicted_blackout_ns: (!self.report.rounds.is_empty())
                 .then(|| nanoseconds(self.prediction.total())),
             elapsed_ns: nanoseconds(now.since(self.began)),
+            lanes,
         });
+    }
+
+    /// Each lane, `since` after it was told the last time.
+    fn lanes_progress(&mut self, since: Duration) -> Vec<LaneProgress> {
+        let lanes = self.context.lanes_sent_bytes.iter().zip(0..);
+        let lanes = lanes.zip(&mut self.lanes_told).take(self.orders.len());
+        let progress = lanes.map(|((LaneBytes(sent), lane), told)| {
+            let sent_bytes = sent.load(Ordering::Relaxed);
+            let sent_since = sent_bytes.saturating_sub(std::mem::replace(told, sent_bytes));
+            LaneProgress {
+                lane,
+                sent_bytes,
+                rate_bytes_per_s: (sent_since as f64 / since.as_secs_f64().max(1e-3)) as u64,
+            }
+        });
+        progress.collect()
     }
 
     /// Adds the destination's last parts, placed on the source's clock.

@@ -1,5 +1,6 @@
 //! Commands that make guests: `run`, `receive`, `demo`, and the hidden `incoming`.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -13,8 +14,8 @@ use uuid::Uuid;
 use super::endpoint::Endpoint;
 use super::rdma::RdmaChoices;
 use super::values::{
-    BackingChoice, GuestKind, GuestName, Lanes, ReceiveBacking, TrackingChoice, pin_budget,
-    some_duration,
+    BackingChoice, GuestKind, GuestName, Lanes, Prefault, ReceiveBacking, TrackingChoice, percent,
+    pin_budget, some_duration,
 };
 use super::{HookChoices, Runtime, State};
 use crate::exit::{Exit, help};
@@ -64,6 +65,10 @@ pub(crate) struct Run {
     /// Its UUID [default: a random one]
     #[arg(long)]
     pub(crate) uuid: Option<Uuid>,
+    /// Answer Prometheus at this address, as in 127.0.0.1:9471 (GET /metrics). There is no
+    /// authentication
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) metrics: Option<SocketAddr>,
     #[command(flatten)]
     pub(crate) runtime: Runtime,
     #[command(flatten)]
@@ -81,6 +86,7 @@ fn run_help() -> String {
   dunlin run --name vm1 --memory 4GiB --vcpus 2
   dunlin run --name vm1 --memory 1GiB --workload pattern=random,hot=256MiB,rate=max
   dunlin run --name vm1 --memory 8GiB --memory-backing hugetlb --serial stdout
+  dunlin run --name vm1 --memory 4GiB --metrics 127.0.0.1:9471
 
 {}",
         help(&[Exit::Done, Exit::Usage, Exit::Local, Exit::Conflict])
@@ -118,15 +124,27 @@ pub(crate) struct Receive {
     /// The most memory for all guests together [default: what the host has free]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(crate) memory_limit: Option<u64>,
+    /// How much of a guest's memory has to be free here, in percent; less than 100 counts on the
+    /// rest staying untouched (huge pages are always set aside whole)
+    #[arg(long, value_name = "PERCENT", default_value_t = 100, value_parser = percent)]
+    pub(crate) reserve: u8,
     /// What backs a guest's memory here
     #[arg(long, value_enum, default_value_t)]
     pub(crate) memory_backing: ReceiveBacking,
+    /// When it is backed
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) prefault: Prefault,
     /// How a guest's writes are tracked here, for its next move (KVM guests)
     #[arg(long, value_enum, default_value_t)]
     pub(crate) dirty_tracking: TrackingChoice,
     /// Where guests' serial ports write, NAME.serial each [default: the runtime directory]
     #[arg(long, value_name = "DIR")]
     pub(crate) serial_dir: Option<PathBuf>,
+    /// Answer Prometheus at this address, as in 127.0.0.1:9471 (GET /metrics), for all
+    /// guests of the runtime directory. There is no
+    /// authentication
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) metrics: Option<SocketAddr>,
     #[command(flatten)]
     pub(crate) runtime: Runtime,
     #[command(flatten)]
@@ -150,6 +168,8 @@ fn receive_help() -> String {
   dunlin receive
   dunlin receive --listen tcp://10.0.0.2:7471 --memory-limit 64GiB
   dunlin receive --listen tcp://[::]:0 --once --json
+  dunlin receive --prefault on           (fastest moves; takes all of a guest's memory at once)
+  dunlin receive --reserve 25            (for guests that use little of their memory)
 
 Ended by Ctrl-C or SIGTERM, it exits with 0 (with 9 under --once, if no guest had arrived).
 
@@ -173,6 +193,9 @@ pub(crate) struct Incoming {
     /// What backs its memory here
     #[arg(long, value_enum, default_value_t)]
     pub(crate) memory_backing: ReceiveBacking,
+    /// When it is backed
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) prefault: Prefault,
     /// How its writes are tracked here
     #[arg(long, value_enum, default_value_t)]
     pub(crate) dirty_tracking: TrackingChoice,
@@ -230,6 +253,13 @@ pub(crate) struct Demo {
     /// What backs its memory
     #[arg(long, value_enum, default_value_t)]
     pub(crate) memory_backing: BackingChoice,
+    /// When it is backed at the destination
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) prefault: Prefault,
+    /// How much of the guest's memory has to be free for the destination, in percent; less than 100
+    /// counts on the rest staying untouched
+    #[arg(long, value_name = "PERCENT", default_value_t = 100, value_parser = percent)]
+    pub(crate) reserve: u8,
     /// The budget for the pause
     #[arg(long, value_name = "TIME", default_value = "50ms", value_parser = some_duration)]
     pub(crate) max_blackout: std::time::Duration,
@@ -240,6 +270,10 @@ pub(crate) struct Demo {
     /// Write the report as JSON to this file
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
+    /// Write a page about the move to this file: the pause part by part, rounds, lanes and
+    /// latencies, as one HTML file that needs nothing else
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
     /// Print nothing but errors
     #[arg(long)]
     pub(crate) quiet: bool,
@@ -251,6 +285,7 @@ fn demo_help() -> String {
   dunlin demo
   dunlin demo --memory 4GiB --vcpus 2 --workload pattern=random,hot=512MiB,rate=50MiB/s
   dunlin demo --guest process --lanes 4 --json report.json
+  dunlin demo --html move.html
 
 It exits with 0 only if the guest was moved, runs on, and its memory was found equal.
 

@@ -79,6 +79,15 @@ pub(crate) fn pin_budget_text(budget: PinBudget) -> String {
     }
 }
 
+/// A share in percent, more than nothing.
+pub(crate) fn percent(text: &str) -> Result<u8, String> {
+    let digits = text.strip_suffix('%').unwrap_or(text);
+    match digits.parse() {
+        Ok(percent @ 1..=100) => Ok(percent),
+        _ => Err("a share is a whole number from 1 to 100, in percent".to_owned()),
+    }
+}
+
 /// CPUs, as in `0,2-5`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct CpuList(pub(crate) Vec<usize>);
@@ -206,6 +215,19 @@ impl ReceiveBacking {
             Self::Anon => Some(Backing::Anonymous),
         }
     }
+}
+
+/// When an arriving guest's memory is backed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Prefault {
+    /// As data comes, in huge pages where the host has them; small pages of private memory a batch
+    /// at a time
+    #[default]
+    Auto,
+    /// All of it before the move begins, what the guest never touched as well
+    On,
+    /// As data comes, in small pages: what a guest does not use takes nothing
+    Off,
 }
 
 /// How a KVM guest's writes are tracked.

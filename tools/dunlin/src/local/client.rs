@@ -4,14 +4,14 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use super::line::{LineError, LineReader, write_line};
+use super::line::{LineError, LineReader, RESPONSE_BYTES_MAX, write_line};
 use super::protocol::{self, GuestStatus, Request, Response};
 use super::runtime_dir::RuntimeDir;
 use crate::exit::Exit;
 use crate::failure::Failure;
 
 /// How long a guest's process may take to answer a question that it can answer at once.
-const ANSWER_MAX: Duration = Duration::from_secs(5);
+pub(crate) const ANSWER_MAX: Duration = Duration::from_secs(5);
 
 /// A connection to a guest's process.
 pub(crate) struct Connection {
@@ -45,7 +45,7 @@ impl Connection {
         })?;
         let connection = Self {
             name: name.to_owned(),
-            lines: LineReader::new(stream),
+            lines: LineReader::new(stream, RESPONSE_BYTES_MAX),
         };
         connection.answer_within(Some(ANSWER_MAX))?;
         Ok(connection)
@@ -88,7 +88,7 @@ impl Connection {
             }
             Err(LineError::Stream(error)) if is_timeout(&error) => return Ok(None),
             Err(LineError::Stream(error)) => return Err(self.lost(&error)),
-            Err(LineError::TooLong) => {
+            Err(LineError::TooLong(_)) => {
                 return Err(Failure::new(
                     Exit::NoGuest,
                     format!(

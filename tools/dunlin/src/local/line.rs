@@ -5,8 +5,12 @@ use std::io::{self, Read, Write};
 use serde::Serialize;
 use thiserror::Error;
 
-/// The longest line either way. A report with the most rounds takes some 20 KiB.
-pub(crate) const LINE_BYTES_MAX: usize = 1 << 20;
+/// The longest request. One takes some hundred bytes, and what its user wrote.
+pub(crate) const REQUEST_BYTES_MAX: usize = 1 << 20;
+
+/// The longest response: a report. Formula: both ends' spans, 2 × 4,096 and 1,024 for each of at
+/// most 64 lanes as far as they were recorded, of some 110 bytes; a few MiB in the largest moves.
+pub(crate) const RESPONSE_BYTES_MAX: usize = 16 << 20;
 
 /// How much is read at once.
 const READ_BYTES: usize = 16 << 10;
@@ -15,8 +19,8 @@ const READ_BYTES: usize = 16 << 10;
 #[derive(Debug, Error)]
 pub(crate) enum LineError {
     /// The line does not end within the limit.
-    #[error("a line is longer than {LINE_BYTES_MAX} bytes")]
-    TooLong,
+    #[error("a line is longer than {0} bytes")]
+    TooLong(usize),
     /// The stream failed.
     #[error(transparent)]
     Stream(#[from] io::Error),
@@ -25,15 +29,17 @@ pub(crate) enum LineError {
 /// Reads lines from a stream.
 pub(crate) struct LineReader<R> {
     stream: R,
+    bytes_max: usize,
     pending: Vec<u8>,
     searched: usize,
 }
 
 impl<R: Read> LineReader<R> {
-    /// A reader of `stream`.
-    pub(crate) fn new(stream: R) -> Self {
+    /// A reader of `stream`, for lines of at most `bytes_max`.
+    pub(crate) fn new(stream: R, bytes_max: usize) -> Self {
         Self {
             stream,
+            bytes_max,
             pending: Vec::new(),
             searched: 0,
         }
@@ -58,8 +64,8 @@ impl<R: Read> LineReader<R> {
                 return Ok(Some(line));
             }
             self.searched = self.pending.len();
-            if self.pending.len() > LINE_BYTES_MAX {
-                return Err(LineError::TooLong);
+            if self.pending.len() > self.bytes_max {
+                return Err(LineError::TooLong(self.bytes_max));
             }
             let mut buffer = [0; READ_BYTES];
             let read = match self.stream.read(&mut buffer) {
@@ -101,7 +107,7 @@ mod tests {
 
     #[test]
     fn lines_come_whole_however_they_arrive() {
-        let mut lines = LineReader::new(Dribble(b"first\n\nsecond one\nrest"));
+        let mut lines = LineReader::new(Dribble(b"first\n\nsecond one\nrest"), 16 << 10);
         assert_eq!(lines.next_line().unwrap().unwrap(), b"first");
         assert_eq!(lines.next_line().unwrap().unwrap(), b"");
         assert_eq!(lines.next_line().unwrap().unwrap(), b"second one");
@@ -110,8 +116,9 @@ mod tests {
 
     #[test]
     fn a_line_without_end_is_not_gathered_without_end() {
-        let mut lines = LineReader::new(io::repeat(b'x'));
-        assert!(matches!(lines.next_line(), Err(LineError::TooLong)));
-        assert!(lines.pending.capacity() <= 4 * LINE_BYTES_MAX);
+        let mut lines = LineReader::new(io::repeat(b'x'), REQUEST_BYTES_MAX);
+        let line = lines.next_line();
+        assert!(matches!(line, Err(LineError::TooLong(REQUEST_BYTES_MAX))));
+        assert!(lines.pending.capacity() <= 4 * REQUEST_BYTES_MAX);
     }
 }

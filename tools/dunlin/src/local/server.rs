@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use super::line::{LineError, LineReader, write_line};
+use super::line::{LineError, LineReader, REQUEST_BYTES_MAX, write_line};
 use super::protocol::{self, Request, Response};
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -103,12 +103,12 @@ fn attend(stream: &UnixStream, place: Option<&Place>, handler: &dyn Handler) -> 
             "only the guest's own user may speak here",
         ));
     }
-    let mut lines = LineReader::new(stream);
+    let mut lines = LineReader::new(stream, REQUEST_BYTES_MAX);
     loop {
         let line = match lines.next_line() {
             Ok(Some(line)) => line,
             Ok(None) => return Ok(()),
-            Err(error @ LineError::TooLong) => {
+            Err(error @ LineError::TooLong(_)) => {
                 return client.send(&Response::error(Exit::Usage, error.to_string()));
             }
             Err(LineError::Stream(error)) => return Err(error),

@@ -112,6 +112,7 @@ pub(crate) fn moved() -> Report {
             source: host.clone(),
             destination: host,
         },
+        telemetry: None,
         another_transport_may_do: false,
     }
 }

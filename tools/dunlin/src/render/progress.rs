@@ -174,6 +174,7 @@ mod tests {
             eta_ns: Some(2_000_000_000),
             predicted_blackout_ns: Some(9_000_000),
             elapsed_ns: 1,
+            lanes: Vec::new(),
         };
         assert_eq!(
             line("vm1", &progress),

@@ -8,6 +8,9 @@
 //! free = min(MemAvailable, what the control group leaves) − Σ (promised − taken)
 //! ```
 //!
+//! An operator who knows that guests use little of their memory may have less than all of it set
+//! aside: of each guest a share in percent, of those that are here as well as of one that comes.
+//!
 //! Huge pages are different: the kernel sets them aside when the memory is allocated. Until then
 //! they are promised here.
 //!
@@ -69,13 +72,13 @@ struct Promise {
 
 impl Promise {
     /// What was promised and is not yet taken, of small pages and of huge ones.
-    fn outstanding(&self) -> (u64, u64) {
+    fn outstanding(&self, reserve: Reserve) -> (u64, u64) {
         if self.huge {
             let huge = if self.huge_set_aside { 0 } else { self.bytes };
             return (OVERHEAD_BYTES, huge);
         }
         let taken = self.process.map_or(0, taken_by);
-        (need(self.bytes).saturating_sub(taken), 0)
+        (need(reserve.of(self.bytes)).saturating_sub(taken), 0)
     }
 }
 
@@ -100,6 +103,18 @@ impl Neighbour {
             huge_set_aside: self.allocated,
             process: Some(self.process),
         }
+    }
+}
+
+/// How much of a guest's memory is set aside for it, in percent.
+#[derive(Clone, Copy, Debug)]
+struct Reserve(u8);
+
+impl Reserve {
+    fn of(self, bytes: u64) -> u64 {
+        let share = u128::from(bytes) * u128::from(self.0.min(100)) / 100;
+        // At most `bytes`.
+        share as u64
     }
 }
 
@@ -164,14 +179,17 @@ impl Book {
 #[derive(Clone, Debug)]
 pub(crate) struct Ledger {
     limit: Option<u64>,
+    reserve: Reserve,
     book: Arc<Mutex<Book>>,
 }
 
 impl Ledger {
-    /// An empty ledger, with the operator's limit on all guests' memory together.
-    pub(crate) fn new(limit: Option<u64>) -> Self {
+    /// An empty ledger, with the operator's limit on all guests' memory together, and the share of
+    /// a guest's memory that has to be free for it, in percent.
+    pub(crate) fn new(limit: Option<u64>, reserve: u8) -> Self {
         Self {
             limit,
+            reserve: Reserve(reserve),
             book: Arc::default(),
         }
     }
@@ -211,21 +229,25 @@ impl Ledger {
                 });
             }
         }
-        let (small, large) =
-            promises
-                .iter()
-                .map(Promise::outstanding)
-                .fold((0_u64, 0_u64), |sum, promise| {
-                    (
-                        sum.0.saturating_add(promise.0),
-                        sum.1.saturating_add(promise.1),
-                    )
-                });
+        let (small, large) = promises
+            .iter()
+            .map(|promise| promise.outstanding(self.reserve))
+            .fold((0_u64, 0_u64), |sum, promise| {
+                (
+                    sum.0.saturating_add(promise.0),
+                    sum.1.saturating_add(promise.1),
+                )
+            });
         let free = HostMemory {
             available: host.available.saturating_sub(small),
             huge_free: host.huge_free.saturating_sub(large),
         };
-        fits(memory, huge, free)?;
+        let needed = if huge {
+            memory
+        } else {
+            self.reserve.of(memory)
+        };
+        fits(needed, huge, free)?;
         let number = book.next;
         book.next += 1;
         book.promises.insert(
@@ -292,7 +314,7 @@ mod tests {
 
     #[test]
     fn two_promises_do_not_share_the_same_memory() {
-        let ledger = Ledger::new(None);
+        let ledger = Ledger::new(None, 100);
         let first = ledger
             .promise_of(2 * GIB, false, &[], host(4 * GIB, 0))
             .unwrap();
@@ -307,8 +329,26 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_that_uses_little_may_be_larger_than_what_is_free() {
+        let ledger = Ledger::new(Some(100 * GIB), 10);
+        let free = host(8 * GIB, 0);
+        let first = ledger.promise_of(64 * GIB, false, &[], free).unwrap();
+        // A tenth of each, the first one's as well.
+        let second = ledger.promise_of(32 * GIB, false, &[], free);
+        assert!(matches!(second, Err(Shortage::Memory { .. })));
+        ledger.promise_of(10 * GIB, false, &[], free).unwrap();
+        // The limit is about sizes.
+        let third = ledger.promise_of(37 * GIB, false, &[], host(99 * GIB, 0));
+        assert!(matches!(third, Err(Shortage::Limit { .. })));
+        drop(first);
+        // Huge pages are set aside whole.
+        let huge = ledger.promise_of(8 * GIB, true, &[], host(8 * GIB, GIB));
+        assert!(matches!(huge, Err(Shortage::HugePages { .. })));
+    }
+
+    #[test]
     fn the_limit_counts_all_guests() {
-        let ledger = Ledger::new(Some(3 * GIB));
+        let ledger = Ledger::new(Some(3 * GIB), 100);
         let _first = ledger
             .promise_of(2 * GIB, false, &[], host(99 * GIB, 0))
             .unwrap();
@@ -323,7 +363,7 @@ mod tests {
 
     #[test]
     fn neighbours_count_once_whoever_let_them_in() {
-        let ledger = Ledger::new(Some(3 * GIB));
+        let ledger = Ledger::new(Some(3 * GIB), 100);
         // No process has this number: nothing of the memory is taken yet.
         let neighbour = |process| Neighbour {
             process,
@@ -349,7 +389,7 @@ mod tests {
 
     #[test]
     fn huge_pages_are_promised_until_the_kernel_sets_them_aside() {
-        let ledger = Ledger::new(None);
+        let ledger = Ledger::new(None, 100);
         let all = host(GIB, 3 * GIB);
         let first = ledger.promise_of(2 * GIB, true, &[], all).unwrap();
         assert!(matches!(
@@ -363,7 +403,7 @@ mod tests {
 
     #[test]
     fn a_size_beyond_all_measure_is_a_shortage_and_no_overflow() {
-        let ledger = Ledger::new(None);
+        let ledger = Ledger::new(None, 100);
         let all = host(u64::MAX - 1, 0);
         assert!(ledger.promise_of(u64::MAX, false, &[], all).is_err());
     }

@@ -89,6 +89,8 @@ impl Stage {
             .arg("--dirty-tracking")
             .arg(value_name(&arguments.dirty_tracking))
             .args(["--pin-budget", &pin_budget_text(arguments.pin_budget)])
+            .args(["--prefault", &value_name(&arguments.prefault)])
+            .args(["--reserve", &arguments.reserve.to_string()])
             .arg("--runtime-dir")
             .arg(self.destination.path())
             .arg("--state-dir")

@@ -13,7 +13,7 @@ use dunlin_engine::process::ProcessMemoryTracker;
 use dunlin_transports::lane::SourceEndpoint as _;
 use dunlin_transports::memory::MemoryMap;
 use dunlin_transports::tcp::{Options, SourceEndpoint};
-use dunlin_vmm::memory::{allocate, pc_layout};
+use dunlin_vmm::memory::{allocate, comes_in_huge_pages, pc_layout};
 use rustix::process::{Resource, getrlimit};
 
 use super::{Finding, State};
@@ -268,6 +268,11 @@ fn transparent_huge_pages() -> Finding {
         return Finding::new(NAME, State::Limited, found)
             .meaning("fresh memory costs more to touch: an arriving guest takes longer")
             .remedy("echo madvise > /sys/kernel/mm/transparent_hugepage/enabled");
+    }
+    if !comes_in_huge_pages(Backing::Memfd) {
+        return Finding::new(NAME, State::Limited, found)
+            .meaning("guests arrive more slowly in a memfd: it is touched in small pages")
+            .remedy("echo advise > /sys/kernel/mm/transparent_hugepage/shmem_enabled");
     }
     Finding::new(NAME, State::Ok, found)
 }

@@ -37,6 +37,7 @@ fn progress(round: u32) -> Progress {
         eta_ns: None,
         predicted_blackout_ns: None,
         elapsed_ns: 0,
+        lanes: Vec::new(),
     }
 }
 
