@@ -26,7 +26,7 @@ RUNS ?= 300
 SETUP := tools/setup.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test model simulate chaos planted-bug softroce softroce-bench softroce-chaos rdma-test bench lint format deny
+.PHONY: help demo build test model simulate chaos planted-bug softroce softroce-bench softroce-chaos rdma-test bench bench-blackout lint format deny
 
 help: ## Say what there is
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -98,6 +98,14 @@ softroce-bench: build ## Compare with QEMU, ib_write_bw and iperf3 in that machi
 bench: ## Run the micro-benchmarks (about two minutes; ARGS=zero runs those named so)
 	@$(SETUP) rust cc
 	$(CARGO) bench --locked -p dunlin-bench --bench engine --bench transports -- $(ARGS)
+
+# The programs that compare write what they found into this folder too.
+BENCH_RESULTS := $(CARGO_TARGET_DIR)/bench-results
+
+bench-blackout: build ## Measure the pause of guests over loopback (three minutes; ARGS="--only idle --parts")
+	$(CARGO) build --release --locked -p dunlin-bench --bin blackout
+	@mkdir -p $(BENCH_RESULTS)
+	$(CARGO_TARGET_DIR)/release/blackout --dunlin $(DUNLIN) --json $(BENCH_RESULTS)/blackout.json $(ARGS)
 
 lint: ## Check formatting, lints, documentation, and the licences and sources of dependencies
 	@$(SETUP) rust cc rustfmt clippy --want cargo-deny rdma-headers
