@@ -36,10 +36,13 @@ fn read(path: &Path) -> Result<String> {
 fn a_small_matrix_is_measured() -> Result<()> {
     let site = Site::new()?;
     let at = |name: &str| site.directory().join(name);
-    let [json, csv] = ["result.json", "result.csv"].map(at);
-    let [json_text, csv_text] = [&json, &csv].map(|path| path.to_string_lossy().into_owned());
+    let [json, csv, html] = ["result.json", "result.csv", "result.html"].map(at);
+    let [json_text, csv_text, html_text] =
+        [&json, &csv, &html].map(|path| path.to_string_lossy().into_owned());
     let mut arguments = MATRIX.to_vec();
-    arguments.extend(["--json", &json_text, "--csv", &csv_text]);
+    arguments.extend([
+        "--json", &json_text, "--csv", &csv_text, "--html", &html_text,
+    ]);
     let output = site.run(&arguments)?.expect_code(0)?;
     for word in ["goodput", "tcp, 2 lanes", "memcpy", "too few passes to say"] {
         assert!(output.stdout.contains(word), "{word}: {}", output.stdout);
@@ -89,6 +92,13 @@ fn a_small_matrix_is_measured() -> Result<()> {
     assert_eq!(csv.lines().count(), 7, "{csv}");
     let goodput = cells[0]["runs"][0]["goodput_bytes_per_s"].to_string();
     assert!(csv.contains(&goodput), "{goodput}: {csv}");
+
+    let page = read(&html)?;
+    assert!(page.starts_with("<!DOCTYPE html>"), "{page}");
+    // The data in the page is the result.
+    let (_, data) = page.split_once("id=\"results\">").context("no data")?;
+    let (data, _) = data.split_once("</script>").context("no end of the data")?;
+    assert_eq!(serde_json::from_str::<Value>(data)?, result);
 
     // Two passes are no verdict: neither a regression nor its absence.
     let compare = ["bench", "compare", &json_text, &json_text, "--json"];

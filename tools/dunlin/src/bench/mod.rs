@@ -19,6 +19,7 @@
 //! | [`bundle`] | results and facts for an issue tracker, nothing private in them |
 //! | [`progress`] | where the passes stand |
 //! | [`table`], [`csv`] | all of it for people, and for spreadsheets |
+//! | [`page`] | all of it as a page of HTML |
 //! | [`output_file`] | the files that results go to |
 
 pub(crate) mod bundle;
@@ -29,6 +30,7 @@ pub(crate) mod example;
 pub(crate) mod matrix;
 pub(crate) mod one_move;
 pub(crate) mod output_file;
+pub(crate) mod page;
 pub(crate) mod passes;
 pub(crate) mod processes;
 pub(crate) mod processor_time;

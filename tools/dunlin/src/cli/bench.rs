@@ -139,6 +139,9 @@ pub(crate) struct Matrix {
     /// Write all runs as CSV to this file
     #[arg(long, value_name = "FILE")]
     pub(crate) csv: Option<PathBuf>,
+    /// Write a page of HTML with plots to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
     /// Show no progress and no table
     #[arg(long)]
     pub(crate) quiet: bool,

@@ -114,7 +114,6 @@ impl Command {
             Self::Bench(bench) => {
                 matches!(&bench.command, Some(BenchCommand::Compare(compare)) if compare.json)
             }
-            Self::Run(_) | Self::Demo(_) | Self::Completions(_) | Self::Incoming(_) => false,
         }
     }
 }

@@ -9,6 +9,7 @@ use crate::bench::compare::compare;
 use crate::bench::csv;
 use crate::bench::matrix::{Entry, Means, entries};
 use crate::bench::output_file::OutputFile;
+use crate::bench::page;
 use crate::bench::passes::{Plan, lanes_max, run as run_passes};
 use crate::bench::references;
 use crate::bench::results::Results;
@@ -31,6 +32,7 @@ fn measure(asked: &Matrix) -> Result<Exit, Failure> {
     let open = |path: Option<&Path>| path.map(OutputFile::open).transpose();
     let file = open(asked.json.as_deref())?;
     let csv_file = open(asked.csv.as_deref())?;
+    let page_file = open(asked.html.as_deref())?;
     let other_file = open(asked.against_json.as_deref())?;
     if let Some(program) = &asked.against
         && !program.is_file()
@@ -69,6 +71,9 @@ fn measure(asked: &Matrix) -> Result<Exit, Failure> {
     }
     if let Some(file) = csv_file {
         file.write(&csv::all(&measured.own))?;
+    }
+    if let Some(file) = page_file {
+        file.write(&page::page(&measured.own)?)?;
     }
     if let (Some(file), Some(other)) = (other_file, &measured.other) {
         file.write(&super::json(other)?)?;
