@@ -168,7 +168,15 @@ fn another_host_takes_a_benchs_guests_and_ends_them() -> Result<()> {
     })?;
 
     // Nobody else's guests are taken there, as they would be ended.
-    let _guest = here.guest("vm1", &["--memory", "64MiB", "--guest", "process"])?;
+    let guest = [
+        "--memory",
+        "64MiB",
+        "--guest",
+        "process",
+        "--workload",
+        "hot=4MiB",
+    ];
+    let _guest = here.guest("vm1", &guest)?;
     let report = here.send("vm1", &receiver.endpoint, &[], 4)?;
     assert_eq!(report["outcome"], "refused");
     here.expect_goes_on("vm1")?;
