@@ -26,7 +26,7 @@ RUNS ?= 300
 SETUP := tools/setup.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test model simulate chaos planted-bug softroce softroce-bench softroce-chaos rdma-test bench bench-blackout lint format deny
+.PHONY: help demo build test model simulate chaos planted-bug planted-slowness softroce softroce-bench softroce-chaos rdma-test bench bench-blackout lint format deny
 
 help: ## Say what there is
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,6 +72,14 @@ planted-bug: ## See that a planted bug, which makes two owners of a guest, is fo
 	$(CARGO) build --locked -p dunlin $(FEATURES) --features planted-split-brain --target-dir $(CARGO_TARGET_DIR)/planted
 	DUNLIN=$(CARGO_TARGET_DIR)/planted/debug/dunlin $(CARGO) run -p dunlin-tests --locked --bin dunlin-chaos -- \
 		--expect-two-owners --runs 8 --only freeze-incoming/commit --only cut/commit
+
+# Both programs run in turns, so that both see the same machine. The same program against itself has
+# to pass, the slowed one has to fail (with exit code 18).
+SLOWNESS := --transports tcp --lanes 1,2 --memory 1GiB --dirty-rate 0 --guest process --references none --repeat 15
+planted-slowness: build ## See that a build slowed by a tenth is told from this one (about ten minutes)
+	$(CARGO) build --release --locked -p dunlin $(FEATURES) --features planted-slowness --target-dir $(CARGO_TARGET_DIR)/planted
+	$(DUNLIN) bench $(SLOWNESS) --against $(DUNLIN)
+	$(CARGO_TARGET_DIR)/planted/release/dunlin bench $(SLOWNESS) --against $(DUNLIN); test $$? -eq 18
 
 softroce: build ## Run the RDMA tests in an emulated machine that has RDMA (ARGS=pings: those named so)
 	@$(SETUP) rdma-headers

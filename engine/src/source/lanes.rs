@@ -280,6 +280,8 @@ struct LaneWorker<'a> {
 impl LaneWorker<'_> {
     fn round(&mut self, round: &Round) -> Result<LaneTally, LaneFailure> {
         let begin = Timestamp::now();
+        #[cfg(feature = "planted-slowness")]
+        let planted = super::slowness::Round::begins();
         let mut tally = LaneTally::default();
         let mut held_back = Duration::ZERO;
         self.portion = 0;
@@ -317,6 +319,8 @@ impl LaneWorker<'_> {
                 window.pass(self.lane.number(), u32::MAX);
             }
         }
+        #[cfg(feature = "planted-slowness")]
+        planted.ends();
         let end = Timestamp::now();
         tally.sending += end.since(fencing);
         let elsewhere = held_back + tally.sending + tally.waiting;
