@@ -325,8 +325,8 @@ fn the_report_of_a_move_adds_up() {
     let expected = [
         "park",
         "collect",
-        "final-round",
         "save-state",
+        "final-round",
         "collect-again",
         "fence",
         "final-round",

@@ -103,6 +103,7 @@ fn run(lanes: u16, pass: u32) -> Run {
         predicted_parts: vec![PredictedPart {
             name: "park".to_owned(),
             duration_ns: 300_000,
+            is_assumed: true,
         }],
         guest_visible_ns: Some(of(1.2e6)),
         parts: parts.map(part).into(),
