@@ -2,7 +2,7 @@
 //!
 //! | room | what is in it |
 //! |---|---|
-//! | [`bench`] | measuring moves: the matrix, its passes, what its figures say |
+//! | [`mod@bench`] | measuring moves: the matrix, its passes, what its figures say |
 //! | [`cli`] | the command line |
 //! | [`commands`] | what each command does |
 //! | [`guest`] | the process of one guest |

@@ -3,7 +3,7 @@
 //! | room | what is in it |
 //! |---|---|
 //! | here | the program and its commands |
-//! | [`bench`] | `bench` and what it does with results |
+//! | [`mod@bench`] | `bench` and what it does with results |
 //! | [`guest`] | commands that make guests: `run`, `receive`, `demo` |
 //! | [`moves`] | commands that move and steer: `send`, `cancel`, `set` |
 //! | [`settle`] | `settle` |

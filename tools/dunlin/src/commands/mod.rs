@@ -13,7 +13,7 @@
 //! | [`status`] | showing guests |
 //! | [`top`] | showing guests and moves, live |
 //! | [`demo`] | a move on this machine, told as a story |
-//! | [`bench`] | measuring moves, comparing results |
+//! | [`mod@bench`] | measuring moves, comparing results |
 //! | [`doctor`] | what this host can do |
 
 mod bench;
