@@ -1,4 +1,4 @@
-//! How long a guest pauses while it moves: `make bench-blackout`. docs/performance.md has a run.
+//! How long a guest pauses while it moves: `make bench-blackout`.
 //!
 //! | room | what is in it |
 //! |---|---|
