@@ -48,8 +48,7 @@ fn rearm_and_copy(
 }
 
 /// Moves a guest's memory in rounds, pauses it, and compares; several times over.
-fn no_write_is_lost(spec: &GuestSpec, options: &Options, rest: Duration) {
-    let mut guest = start(spec, options);
+fn no_write_is_lost(mut guest: KvmGuest, rest: Duration) {
     let sources = guest.dirty_sources();
     let mut dirty = DirtyBitmap::new(Guest::memory(&guest).layout().page_span());
     let (mut reported, mut paused) = (0, 0);
@@ -106,7 +105,7 @@ fn the_bitmap_loses_no_write() {
     }
     for vcpus in [1, 2] {
         let spec = spec(vcpus, 4 << 20, Pattern::Random, DirtyTracking::Bitmap);
-        no_write_is_lost(&spec, &Options::default(), Duration::ZERO);
+        no_write_is_lost(start(&spec, &Options::default()), Duration::ZERO);
     }
 }
 
@@ -121,7 +120,7 @@ fn the_ring_loses_no_write() {
     }
     for vcpus in [1, 2] {
         let spec = spec(vcpus, 4 << 20, Pattern::Random, DirtyTracking::Ring);
-        no_write_is_lost(&spec, &Options::default(), Duration::ZERO);
+        no_write_is_lost(start(&spec, &Options::default()), Duration::ZERO);
     }
 }
 
@@ -148,7 +147,7 @@ fn a_full_ring_stops_no_vcpu_and_loses_no_write() {
         ..Options::default()
     };
     // Long enough for each vCPU to write more pages than its ring has entries, several times.
-    no_write_is_lost(&spec, &options, Duration::from_millis(30));
+    no_write_is_lost(start(&spec, &options), Duration::from_millis(30));
 
     let guest = start(&spec, &options);
     let sources = guest.dirty_sources();
@@ -164,13 +163,13 @@ fn a_full_ring_stops_no_vcpu_and_loses_no_write() {
 }
 
 /// A guest whose rings have much to reset at each collection.
-fn guest_with_large_rings() -> (GuestSpec, Options) {
-    let spec = spec(2, 8 << 20, Pattern::Sequential, DirtyTracking::Ring);
+fn guest_with_a_large_ring(vcpus: u32) -> KvmGuest {
+    let spec = spec(vcpus, 8 << 20, Pattern::Sequential, DirtyTracking::Ring);
     let options = Options {
         ring_bytes: 65536,
         ..Options::default()
     };
-    (spec, options)
+    start(&spec, &options)
 }
 
 #[test]
@@ -183,10 +182,9 @@ fn the_ring_loses_no_write_when_signals_come_in() {
         return;
     }
     kick::install_signal_handler().unwrap();
-    let collector = std::thread::spawn(|| {
-        let (spec, options) = guest_with_large_rings();
-        no_write_is_lost(&spec, &options, Duration::from_millis(5));
-    });
+    // One vCPU, so that there is a processor for who sends the signals.
+    let guest = guest_with_a_large_ring(1);
+    let collector = std::thread::spawn(|| no_write_is_lost(guest, Duration::from_millis(5)));
     while !collector.is_finished() {
         collector.kill(kick::signal()).unwrap();
         std::thread::sleep(Duration::from_micros(20));
@@ -235,7 +233,7 @@ fn the_ring_loses_no_write_when_the_process_is_stopped() {
         println!("skipped: this host's KVM has no dirty ring");
         return;
     }
-    let (spec, options) = guest_with_large_rings();
+    let guest = guest_with_a_large_ring(2);
     let _stops = Stops::of_this_process();
-    no_write_is_lost(&spec, &options, Duration::from_millis(5));
+    no_write_is_lost(guest, Duration::from_millis(5));
 }
