@@ -40,6 +40,10 @@ pub mod milestone;
 pub mod outside;
 pub mod pacing;
 pub mod pin_budget;
+#[cfg(feature = "planted-delays")]
+pub mod planted;
+#[cfg(not(feature = "planted-delays"))]
+mod planted;
 #[cfg(feature = "process")]
 pub mod process;
 pub mod protocol;

@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::telemetry::MoveTelemetry;
 
+pub mod reckoning;
+
 /// The schema's name and version.
 pub const REPORT_SCHEMA: &str = "dunlin.report/1";
 
@@ -204,6 +206,9 @@ pub struct RegisteredReport {
     pub peak_bytes: u64,
 }
 
+/// The last line of a pause's parts: what lies between the others.
+pub const REMAINDER: &str = "remainder";
+
 /// The pause.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlackoutReport {
@@ -216,7 +221,8 @@ pub struct BlackoutReport {
     pub predicted_parts: Vec<PredictedPart>,
     /// The longest gap that the guest itself measured; `None` when it does not measure.
     pub guest_visible_ns: Option<u64>,
-    /// Its parts, in order, without gap or overlap; they add up to `total_ns`.
+    /// Its parts, in order, without overlap, and last the [`REMAINDER`]; all of them add up to
+    /// `total_ns`.
     pub parts: Vec<BlackoutPart>,
     /// Each vCPU's own pause, from parked to running, in vCPU order.
     pub vcpus_ns: Vec<u64>,
@@ -228,6 +234,10 @@ pub struct BlackoutReport {
     /// where it is not known: then the destination's parts are in those on the link.
     #[serde(default)]
     pub clock_error_ns: Option<u64>,
+    /// From the order to pause until the first vCPU was parked, which is before the pause: at some
+    /// moment in it the guest stood still.
+    #[serde(default)]
+    pub leaving_ns: u64,
 }
 
 /// A time in which it was not known who owns the guest. Where it ended with the guest moved, the
@@ -251,6 +261,10 @@ pub struct BlackoutPart {
     pub name: String,
     /// Where the time was spent.
     pub side: Side,
+    /// When it began, counted from the pause's begin; `None` for the remainder, which is in several
+    /// places.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub begin_ns: Option<u64>,
     /// How long it took.
     pub duration_ns: u64,
 }

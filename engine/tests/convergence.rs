@@ -325,10 +325,12 @@ fn the_report_of_a_move_adds_up() {
     let expected = [
         "park",
         "collect",
+        "share-out",
         "save-state",
         "final-round",
         "collect-again",
         "fence",
+        "share-out",
         "final-round",
         "send-prepare",
         "prepare-on-link",
@@ -343,6 +345,7 @@ fn the_report_of_a_move_adds_up() {
         "commit-on-link",
         "record-ownership",
         "resume",
+        "remainder",
     ];
     assert_eq!(names, expected);
     assert_eq!(report.lanes, 2);
@@ -363,7 +366,10 @@ fn the_report_of_a_pause_that_led_nowhere_adds_up() {
     let ended = session.run();
     assert_adds_up(&ended.report);
     let blackout = ended.report.blackout.as_ref().unwrap();
-    assert_eq!(blackout.parts.last().unwrap().name, "resume");
+    let [.., last, remainder] = &blackout.parts[..] else {
+        panic!("{:?}", blackout.parts)
+    };
+    assert_eq!((&*last.name, &*remainder.name), ("resume", "remainder"));
     assert_eq!(ended.report.guest.epoch, 7);
     ended.assert_stayed(Outcome::PeerFailed);
 }

@@ -10,7 +10,7 @@
 
 mod simulated;
 
-use dunlin_engine::report::{Outcome, Side};
+use dunlin_engine::report::{Outcome, REMAINDER, Side};
 use dunlin_engine::telemetry::{End, Kind, Operation, SpanName};
 
 use simulated::session::Ended;
@@ -81,7 +81,7 @@ fn each_part_of_the_pause_is_a_span() {
     let blackout = report.blackout.as_ref().unwrap();
     let parts_ns: u64 = blackout.parts.iter().map(|part| part.duration_ns).sum();
     assert_eq!(parts_ns, blackout.total_ns);
-    for part in &blackout.parts {
+    for part in blackout.parts.iter().filter(|part| part.name != REMAINDER) {
         let spans = telemetry.timeline.spans.iter().filter(|span| {
             let declaration = span.name.declaration();
             declaration.kind == Kind::BlackoutPart

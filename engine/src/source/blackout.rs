@@ -1,20 +1,24 @@
-//! The blackout's timeline: moments in order, each the end of a part, on the source's clock.
+//! The blackout's timeline: parts in order, on the source's clock.
 
 use crate::clock::Timestamp;
-use crate::report::{BlackoutPart, Side};
+use crate::report::{BlackoutPart, REMAINDER, Side};
 
-/// The pause, part by part. The parts follow each other without gap or overlap by construction: a
-/// part reaches from the moment before it to its own.
+/// The pause, part by part. The parts do not overlap by construction: none begins before the one
+/// before it ends. A part that does not say when it began follows without a gap; what lies between
+/// those that say it is the remainder.
 #[derive(Clone, Debug)]
 pub(super) struct Timeline {
     begin: Timestamp,
     moments: Vec<Moment>,
+    /// When the next part began, where it says so.
+    next_begin: Option<Timestamp>,
 }
 
 #[derive(Clone, Debug)]
 struct Moment {
     name: &'static str,
     side: Side,
+    begin: Timestamp,
     end: Timestamp,
     /// The part is the sending of a message, and `end` is when the call returned. The peer may well
     /// have had the message before.
@@ -26,7 +30,9 @@ impl Timeline {
     pub(super) fn new(begin: Timestamp) -> Self {
         Self {
             begin,
-            moments: Vec::with_capacity(24),
+            // Room for all parts there can be, so that none is made while the guest is paused.
+            moments: Vec::with_capacity(32),
+            next_begin: None,
         }
     }
 
@@ -35,14 +41,18 @@ impl Timeline {
         self.begin
     }
 
+    /// The next part begins now, and what was since the last one ended belongs to none.
+    pub(super) fn begins_now(&mut self) {
+        self.next_begin = Some(Timestamp::now());
+    }
+
     /// The part `name` ended at `end`. A moment before the one before it (the two clocks' error)
     /// counts as the same moment; but a sending ended no later than the message arrived.
     pub(super) fn mark(&mut self, name: &'static str, side: Side, end: Timestamp) {
-        if let Some((last, before)) = self.moments.split_last_mut() {
-            let begin = before.last().map_or(self.begin, |moment| moment.end);
-            if last.is_sending && end < last.end {
-                last.end = end.max(begin);
-            }
+        if let Some(last) = self.moments.last_mut().filter(|last| last.is_sending)
+            && end < last.end
+        {
+            last.end = end.max(last.begin);
         }
         self.push(name, side, end, false);
     }
@@ -58,11 +68,13 @@ impl Timeline {
     }
 
     fn push(&mut self, name: &'static str, side: Side, end: Timestamp, is_sending: bool) {
-        let end = end.max(self.end());
+        let last = self.end();
+        let begin = self.next_begin.take().map_or(last, |begin| begin.max(last));
         self.moments.push(Moment {
             name,
             side,
-            end,
+            begin,
+            end: end.max(begin),
             is_sending,
         });
     }
@@ -76,21 +88,28 @@ impl Timeline {
     pub(super) fn moments(
         &self,
     ) -> impl Iterator<Item = (&'static str, Side, Timestamp, Timestamp)> {
-        let begins =
-            std::iter::once(self.begin).chain(self.moments.iter().map(|moment| moment.end));
-        let part =
-            |(begin, moment): (Timestamp, &Moment)| (moment.name, moment.side, begin, moment.end);
-        begins.zip(&self.moments).map(part)
+        let moments = self.moments.iter();
+        moments.map(|moment| (moment.name, moment.side, moment.begin, moment.end))
     }
 
-    /// The parts.
+    /// The parts, and the remainder last: what is between them.
     pub(super) fn parts(&self) -> Vec<BlackoutPart> {
+        let between = |from: Timestamp, to: Timestamp| to.since(from).as_nanos() as u64;
         let part = |(name, side, begin, end): (&str, Side, Timestamp, Timestamp)| BlackoutPart {
             name: name.to_owned(),
             side,
-            duration_ns: end.since(begin).as_nanos() as u64,
+            begin_ns: Some(between(self.begin, begin)),
+            duration_ns: between(begin, end),
         };
-        self.moments().map(part).collect()
+        let mut parts: Vec<_> = self.moments().map(part).collect();
+        let told_ns: u64 = parts.iter().map(|part| part.duration_ns).sum();
+        parts.push(BlackoutPart {
+            name: REMAINDER.to_owned(),
+            side: Side::Source,
+            begin_ns: None,
+            duration_ns: between(self.begin, self.end()).saturating_sub(told_ns),
+        });
+        parts
     }
 }
 
@@ -109,11 +128,30 @@ mod tests {
             .iter()
             .map(|part| part.duration_ns)
             .collect();
-        assert_eq!(durations, vec![100, 0, 200]);
+        assert_eq!(durations, vec![100, 0, 200, 0]);
         assert_eq!(
             durations.iter().sum::<u64>(),
             timeline.end().0 - timeline.begin().0
         );
+    }
+
+    #[test]
+    fn what_is_between_parts_is_the_remainder() {
+        let mut timeline = Timeline::new(Timestamp(1000));
+        timeline.mark("park", Side::Source, Timestamp(1100));
+        timeline.next_begin = Some(Timestamp(1130));
+        timeline.mark("collect", Side::Source, Timestamp(1150));
+        // A part can't begin before the one before it ended.
+        timeline.next_begin = Some(Timestamp(1140));
+        timeline.mark("save-state", Side::Source, Timestamp(1160));
+        let parts = timeline.parts();
+        let told: Vec<_> = parts
+            .iter()
+            .map(|part| (part.begin_ns, part.duration_ns))
+            .collect();
+        let expected = [(Some(0), 100), (Some(130), 20), (Some(150), 10), (None, 30)];
+        assert_eq!(told, expected);
+        assert_eq!(parts.last().map(|part| part.name.as_str()), Some(REMAINDER));
     }
 
     /// The source's thread loses the processor inside the call that sends: the peer goes on
@@ -131,6 +169,6 @@ mod tests {
             .iter()
             .map(|part| part.duration_ns)
             .collect();
-        assert_eq!(durations[1..], [20, 0, 50]);
+        assert_eq!(durations[1..], [20, 0, 50, 0]);
     }
 }

@@ -21,6 +21,7 @@ use crate::clock::Timestamp;
 use crate::dirty::{DirtyBitmap, DirtySource};
 use crate::guest::GuestError;
 use crate::pacing::Pacer;
+use crate::planted;
 use crate::runs::{for_each_run, words_of};
 use crate::settings::MoveHandle;
 use crate::telemetry::{Counter, Kept, Moment, Operation, SpanName};
@@ -362,7 +363,11 @@ impl LaneWorker<'_> {
 
     fn confirm(&mut self, fence: FenceNumber) -> Result<LaneTally, LaneFailure> {
         if fence != FenceNumber(0) {
+            let begun = self.recorder.now();
+            planted::delay("source:fence");
             self.lane.wait_fence(fence, self.context.peer_timeout)?;
+            let fenced = self.recorder.done(Operation::Fence, begun);
+            self.recorder.span(SpanName::LaneFence, begun, fenced);
         }
         self.is_fenced = true;
         self.record_counters(self.lane.counters(), self.lane.device_counters());
@@ -467,6 +472,9 @@ impl LaneWorker<'_> {
             tally.skipped_pages += untouched;
         }
         let begun = self.recorder.now();
+        if matches!(round.sharing, Sharing::Divided(_)) {
+            planted::delay("source:final-round");
+        }
         self.data_words.clear();
         self.zero_words.clear();
         for (index, word) in self.touched.iter().enumerate() {

@@ -51,6 +51,8 @@ declare! {
     InDoubt = 21, "in-doubt": BlackoutPart, Nanoseconds, Source, [Control];
     /// How long the slowest lane waited for memory to be registered in the final round.
     AwaitRegistration = 22, "registration": BlackoutPart, Nanoseconds, Source, [Control];
+    /// Sharing out among the lanes what was written last.
+    ShareOut = 23, "share-out": BlackoutPart, Nanoseconds, Source, [Control];
 
     /// From HELLO until WELCOME came.
     Connect = 32, "connect": Phase, Nanoseconds, Source, [Control];

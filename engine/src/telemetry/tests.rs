@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::*;
+use crate::report::REMAINDER;
 
 fn table<K: Copy>(
     all: &[K],
@@ -138,6 +139,8 @@ fn every_part_of_the_blackout_is_declared_with_its_side() {
         for name in cells[1]
             .split(',')
             .map(|name| name.trim().trim_matches('`'))
+            // What lies between parts is no span.
+            .filter(|name| *name != REMAINDER)
         {
             let declared = part(name).unwrap_or_else(|| panic!("part '{name}' is not declared"));
             // Resuming on the source is a part too, when the guest stayed.

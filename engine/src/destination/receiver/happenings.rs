@@ -93,6 +93,7 @@ impl<F: GuestFactory> Destination<'_, F> {
                         "PREPARE came while {opening} ranges were being opened"
                     ));
                 }
+                planted::delay("link:prepare-on-link");
                 self.prepare_received = Timestamp::now();
                 let cap = Duration::from_nanos(prepare.blackout_cap_ns).min(BLACKOUT_CAP_MAX);
                 self.handover_limit = cap + self.settings.peer_timeout;
@@ -101,6 +102,7 @@ impl<F: GuestFactory> Destination<'_, F> {
                 Event::Prepare
             }
             Message::Commit => {
+                planted::delay("link:commit-on-link");
                 self.running.commit_received_ns = Timestamp::now().0;
                 self.factory.reached(Milestone::Commit);
                 Event::Commit

@@ -25,6 +25,7 @@ impl<F: GuestFactory> Destination<'_, F> {
         }
         let prepare = self.prepare.take()?;
         self.ready.prepare_received_ns = self.prepare_received.0;
+        planted::delay("destination:fences");
         self.ready.fences_seen_ns = Timestamp::now().0;
         Some(match self.check_and_load(&prepare) {
             Ok(()) => Event::Loaded,
@@ -49,6 +50,7 @@ impl<F: GuestFactory> Destination<'_, F> {
             }
             let deadline = Deadline::after(self.handover_limit);
             let begun = self.recorder.now();
+            planted::delay("destination:digests");
             let own = digests(guest.memory(), self.seen.len(), deadline)
                 .map_err(|error| error.to_string())?;
             self.recorder.done(Operation::Digest, begun);
@@ -59,6 +61,7 @@ impl<F: GuestFactory> Destination<'_, F> {
         self.ready.digests_compared_ns = Timestamp::now().0;
         self.recorder
             .count(Counter::State, prepare.state.len() as u64);
+        planted::delay("destination:load-state");
         let state = DeviceState::decode(&prepare.state).map_err(|error| error.to_string())?;
         guest
             .load_state(&state)

@@ -51,6 +51,7 @@ impl<F: GuestFactory> Destination<'_, F> {
             recorder.span(name, begun, ended);
         }
         recorder.between(Operation::LoadState, digests, loaded);
+        recorder.between(Operation::RevokeAccess, acquired, revoked);
         recorder.between(Operation::Outside, loaded, acquired);
         recorder.between(Operation::CommitRecord, commit, owned);
         let offer = self.hello.offer();

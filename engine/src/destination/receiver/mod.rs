@@ -42,6 +42,7 @@ use crate::host::this_host;
 use crate::link::{Link, LinkEvent, Opening};
 use crate::milestone::Milestone;
 use crate::outside::{Outside, ReleaseReason};
+use crate::planted;
 use crate::protocol::{
     Abort, Grants, Lanes, Message, MessageKind, Prepare, Ready, Refused, Running, VERIFY_PAGES_MAX,
     Verified, VerifyPages, Welcome, WireCosts, WireHost, WireRegistrations, capability,
@@ -374,13 +375,13 @@ impl<F: GuestFactory> Destination<'_, F> {
             Action::Acquire => Some(self.acquire()),
             Action::RevokeAccess => {
                 // Law 9: from here on nothing of the source's reaches this memory.
-                let begun = self.recorder.now();
+                planted::delay("destination:revoke-access");
                 self.endpoint.revoke_all();
-                self.recorder.done(Operation::RevokeAccess, begun);
                 self.ready.revoked_ns = Timestamp::now().0;
                 None
             }
             Action::SendReady => {
+                planted::delay("link:ready-on-link");
                 let lost = self.send(&Message::Ready(self.ready.clone()));
                 self.factory.reached(Milestone::ReadySent);
                 lost
@@ -464,6 +465,7 @@ impl<F: GuestFactory> Destination<'_, F> {
             return Event::NeverEntered;
         };
         let begun = Timestamp::now();
+        planted::delay("destination:resume");
         match guest.run(epoch) {
             Ok(record) => {
                 self.recorder.done(Operation::Resume, Moment::at(begun));

@@ -33,6 +33,7 @@ impl<F: GuestFactory> Destination<'_, F> {
                 return self.failed(&format!("recording what is acquired: {error}"));
             }
         }
+        planted::delay("destination:acquire");
         let acquired = self.outside.acquire(deadline);
         self.ready.acquired_ns = Some(Timestamp::now().0);
         match acquired {
@@ -45,6 +46,7 @@ impl<F: GuestFactory> Destination<'_, F> {
     }
 
     pub(super) fn record_ownership(&mut self) -> Event {
+        planted::delay("destination:record-ownership");
         let words = format!("guest epoch {}", self.epoch());
         let deadline = Deadline::after(OWNERSHIP_TIME);
         let added = self

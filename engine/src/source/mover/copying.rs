@@ -182,9 +182,12 @@ impl Mover<'_, '_> {
     }
 
     pub(super) fn start_final_round(&mut self) {
+        self.begins();
+        planted::delay("source:share-out");
         let (shares, must_open) = self.divide();
         let is_first = self.report.rounds.is_empty();
         self.begin_round(Sharing::Divided(shares), is_first, true, must_open);
+        self.mark("share-out");
     }
 
     /// Hands the pending pages to the lanes; `must_open`: not all of a divided round is open.
@@ -285,7 +288,7 @@ impl Mover<'_, '_> {
     }
 
     fn judge_round(&mut self) -> Event {
-        if let Err(reason) = self.collect() {
+        if let Err(reason) = self.collect(None) {
             return self.stop(StayReason::Failed, &reason);
         }
         let dirty_pages = self.pending.count();
@@ -365,11 +368,12 @@ impl Mover<'_, '_> {
         of(told).map(Duration::from_nanos)
     }
 
-    /// Adds to the pending pages what the dirty sources report.
-    pub(super) fn collect(&mut self) -> Result<(), String> {
+    /// Adds to the pending pages what the dirty sources report; `part` of the pause, where it is one.
+    pub(super) fn collect(&mut self, part: Option<&str>) -> Result<(), String> {
         let begin = Timestamp::now();
         for source in &self.sources {
             let begun = self.recorder.now();
+            part.into_iter().for_each(planted::delay);
             let collected = source.collect(&mut self.pending);
             self.recorder.done(Operation::Harvest, begun);
             collected.map_err(|error| format!("collecting ({}): {error}", source.name()))?;

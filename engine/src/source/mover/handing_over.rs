@@ -17,11 +17,12 @@ impl Mover<'_, '_> {
             }
         };
         let first = record.parked.iter().min().copied().unwrap_or(begin);
+        self.leaving = first.since(begin);
         let mut timeline = Timeline::new(first);
+        planted::delay("source:park");
         timeline.mark_now("park");
         self.parked = record.parked;
-        self.record_parking(begin);
-        let collected = self.collect();
+        let collected = self.collect(Some("source:collect"));
         timeline.mark_now("collect");
         self.timeline = Some(timeline);
         self.observer.reached(Milestone::Paused);
@@ -33,7 +34,9 @@ impl Mover<'_, '_> {
 
     /// Saves device state. The lanes send the last pages meanwhile.
     pub(super) fn save(&mut self) -> Event {
+        self.begins();
         let begun = Timestamp::now();
+        planted::delay("source:save-state");
         let saved = self.guest.save_state();
         let saved = saved.map_err(|error| format!("saving state: {error}"));
         let saved = saved.and_then(|state| {
@@ -54,7 +57,8 @@ impl Mover<'_, '_> {
 
     /// Law 7: what saving wrote is collected too.
     pub(super) fn collect_again(&mut self) -> Event {
-        let collected = self.collect();
+        self.begins();
+        let collected = self.collect(Some("source:collect-again"));
         self.mark("collect-again");
         match collected {
             Ok(()) => Event::Collected {
@@ -66,6 +70,7 @@ impl Mover<'_, '_> {
 
     /// Waits until the destination has seen every lane's last fence.
     pub(super) fn fence_lanes(&mut self) -> Option<Event> {
+        self.begins();
         self.tallies.clear();
         self.order(&Order::ConfirmFence);
         loop {
@@ -88,6 +93,7 @@ impl Mover<'_, '_> {
     }
 
     pub(super) fn send_prepare(&mut self) -> Option<Event> {
+        self.begins();
         let mut all_digests = Vec::new();
         if self.full_digests() {
             let threads = usize::from(self.report.lanes);
@@ -95,6 +101,7 @@ impl Mover<'_, '_> {
                 .pause_deadline
                 .unwrap_or_else(|| Deadline::after(Duration::ZERO));
             let begun = Timestamp::now();
+            planted::delay("source:digests");
             let all = digests(self.guest.memory(), threads, deadline);
             self.record_operation(Operation::Digest, begun);
             match all {
@@ -120,7 +127,8 @@ impl Mover<'_, '_> {
         let begun = Timestamp::now();
         self.recorder
             .count(Counter::State, prepare.state.len() as u64);
-        self.prepare_sent = Some(begun);
+        planted::delay("source:send-prepare");
+        self.prepare_sent = Some(Timestamp::now());
         let event = self.send(&Message::Prepare(prepare));
         self.record_operation(Operation::SendState, begun);
         if let Some(timeline) = &mut self.timeline {
@@ -131,6 +139,8 @@ impl Mover<'_, '_> {
     }
 
     pub(super) fn send_commit(&mut self) -> Option<Event> {
+        self.begins();
+        planted::delay("source:commit");
         self.commit_begun = Some(Timestamp::now());
         let event = self.send(&Message::Commit);
         self.commit_sent = Some(Timestamp::now());
@@ -172,6 +182,7 @@ impl Mover<'_, '_> {
     }
 
     pub(super) fn resume(&mut self) {
+        self.begins();
         // Once more: what failed may have been a thread that was slow to answer.
         let begun = Timestamp::now();
         let resumed = self.guest.resume().or_else(|_| self.guest.resume());

@@ -9,13 +9,20 @@ impl Mover<'_, '_> {
         self.recorder.span(name, Moment::at(begun), now);
     }
 
-    /// An operation from `begun` until now.
+    /// An operation from `begun` until now. In the pause it is only noted: the first of its kind
+    /// would touch fresh memory of its histogram, and wait for the kernel to give it.
     pub(super) fn record_operation(&mut self, operation: Operation, begun: Timestamp) {
-        self.recorder.done(operation, Moment::at(begun));
+        let (begun, now) = (Moment::at(begun), self.recorder.now());
+        if self.pause_deadline.is_some() && self.noted.len() < self.noted.capacity() {
+            self.noted.push((operation, begun, now));
+        } else {
+            self.recorder.between(operation, begun, now);
+        }
     }
 
-    /// Each vCPU's way into the pause, which was ordered at `begun`.
-    pub(super) fn record_parking(&mut self, begun: Timestamp) {
+    /// Each vCPU's way into the pause.
+    fn record_parking(&mut self, first: Timestamp) {
+        let begun = Timestamp(first.0.saturating_sub(nanoseconds(self.leaving)));
         for (vcpu, parked) in (0..).zip(&self.parked) {
             let (begun, parked) = (Moment::at(begun), Moment::at(*parked));
             self.recorder.between(Operation::Kick, begun, parked);
@@ -36,6 +43,12 @@ impl Mover<'_, '_> {
     /// The pause, part by part, as far as it was spent here or on the way; and what is known only
     /// at the end.
     pub(super) fn record_end_of_move(&mut self, report: &Report) {
+        for (operation, begun, ended) in std::mem::take(&mut self.noted) {
+            self.recorder.between(operation, begun, ended);
+        }
+        if let Some(begin) = self.timeline.as_ref().map(Timeline::begin) {
+            self.record_parking(begin);
+        }
         if let Some(timeline) = &self.timeline {
             let end = Moment::at(timeline.end());
             for (name, side, begin, end) in timeline.moments() {

@@ -54,6 +54,7 @@ use crate::host::this_host;
 use crate::link::{Link, LinkEvent, Opening};
 use crate::milestone::Milestone;
 use crate::outside::{Outside, ReleaseReason};
+use crate::planted;
 use crate::protocol::{
     Abort, Counts, Hello, Lanes, Message, MessageKind, Prepare, Ready, Running, VERIFY_PAGES_MAX,
     VERSION_MAX, VERSION_MIN, Verified, VerifyPages, Welcome, WireCosts, WireHost, WireLayout,
@@ -86,6 +87,10 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The cap, where none was given, as a multiple of the budget.
 const CAP_FACTOR: u32 = 10;
+
+/// How many operations of one pause are noted: some six, or a few more where state is collected
+/// from many sources.
+const NOTED_MAX: usize = 32;
 
 /// How many lanes `auto` opens at most: QEMU and Cloud Hypervisor both measured most of the gain by
 /// then on 100 Gb/s, and each lane costs the host a core while it runs.
@@ -224,6 +229,7 @@ pub(super) fn migrate(
             timeline: None,
             pause_deadline: None,
             parked: Vec::new(),
+            leaving: Duration::ZERO,
             state: Vec::new(),
             welcome: None,
             same_clock: false,
@@ -241,6 +247,7 @@ pub(super) fn migrate(
             has_recorded_end: false,
             link_is_lost: false,
             verified_recording: None,
+            noted: Vec::with_capacity(NOTED_MAX),
             recorder: shelf.recorder(Track::Control),
             shelf: shelf.clone(),
         };
@@ -327,6 +334,8 @@ struct Mover<'scope, 'env> {
     /// The cap's end, once the guest is being paused.
     pause_deadline: Option<Deadline>,
     parked: Vec<Timestamp>,
+    /// From the order to pause until the first vCPU was parked.
+    leaving: Duration,
     state: Vec<u8>,
     welcome: Option<Welcome>,
     /// Whether the destination runs on this very boot of this host, and so shares its clock.
@@ -354,6 +363,8 @@ struct Mover<'scope, 'env> {
     link_is_lost: bool,
     /// What the destination recorded, as it said it.
     verified_recording: Option<Vec<u8>>,
+    /// Operations of the pause, until it is over.
+    noted: Vec<(Operation, Moment, Moment)>,
     recorder: Kept,
     /// Where the recorders of the other threads come from.
     shelf: Shelf,

@@ -9,6 +9,13 @@ impl Mover<'_, '_> {
         }
     }
 
+    /// The next part of the pause begins now.
+    pub(super) fn begins(&mut self) {
+        if let Some(timeline) = &mut self.timeline {
+            timeline.begins_now();
+        }
+    }
+
     pub(super) fn tell_progress(&mut self) {
         let now = Timestamp::now();
         let phase = match self.session.state() {
@@ -127,6 +134,7 @@ impl Mover<'_, '_> {
             budget_ns: nanoseconds(self.handle.max_blackout()),
             cap_ns: nanoseconds(self.blackout_cap()),
             clock_error_ns: self.clock().map(|clock| clock.error_ns),
+            leaving_ns: nanoseconds(self.leaving),
         }
     }
 

@@ -84,6 +84,7 @@ fn run(lanes: u16, pass: u32) -> Run {
     let part = |(name, side, ns): (&str, Side, f64)| BlackoutPart {
         name: name.to_owned(),
         side,
+        begin_ns: None,
         duration_ns: of(ns),
     };
     Run {

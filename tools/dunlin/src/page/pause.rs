@@ -1,7 +1,7 @@
 //! The pause: its parts one after the other on the source's clock, with what was predicted; and the
 //! three ways in which it is known as a whole.
 
-use dunlin_engine::report::{BlackoutReport, Side};
+use dunlin_engine::report::{BlackoutReport, REMAINDER, Side};
 use maud::{Markup, html};
 
 use super::axis::{Axis, AxisUnit, percent};
@@ -78,6 +78,7 @@ fn waterfall(blackout: &BlackoutReport) -> Markup {
     let mut begin = 0_u64;
     for part in &blackout.parts {
         let predicted = predicted(blackout, &part.name).map_or(0, |(_, predicted_ns)| predicted_ns);
+        begin = part.begin_ns.unwrap_or(begin);
         end = end.max(begin.saturating_add(predicted));
         begin = begin.saturating_add(part.duration_ns);
     }
@@ -86,8 +87,13 @@ fn waterfall(blackout: &BlackoutReport) -> Markup {
 
     let mut rows = Vec::new();
     let mut begin = 0_u64;
+    let mut gaps = Vec::new();
     for (place, part) in blackout.parts.iter().enumerate() {
         let took = part.duration_ns;
+        if let Some(later) = part.begin_ns.filter(|later| *later > begin) {
+            gaps.push((begin, later));
+            begin = later;
+        }
         let end = begin.saturating_add(took);
         // A name that comes twice was predicted once.
         let is_first = blackout
@@ -102,7 +108,11 @@ fn waterfall(blackout: &BlackoutReport) -> Markup {
                 @let (x, width) = axis.stretch(begin, begin.saturating_add(predicted_ns));
                 rect.expected x=(percent(x)) width=(percent(width)) y="3" height="16" {}
             }
-            (bar(axis, begin, end, class))
+            @if part.name == REMAINDER {
+                @for (from, to) in &gaps { (bar(axis, *from, *to, class)) }
+            } @else {
+                (bar(axis, begin, end, class))
+            }
         };
         // What took no time adds nothing to see.
         if took > 0 || predicted.is_some() {
@@ -142,8 +152,8 @@ fn waterfall(blackout: &BlackoutReport) -> Markup {
         Column::new("when in the pause", Form::Picture),
     ];
     let caption = html! {
-        "Its parts, in order, on the source's clock: without gap or overlap, they add up to the \
-         whole. Outlines are what was predicted."
+        "Its parts, in order, on the source's clock; with the remainder, which is what lies between \
+         them, they add up to the whole. Outlines are what was predicted."
         @match blackout.clock_error_ns {
             Some(0) => {}
             Some(error_ns) => {

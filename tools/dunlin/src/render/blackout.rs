@@ -1,5 +1,6 @@
 //! The pause, part by part: who took how long, beside what was predicted.
 
+use dunlin_engine::report::reckoning::{GuestAccount, Reckoning};
 use dunlin_engine::report::{BlackoutReport, PredictedPart, Side};
 
 use super::amounts::nanoseconds;
@@ -58,6 +59,26 @@ pub(super) fn lines(blackout: &BlackoutReport, palette: Palette) -> Vec<String> 
         );
         lines.push(line.trim_end().to_owned());
     }
+    let reckoning = Reckoning::of(blackout);
+    // Terms that are about several parts, and those whose part took no time.
+    for term in &reckoning.terms {
+        let is_shown = blackout
+            .parts
+            .iter()
+            .any(|part| part.name == term.name && part.duration_ns > 0);
+        if let Some(predicted_ns) = term.predicted_ns.filter(|ns| *ns > 0 && !is_shown) {
+            lines.push(palette.faint(&format!(
+                "    {:<22} {:<11} {:>8}  ≈ {}",
+                clipped(&term.name, 22),
+                "in all",
+                nanoseconds(term.took_ns),
+                nanoseconds(predicted_ns)
+            )));
+        }
+    }
+    if let Some(guest) = &reckoning.guest {
+        lines.extend(wrapped(&seen_by_guest(guest), 4));
+    }
     if blackout.vcpus_ns.len() > 1 {
         let own: Vec<String> = blackout
             .vcpus_ns
@@ -87,6 +108,27 @@ pub(super) fn lines(blackout: &BlackoutReport, palette: Palette) -> Vec<String> 
         )),
     }
     lines
+}
+
+/// How the guest's account of the pause stands to the engine's.
+fn seen_by_guest(guest: &GuestAccount) -> String {
+    let seen = nanoseconds(guest.visible_ns);
+    let paused = nanoseconds(guest.paused_ns);
+    let Some(more_ns) = guest.visible_ns.checked_sub(guest.paused_ns) else {
+        return format!("the guest saw {seen}, its vCPU was away for {paused}");
+    };
+    let rest = match guest.unexplained_ns() {
+        rest if rest > 0 => format!(
+            ", the rest of {} on the way in and until it looked at its clock",
+            nanoseconds(rest.unsigned_abs())
+        ),
+        _ => String::new(),
+    };
+    format!(
+        "the guest saw {seen}, {} more than its vCPU was away: up to {} on the way out{rest}",
+        nanoseconds(more_ns),
+        nanoseconds(guest.leaving_ns)
+    )
 }
 
 /// A bar as long as `part` is of `longest`, in eighths of a column.

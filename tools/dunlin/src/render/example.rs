@@ -33,6 +33,7 @@ pub(crate) fn moved() -> Report {
     let part = |name: &str, side, duration_ns| BlackoutPart {
         name: name.to_owned(),
         side,
+        begin_ns: None,
         duration_ns,
     };
     Report {
@@ -97,6 +98,7 @@ pub(crate) fn moved() -> Report {
             budget_ns: 50_000_000,
             cap_ns: 500_000_000,
             clock_error_ns: Some(0),
+            leaving_ns: 20_000,
         }),
         in_doubt: None,
         registration: None,
