@@ -26,7 +26,7 @@ RUNS ?= 300
 SETUP := tools/setup.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test model simulate chaos planted-bug planted-slowness softroce softroce-bench softroce-chaos rdma-test bench bench-blackout lint format deny
+.PHONY: help demo build test model simulate chaos planted-bug planted-delays planted-slowness softroce softroce-bench softroce-chaos rdma-test bench bench-blackout bench-recording receipts lint format deny
 
 help: ## Say what there is
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,7 @@ test: build ## Run every test: units, properties, and scenarios with the built p
 	$(CARGO) test -p dunlin-engine --features vm-memory --lib --locked vm_memory
 	$(CARGO) test -p dunlin-transports --locked --features simulation --lib runtime
 	$(SIMULATION) -- --schedules $(SCHEDULES)
+	$(CARGO) test -p dunlin-engine --locked --features planted-delays --test planted_delays
 	DUNLIN=$(DUNLIN) $(CARGO) test -p dunlin-tests --locked -- --test-threads=$(SCENARIO_THREADS) --show-output
 
 model: ## Walk through all states of the handover, the larger bounds (about a minute)
@@ -72,6 +73,10 @@ planted-bug: ## See that a planted bug, which makes two owners of a guest, is fo
 	$(CARGO) build --locked -p dunlin $(FEATURES) --features planted-split-brain --target-dir $(CARGO_TARGET_DIR)/planted
 	DUNLIN=$(CARGO_TARGET_DIR)/planted/debug/dunlin $(CARGO) run -p dunlin-tests --locked --bin dunlin-chaos -- \
 		--expect-two-owners --runs 8 --only freeze-incoming/commit --only cut/commit
+
+planted-delays: ## See that a delay in any part of the pause shows in that part alone
+	@$(SETUP) rust cc
+	$(CARGO) test -p dunlin-engine --locked --features planted-delays --test planted_delays -- --show-output
 
 # Both programs run in turns, so that both see the same machine. The same program against itself has
 # to pass, the slowed one has to fail (with exit code 18).
@@ -114,6 +119,16 @@ bench-blackout: build ## Measure the pause of guests over loopback (three minute
 	$(CARGO) build --release --locked -p dunlin-bench --bin blackout
 	@mkdir -p $(BENCH_RESULTS)
 	$(CARGO_TARGET_DIR)/release/blackout --dunlin $(DUNLIN) --json $(BENCH_RESULTS)/blackout.json $(ARGS)
+
+# The program without recording has a folder of its own.
+bench-recording: build ## Measure what recording costs a move, against a build without it (five minutes)
+	$(CARGO) build --release --locked -p dunlin --no-default-features --features compression --target-dir $(CARGO_TARGET_DIR)/silent
+	$(CARGO) build --release --locked -p dunlin-bench --bin recording
+	$(CARGO_TARGET_DIR)/release/recording --dunlin $(DUNLIN) --without $(CARGO_TARGET_DIR)/silent/release/dunlin $(ARGS)
+
+receipts: build ## Check the receipts of 50 moves (a minute; ARGS="--each --transport rdma --addresses A B")
+	$(CARGO) build --release --locked -p dunlin-bench --bin receipts
+	$(CARGO_TARGET_DIR)/release/receipts --dunlin $(DUNLIN) $(ARGS)
 
 lint: ## Check formatting, lints, documentation, and the licences and sources of dependencies
 	@$(SETUP) rust cc rustfmt clippy --want cargo-deny rdma-headers

@@ -6,6 +6,7 @@
 //! | [`program`] | processes: started, waited for within bounds, ended |
 //! | [`ends`] | the two ends of a link: addresses, and the network namespaces that they are in |
 //! | [`site`] | Dunlin as on a host of its own: a guest, a receiver, a move |
+//! | [`shuttle`] | a guest that moves there and back between two of these |
 //! | [`moved`] | what the report of a move says |
 //! | [`qmp`] | speaking with QEMU |
 //! | [`usage`] | whose processor time and whose memory a run was |
@@ -22,6 +23,7 @@ pub mod inputs;
 pub mod moved;
 pub mod program;
 pub mod qmp;
+pub mod shuttle;
 pub mod site;
 pub mod spread;
 pub mod table;

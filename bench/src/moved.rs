@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use dunlin_engine::report::BlackoutReport;
+use dunlin_engine::telemetry::MoveTelemetry;
 use serde_json::Value;
 
 /// Bytes of a page.
@@ -69,6 +71,26 @@ impl Move {
             predicted_parts: parts(&report["blackout"]["predicted_parts"]),
             report,
         })
+    }
+
+    /// The pause, as the engine's library knows it.
+    ///
+    /// # Errors
+    ///
+    /// When the report's is of another form.
+    pub fn pause(&self) -> anyhow::Result<BlackoutReport> {
+        let blackout = self.report["blackout"].clone();
+        serde_json::from_value(blackout).context("the report's blackout")
+    }
+
+    /// What both ends measured; `None` from a build without recording.
+    ///
+    /// # Errors
+    ///
+    /// When the report's is of another form.
+    pub fn telemetry(&self) -> anyhow::Result<Option<MoveTelemetry>> {
+        let told = self.report["telemetry"].clone();
+        serde_json::from_value(told).context("the report's telemetry")
     }
 
     /// A number of the report, by its JSON pointer.

@@ -25,9 +25,7 @@ use clap::Parser;
 use dunlin_bench::ends::Ends;
 use dunlin_bench::host;
 use dunlin_bench::moved::Move;
-use dunlin_bench::program::wait_until_ended;
-use dunlin_bench::site::{Receiver, Site};
-use tempfile::TempDir;
+use dunlin_bench::shuttle::Shuttle;
 
 use crate::cases::Case;
 
@@ -119,42 +117,14 @@ fn main() -> anyhow::Result<ExitCode> {
     })
 }
 
-/// The guest's name.
-const GUEST: &str = "moving";
-
 /// One pass of a case: its guest starts, moves there and back, and ends.
 fn moves(arguments: &Arguments, results: &mut Results) -> anyhow::Result<()> {
-    let directory = TempDir::with_prefix("dunlin-blackout-")?;
-    let ends = Ends::loopback();
-    let site = |name: &str, end| -> anyhow::Result<(Site, Receiver)> {
-        let site = Site::new(&arguments.dunlin, directory.path().join(name), end)?;
-        let receiver = site.receiver(&[])?;
-        Ok((site, receiver))
-    };
-    let (here, receiver_here) = site("here", ends.source.clone())?;
-    let (there, receiver_there) = site("there", ends.destination.clone())?;
-    let guest = here.guest(GUEST, &results.case.run_arguments())?;
-    let mut process = guest.id();
-    let mut ways = [
-        (&here, &there, &receiver_there),
-        (&there, &here, &receiver_here),
-    ]
-    .into_iter()
-    .cycle();
+    let programs = [&*arguments.dunlin; 2];
+    let guest = results.case.run_arguments();
+    let mut shuttle = Shuttle::start(programs, &Ends::loopback(), "tcp", &guest, &[])?;
     for _ in 0..results.case.moves(arguments.moves) {
-        let Some((from, to, receiver)) = ways.next() else {
-            break;
-        };
-        let made = from.send(
-            GUEST,
-            "tcp",
-            receiver,
-            &["--verify", "off", "--lanes", &arguments.lanes],
-        )?;
+        let made = shuttle.cross(&["--verify", "off", "--lanes", &arguments.lanes])?;
         results.moves.push(made);
-        // What the old process frees is no part of the next move.
-        wait_until_ended(process, "the guest's process")?;
-        process = to.process_of(GUEST)?;
     }
     Ok(())
 }
