@@ -8,7 +8,10 @@
 //! | [`site`] | Dunlin as on a host of its own: a guest, a receiver, a move |
 //! | [`shuttle`] | a guest that moves there and back between two of these |
 //! | [`moved`] | what the report of a move says |
-//! | [`qmp`] | speaking with QEMU |
+//! | [`qemu`], [`qmp`] | QEMU: two of them, and speaking with them |
+//! | [`boot_sector`] | a guest for QEMU that rewrites memory |
+//! | [`iperf`] | `iperf3` |
+//! | [`random_memory`] | a file in memory with random bytes |
 //! | [`usage`] | whose processor time and whose memory a run was |
 //! | [`host`] | the machine's own counters |
 //! | [`spread`] | medians of several runs, and how far these are apart |
@@ -17,12 +20,16 @@
 //!
 //! The programs in `bin/` compare and print; the micro-benchmarks are in `benches/`.
 
+pub mod boot_sector;
 pub mod ends;
 pub mod host;
 pub mod inputs;
+pub mod iperf;
 pub mod moved;
 pub mod program;
+pub mod qemu;
 pub mod qmp;
+pub mod random_memory;
 pub mod shuttle;
 pub mod site;
 pub mod spread;
