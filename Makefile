@@ -42,7 +42,7 @@ build: ## Build the program: target/release/dunlin
 	$(CARGO) build --release --locked -p dunlin $(FEATURES)
 
 test: build ## Run every test: units, properties, and scenarios with the built program
-	@$(SETUP) --want ip
+	@$(SETUP) --want ip chromium
 	tools/check-needed.sh $(DUNLIN)
 	$(CARGO) test --workspace --exclude dunlin --exclude dunlin-tests --locked -- --show-output
 	$(CARGO) test -p dunlin $(FEATURES) --locked -- --show-output

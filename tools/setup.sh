@@ -23,6 +23,7 @@ die() {
 left_out() {
     case $1 in
         ip) echo 'tests between network namespaces are skipped' ;;
+        chromium) echo 'pages are not looked at in a browser' ;;
         rdma-headers) echo 'RDMA is not built' ;;
         cargo-deny) echo "licences and sources of dependencies are not checked" ;;
         *) echo 'something is left out' ;;
@@ -38,6 +39,7 @@ present() {
         cc) command -v cc >/dev/null && echo 'int main(void) { return 0; }' | cc -x c -o /dev/null - 2>/dev/null ;;
         # rdma-sys makes its bindings from the headers; see clang_is_known for what it needs besides.
         rdma-headers) command -v pkg-config >/dev/null && pkg-config --exists libibverbs librdmacm && clang_is_known ;;
+        chromium) command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null ;;
         cargo-deny | make) command -v "$1" >/dev/null ;;
         ip) command -v ip >/dev/null || [ -x /sbin/ip ] || [ -x /usr/sbin/ip ] ;;
         rdma-tools) command -v ibv_devinfo >/dev/null && command -v rping >/dev/null && PATH=$PATH:/usr/sbin:/sbin command -v rdma >/dev/null ;;
@@ -78,6 +80,8 @@ install() {
             ;;
         cc) apt gcc libc6-dev ;;
         make) apt make ;;
+        # A font too, or every letter is a box.
+        chromium) apt chromium fonts-dejavu-core ;;
         ip) apt iproute2 ;;
         rdma-tools) apt ibverbs-utils ibverbs-providers rdmacm-utils iproute2 ;;
         # The one package with a clang that is not too new; Debian 12 has it.

@@ -10,8 +10,10 @@
 //! | [`host`] | what this machine has: KVM, huge pages, namespaces |
 //! | [`rdma`] | what RDMA holds, and the wire below it |
 //! | [`chaos`] | moves with faults, by the hundred |
+//! | [`browser`] | a browser that looks at pages |
 //! | [`wire`] | raw connections, to say what no program of ours would |
 
+pub mod browser;
 pub mod chaos;
 pub mod host;
 pub mod program;

@@ -12,10 +12,10 @@ use super::{ClockRelation, Counter, End, Gauge, Operation, SpanName, Track};
 use crate::clock::Timestamp;
 
 /// The durations of which every operation of the example consists.
-pub(super) const DURATIONS_NS: [u64; 6] = [90, 255, 256, 1_000, 40_000, 2_500_000];
+pub const DURATIONS_NS: [u64; 6] = [90, 255, 256, 1_000, 40_000, 2_500_000];
 
 /// What a thread of that end can measure, all of it, in numbers that differ.
-pub(super) fn recording(end: End, lanes: u16) -> Recording {
+pub fn recording(end: End, lanes: u16) -> Recording {
     let summary = Summary {
         count: 6,
         total_ns: DURATIONS_NS.iter().sum(),
@@ -111,7 +111,7 @@ pub(super) fn recording(end: End, lanes: u16) -> Recording {
 }
 
 /// A whole move in which everything that is declared was measured.
-pub(super) fn whole_move() -> MoveTelemetry {
+pub fn whole_move() -> MoveTelemetry {
     let clock = ClockRelation {
         offset_ns: -1_000,
         error_ns: 25_000,

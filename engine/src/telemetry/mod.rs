@@ -50,7 +50,7 @@ pub fn declarations() -> impl Iterator<Item = &'static Declaration> {
     spans.chain(operations).chain(counters).chain(gauges)
 }
 
-#[cfg(test)]
-mod example;
+#[cfg(any(test, feature = "testing"))]
+pub mod example;
 #[cfg(test)]
 mod tests;

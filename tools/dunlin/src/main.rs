@@ -8,6 +8,10 @@
 //! | [`supervisor`] | the process that waits for guests |
 //! | [`local`] | the runtime directory, the control sockets and what is said over them |
 //! | [`render`] | how things look on a terminal |
+//! | [`metrics`] | what Prometheus is told |
+//! | [`logs`] | logs, for those who ask for them |
+//! | [`page`] | a move as a page of HTML |
+//! | [`top`] | guests and moves, live |
 //! | [`fabric`] | RDMA, where it is built in |
 //! | [`exit`] | exit codes |
 //! | [`failure`] | why a command did not do what it was asked |
@@ -26,9 +30,13 @@ mod fabric;
 mod failure;
 mod guest;
 mod local;
+mod logs;
+mod metrics;
+mod page;
 mod render;
 mod signals;
 mod supervisor;
+mod top;
 
 use std::process::ExitCode;
 
@@ -39,6 +47,7 @@ use crate::exit::Exit;
 use crate::failure::Failure;
 
 fn main() -> ExitCode {
+    logs::begin();
     let (outcome, json) = match cli::Cli::try_parse() {
         Ok(cli) => (commands::perform(&cli.command), cli.command.wants_json()),
         Err(error) => return usage(&error),

@@ -1,5 +1,6 @@
 //! Commands that make guests: `run`, `receive`, `demo`, and the hidden `incoming`.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -64,6 +65,10 @@ pub(crate) struct Run {
     /// Its UUID [default: a random one]
     #[arg(long)]
     pub(crate) uuid: Option<Uuid>,
+    /// Answer Prometheus at this address, as in 127.0.0.1:9471 (GET /metrics). There is no
+    /// authentication
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) metrics: Option<SocketAddr>,
     #[command(flatten)]
     pub(crate) runtime: Runtime,
     #[command(flatten)]
@@ -81,6 +86,7 @@ fn run_help() -> String {
   dunlin run --name vm1 --memory 4GiB --vcpus 2
   dunlin run --name vm1 --memory 1GiB --workload pattern=random,hot=256MiB,rate=max
   dunlin run --name vm1 --memory 8GiB --memory-backing hugetlb --serial stdout
+  dunlin run --name vm1 --memory 4GiB --metrics 127.0.0.1:9471
 
 {}",
         help(&[Exit::Done, Exit::Usage, Exit::Local, Exit::Conflict])
@@ -135,6 +141,11 @@ pub(crate) struct Receive {
     /// Where guests' serial ports write, NAME.serial each [default: the runtime directory]
     #[arg(long, value_name = "DIR")]
     pub(crate) serial_dir: Option<PathBuf>,
+    /// Answer Prometheus at this address, as in 127.0.0.1:9471 (GET /metrics), for all
+    /// guests of the runtime directory. There is no
+    /// authentication
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) metrics: Option<SocketAddr>,
     #[command(flatten)]
     pub(crate) runtime: Runtime,
     #[command(flatten)]
@@ -260,6 +271,10 @@ pub(crate) struct Demo {
     /// Write the report as JSON to this file
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
+    /// Write a page about the move to this file: the pause part by part, rounds, lanes and
+    /// latencies, as one HTML file that needs nothing else
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
     /// Print nothing but errors
     #[arg(long)]
     pub(crate) quiet: bool,
@@ -271,6 +286,7 @@ fn demo_help() -> String {
   dunlin demo
   dunlin demo --memory 4GiB --vcpus 2 --workload pattern=random,hot=512MiB,rate=50MiB/s
   dunlin demo --guest process --lanes 4 --json report.json
+  dunlin demo --html move.html
 
 It exits with 0 only if the guest was moved, runs on, and its memory was found equal.
 

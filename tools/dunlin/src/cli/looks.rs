@@ -1,9 +1,12 @@
-//! Commands that look and end: `status`, `stop`, `doctor`, `completions`.
+//! Commands that look and end: `status`, `top`, `report`, `stop`, `doctor`, `completions`.
+
+use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 use clap_complete::Shell;
 
-use super::values::GuestName;
+use super::values::{GuestName, some_duration};
 use super::{Runtime, State};
 use crate::exit::{Exit, help};
 
@@ -37,6 +40,73 @@ fn status_help() -> String {
 
 {}",
         help(&[Exit::Done, Exit::Usage, Exit::NoGuest, Exit::Local])
+    )
+}
+
+/// Show guests and moves, live
+#[derive(Clone, Debug, Args)]
+#[command(
+    long_about = "\
+Shows the guests of the runtime directory and their moves on a screen that renews itself: where \
+each move stands, its rate, the pause that is predicted, each lane's rate; and what the last move \
+of a guest that is still here measured.
+
+Keys: up and down choose a guest, enter shows it in full, q ends. --once prints one snapshot as \
+text, without a terminal; 'dunlin status --json' is for programs.",
+    after_long_help = top_help()
+)]
+pub(crate) struct Top {
+    /// How long from one look to the next
+    #[arg(long, value_name = "TIME", default_value = "500ms", value_parser = some_duration)]
+    pub(crate) interval: Duration,
+    /// Print one snapshot and end
+    #[arg(long)]
+    pub(crate) once: bool,
+    #[command(flatten)]
+    pub(crate) runtime: Runtime,
+}
+
+fn top_help() -> String {
+    format!(
+        "Examples:
+  dunlin top
+  dunlin top --once
+
+{}",
+        help(&[Exit::Done, Exit::Usage, Exit::Local])
+    )
+}
+
+/// Show the report of a move again
+#[derive(Clone, Debug, Args)]
+#[command(
+    name = "report",
+    long_about = "\
+Shows the report of a move again, from the JSON that 'send --report', 'send --json' and 'demo \
+--json' write: prints the receipt, and makes the page that --html names.",
+    after_long_help = report_help()
+)]
+pub(crate) struct ShowReport {
+    /// The report; - reads standard input
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// Write a page about the move to this file: the pause part by part, rounds, lanes and
+    /// latencies, as one HTML file that needs nothing else
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
+    /// Print no receipt
+    #[arg(long)]
+    pub(crate) quiet: bool,
+}
+
+fn report_help() -> String {
+    format!(
+        "Examples:
+  dunlin report move.json
+  dunlin report move.json --html move.html --quiet
+
+{}",
+        help(&[Exit::Done, Exit::Usage, Exit::Local])
     )
 }
 

@@ -6,7 +6,7 @@
 //! | [`guest`] | commands that make guests: `run`, `receive`, `demo` |
 //! | [`moves`] | commands that move and steer: `send`, `cancel`, `set` |
 //! | [`settle`] | `settle` |
-//! | [`looks`] | commands that look and end: `status`, `stop`, `doctor`, `completions` |
+//! | [`looks`] | commands that look and end: `status`, `top`, `report`, `stop`, `doctor`, `completions` |
 //! | [`endpoint`] | `tcp://host:port` |
 //! | [`rdma`] | the flags for RDMA |
 //! | [`values`] | names, durations, lists |
@@ -75,6 +75,8 @@ pub(crate) enum Command {
     Send(moves::Send),
     Receive(guest::Receive),
     Status(looks::Status),
+    Top(looks::Top),
+    Report(looks::ShowReport),
     Cancel(moves::Cancel),
     Set(moves::Set),
     Stop(looks::Stop),
@@ -98,7 +100,12 @@ impl Command {
             Self::Set(set) => set.json,
             Self::Stop(stop) => stop.json,
             Self::Settle(settle) => settle.json,
-            Self::Run(_) | Self::Demo(_) | Self::Completions(_) | Self::Incoming(_) => false,
+            Self::Run(_)
+            | Self::Demo(_)
+            | Self::Report(_)
+            | Self::Top(_)
+            | Self::Completions(_)
+            | Self::Incoming(_) => false,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Commands that move and steer: `send`, `cancel`, `set`.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -96,6 +96,15 @@ pub(crate) struct Send {
     /// Write the report as JSON to this file too
     #[arg(long, value_name = "FILE")]
     pub(crate) report: Option<PathBuf>,
+    /// Write a page about the move to this file: the pause part by part, rounds, lanes and
+    /// latencies, as one HTML file that needs nothing else
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
+    /// Answer Prometheus at this address, as in 127.0.0.1:9471 (GET /metrics), for
+    /// as long as this command watches. There is no
+    /// authentication
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) metrics: Option<SocketAddr>,
     #[command(flatten)]
     pub(crate) rdma: RdmaChoices,
     #[command(flatten)]
@@ -136,6 +145,7 @@ fn send_help() -> String {
   dunlin send vm1 --to tcp://host-far-away --compress auto
   dunlin send vm1 --to auto://host-b --max-bandwidth 200MiB/s --on-stall switchover
   dunlin send vm1 --to tcp://host-b --json --quiet --timeout 5min
+  dunlin send vm1 --to tcp://host-b --html move.html
 
 {}",
         help(&[

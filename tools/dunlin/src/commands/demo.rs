@@ -12,7 +12,7 @@ use dunlin_vmm::size::{format_rate, format_size};
 use dunlin_vmm::workload::{Pattern, Workload};
 
 use self::stage::{GUEST, Stage};
-use super::report_file::ReportFile;
+use super::report_file::{Form, ReportFiles};
 use super::run::kind;
 use super::send::{Interrupts, Watched, watch_move};
 use crate::cli::guest::{Demo, TransportChoice};
@@ -22,6 +22,7 @@ use crate::failure::Failure;
 use crate::local::client::Connection;
 use crate::local::protocol::{GuestState, GuestStatus, MoveOrder, nanoseconds};
 use crate::local::runtime_dir::RuntimeDir;
+use crate::metrics::watched::MoveSeen;
 use crate::render::amounts::{bytes, counted};
 use crate::render::palette::Palette;
 use crate::render::progress::LiveLine;
@@ -41,11 +42,10 @@ pub(super) const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Moves a guest, and tells about it.
 pub(crate) fn run(arguments: &Demo) -> Result<Exit, Failure> {
-    let file = arguments
-        .json
-        .as_deref()
-        .map(ReportFile::open)
-        .transpose()?;
+    let files = ReportFiles::open(&[
+        (Form::Json, arguments.json.as_deref()),
+        (Form::Html, arguments.html.as_deref()),
+    ])?;
     let interrupts = Interrupts::watch()?;
     let teller = Teller {
         quiet: arguments.quiet,
@@ -82,6 +82,7 @@ pub(crate) fn run(arguments: &Demo) -> Result<Exit, Failure> {
         order,
         DOUBT_WAIT,
         &mut live,
+        &MoveSeen::default(),
         &interrupts,
     )?;
     live.clear();
@@ -98,10 +99,11 @@ pub(crate) fn run(arguments: &Demo) -> Result<Exit, Failure> {
         outcome = verdict(&report);
     }
     teller.tell(&format!("\n{}", receipt(&report, teller.palette)))?;
-    if let Some(file) = file {
-        file.write(&report)?;
-    }
+    let unwritten = files.write(&report);
     stage.clear()?;
+    if let Some(failure) = unwritten.into_iter().next() {
+        return Err(failure);
+    }
     Ok(outcome)
 }
 

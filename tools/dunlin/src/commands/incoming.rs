@@ -28,6 +28,7 @@ use dunlin_transports::tcp::{
 use dunlin_vmm::machine::{Gauge, Machine, MachineFactory};
 use dunlin_vmm::memory::{comes_in_huge_pages, keep_to_small_pages};
 use rustix::process::{Signal, getpid, kill_process};
+use tracing::{info, warn};
 
 use self::serial_file::SerialFile;
 use crate::cli::guest::Incoming;
@@ -145,6 +146,11 @@ fn arrive(arguments: &Incoming, socket: &UnixStream) -> Result<Arrived, Failure>
     let hello = Hello::from_frame(&hello)
         .map_err(|error| Failure::new(Exit::PeerFailed, error.to_string()))?;
 
+    let session = hello.session();
+    let guest = arguments.name.0.as_str();
+    let peer = arguments.peer.as_str();
+    let transport = hello.transport();
+    info!(%session, side = "destination", guest, peer, transport, "the move begins");
     let prepared = prepare(arguments, &hello);
     let Prepared {
         claim,
@@ -207,8 +213,13 @@ fn arrive(arguments: &Incoming, socket: &UnixStream) -> Result<Arrived, Failure>
         outside,
     };
     let received = receive(arrival, &settings)
+        .inspect_err(
+            |error| warn!(%session, side = "destination", %error, "the guest did not come"),
+        )
         .map_err(|error| Failure::new(Exit::PeerFailed, error.to_string()))?;
     arrived.store(true, Ordering::Release);
+    let (epoch, source_knows) = (received.epoch, received.source_knows);
+    info!(%session, side = "destination", guest, epoch, source_knows, "the guest runs here");
     Ok(Arrived {
         desk,
         machine: received.guest,

@@ -6,10 +6,12 @@
 //! | [`incoming`] | the process of a guest that is let in |
 //! | [`receive`] | waiting for guests |
 //! | [`send`] | asking a guest to move, and watching |
-//! | [`report_file`] | the file that a move's report goes to |
+//! | [`report`] | a move's report, looked at again |
+//! | [`report_file`] | the files that a move's report goes to |
 //! | [`settle`] | settling who owns a guest |
 //! | [`steer`] | `cancel`, `set`, `stop` |
 //! | [`status`] | showing guests |
+//! | [`top`] | showing guests and moves, live |
 //! | [`demo`] | a move on this machine, told as a story |
 //! | [`doctor`] | what this host can do |
 
@@ -17,12 +19,14 @@ mod demo;
 mod doctor;
 mod incoming;
 mod receive;
+mod report;
 mod report_file;
 mod run;
 mod send;
 mod settle;
 mod status;
 mod steer;
+mod top;
 
 use std::io::{self, Write};
 
@@ -45,6 +49,8 @@ pub(crate) fn perform(command: &Command) -> Result<Exit, Failure> {
         Command::Send(arguments) => send::run(arguments),
         Command::Receive(arguments) => receive::run(arguments),
         Command::Status(arguments) => status::run(arguments),
+        Command::Top(arguments) => top::run(arguments),
+        Command::Report(arguments) => report::run(arguments),
         Command::Cancel(arguments) => steer::cancel(arguments),
         Command::Set(arguments) => steer::set(arguments),
         Command::Stop(arguments) => steer::stop(arguments),

@@ -12,10 +12,12 @@ use crate::exit::Exit;
 use crate::fabric;
 use crate::failure::Failure;
 use crate::local::state_dir;
+use crate::metrics::Port;
 use crate::supervisor::admission::Admission;
 use crate::supervisor::ledger::Ledger;
+use crate::supervisor::metrics::Told;
 use crate::supervisor::registry::Registry;
-use crate::supervisor::teller::{Happening, Teller};
+use crate::supervisor::teller::{Arrivals, Happening, Teller};
 use crate::supervisor::{Ending, accept, end_on_signals};
 
 /// Waits for guests until a signal comes, or until one has arrived under `--once`.
@@ -30,6 +32,7 @@ pub(crate) fn run(arguments: &Receive) -> Result<Exit, Failure> {
     if arguments.listen.scheme == Scheme::Rdma {
         see_rdma()?;
     }
+    let metrics = Port::open(arguments.metrics)?;
     let options = Options::default();
     let listener = listen(&arguments.listen.authority(), &options).map_err(|error| {
         Failure::system(
@@ -45,6 +48,7 @@ pub(crate) fn run(arguments: &Receive) -> Result<Exit, Failure> {
         .map_err(|error| Failure::system("the listening address", error))?;
     let teller = Teller {
         json: arguments.json,
+        arrivals: Arrivals::default(),
     };
     let (endings_sender, endings) = channel();
     end_on_signals(endings_sender.clone())?;
@@ -57,8 +61,11 @@ pub(crate) fn run(arguments: &Receive) -> Result<Exit, Failure> {
         endings: Mutex::new(endings_sender),
         arguments: arguments.clone(),
     });
-    accept(listener, options, admission)?;
-    teller.tell(&Happening::Listening {
+    accept(listener, options, Arc::clone(&admission))?;
+    if let Some(port) = metrics {
+        port.answer(Arc::new(Told(Arc::clone(&admission))))?;
+    }
+    admission.teller.tell(&Happening::Listening {
         endpoint: Endpoint::tcp(address).to_string(),
     });
     match endings.recv() {

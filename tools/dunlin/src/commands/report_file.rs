@@ -1,5 +1,5 @@
-//! The file that a move's report goes to. It is opened before the move is ordered, so that a path
-//! that can't be written stops the command while nothing has happened yet.
+//! The files that a move's report goes to. They are opened before the move is ordered, so that a
+//! path that can't be written stops the command while nothing has happened yet.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -9,50 +9,98 @@ use dunlin_engine::report::Report;
 
 use crate::exit::Exit;
 use crate::failure::Failure;
+use crate::page;
+
+/// In what form a report is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    /// The report itself.
+    Json,
+    /// A page to look at.
+    Html,
+}
+
+impl Form {
+    fn of(self, report: &Report) -> Result<Vec<u8>, Failure> {
+        match self {
+            Self::Json => super::json(report).map(String::into_bytes),
+            Self::Html => page::page(report).map(String::into_bytes),
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Json => "the report",
+            Self::Html => "the page",
+        }
+    }
+}
+
+/// Open files for a report.
+#[derive(Default)]
+pub(super) struct ReportFiles(Vec<ReportFile>);
+
+impl ReportFiles {
+    /// Opens the files that are asked for. What is in them stays until there is a report.
+    ///
+    /// # Errors
+    ///
+    /// [`Exit::Usage`] when one can't be written.
+    pub(super) fn open(wanted: &[(Form, Option<&Path>)]) -> Result<Self, Failure> {
+        let wanted = wanted
+            .iter()
+            .filter_map(|(form, path)| Some((*form, (*path)?)));
+        let files = wanted.map(|(form, path)| ReportFile::open(form, path));
+        files.collect::<Result<_, _>>().map(Self)
+    }
+
+    /// Writes the report to all of them, in place of what was there; each is tried.
+    ///
+    /// # Errors
+    ///
+    /// Those of the files that could not be written.
+    pub(super) fn write(self, report: &Report) -> Vec<Failure> {
+        let written = self.0.into_iter().map(|file| file.write(report));
+        written.filter_map(Result::err).collect()
+    }
+}
 
 /// An open file for a report.
-pub(super) struct ReportFile {
+struct ReportFile {
+    form: Form,
     path: PathBuf,
     file: File,
 }
 
 impl ReportFile {
-    /// Opens the file. What is in it stays until there is a report.
-    ///
-    /// # Errors
-    ///
-    /// [`Exit::Usage`] when it can't be written.
-    pub(super) fn open(path: &Path) -> Result<Self, Failure> {
+    fn open(form: Form, path: &Path) -> Result<Self, Failure> {
         let file = OpenOptions::new()
             .create(true)
             .truncate(false)
             .write(true)
             .open(path)
             .map_err(|error| {
+                let (what, path) = (form.name(), path.display());
                 Failure::new(
                     Exit::Usage,
-                    format!(
-                        "the report can't be written to {}: {error}; nothing was moved",
-                        path.display()
-                    ),
+                    format!("{what} can't be written to {path}: {error}; nothing was moved"),
                 )
             })?;
         Ok(Self {
+            form,
             path: path.to_owned(),
             file,
         })
     }
 
-    /// Writes the report, in place of what was in the file.
-    ///
-    /// # Errors
-    ///
-    /// When the system does not take it.
-    pub(super) fn write(mut self, report: &Report) -> Result<(), Failure> {
-        let text = super::json(report)?;
+    fn write(mut self, report: &Report) -> Result<(), Failure> {
+        let text = self.form.of(report)?;
         self.empty()
-            .and_then(|()| self.file.write_all(text.as_bytes()))
-            .map_err(|error| Failure::system(format!("the report {}", self.path.display()), error))
+            .and_then(|()| self.file.write_all(&text))
+            .map_err(|error| {
+                let what = format!("{} {}", self.form.name(), self.path.display());
+                Failure::system(what, error)
+            })
     }
 
     fn empty(&self) -> std::io::Result<()> {
@@ -74,11 +122,25 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("report.json");
         std::fs::write(&path, "x".repeat(1 << 20)).unwrap();
-        let file = ReportFile::open(&path).unwrap();
+        let page = directory.path().join("report.html");
+        let wanted = [(Form::Json, Some(&*path)), (Form::Html, Some(&*page))];
+        let files = ReportFiles::open(&wanted).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().len(), 1 << 20);
         let report = example::moved();
-        file.write(&report).unwrap();
+        assert!(files.write(&report).is_empty());
         let read: Report = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
         assert_eq!(read, report);
+        let page = std::fs::read_to_string(&page).unwrap();
+        assert!(page.starts_with("<!DOCTYPE html>"), "{page}");
+    }
+
+    #[test]
+    fn a_path_that_can_not_be_written_is_known_at_once() {
+        let path = Path::new("/nowhere/page.html");
+        let failure = ReportFiles::open(&[(Form::Html, Some(path))])
+            .err()
+            .unwrap();
+        assert_eq!(failure.exit, Exit::Usage);
+        assert!(failure.message.contains("the page"), "{}", failure.message);
     }
 }

@@ -25,6 +25,7 @@ use crate::local::client::Connection;
 use crate::local::protocol::GuestState;
 use crate::local::runtime_dir::RuntimeDir;
 use crate::local::state_dir;
+use crate::metrics::Port;
 use crate::supervisor::ledger;
 
 /// A guest's first epoch.
@@ -43,6 +44,7 @@ pub(crate) fn run(arguments: &Run) -> Result<Exit, Failure> {
         hooks: arguments.hooks.clone(),
     };
     state_dir::prepare(&provisions.records)?;
+    let metrics = Port::open(arguments.metrics)?;
     let (_claim, listener) = runtime.claim(name)?;
     let serial = serial(&arguments.serial)?;
     let kind = kind(arguments.guest);
@@ -70,6 +72,9 @@ pub(crate) fn run(arguments: &Run) -> Result<Exit, Failure> {
     // To fill the memory takes its time, and a guest that does not answer looks dead.
     let desk = Desk::new(facts, GuestState::Starting, provisions.clone());
     desk.open(listener)?;
+    if let Some(port) = metrics {
+        desk.tell_metrics(port)?;
+    }
     // Behind that, so that of two twins that start at once each sees the other.
     if let Some(uuid) = arguments.uuid {
         refuse_twin(&runtime, name, uuid)?;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use dunlin_engine::report::{Outcome, Report};
 
-use super::report_file::ReportFile;
+use super::report_file::{Form, ReportFiles};
 use crate::cli::moves::Send;
 use crate::console;
 use crate::exit::Exit;
@@ -15,6 +15,8 @@ use crate::failure::Failure;
 use crate::local::client::Connection;
 use crate::local::protocol::{MoveOrder, Request, Response};
 use crate::local::runtime_dir::RuntimeDir;
+use crate::metrics::Port;
+use crate::metrics::watched::MoveSeen;
 use crate::render::palette::Palette;
 use crate::render::progress::LiveLine;
 use crate::render::receipt::{headline, receipt};
@@ -26,12 +28,16 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// Moves a guest.
 pub(crate) fn run(arguments: &Send) -> Result<Exit, Failure> {
     let runtime = arguments.runtime.directory();
-    let file = arguments
-        .report
-        .as_deref()
-        .map(ReportFile::open)
-        .transpose()?;
+    let files = ReportFiles::open(&[
+        (Form::Json, arguments.report.as_deref()),
+        (Form::Html, arguments.html.as_deref()),
+    ])?;
+    let metrics = Port::open(arguments.metrics)?;
     let interrupts = Interrupts::watch()?;
+    let seen = Arc::new(MoveSeen::default());
+    if let Some(port) = metrics {
+        port.answer(Arc::clone(&seen) as _)?;
+    }
     let mut live = LiveLine::new(arguments.quiet);
     let name = &arguments.name.0;
     let watched = watch_move(
@@ -40,12 +46,13 @@ pub(crate) fn run(arguments: &Send) -> Result<Exit, Failure> {
         arguments.order(),
         arguments.doubt_wait,
         &mut live,
+        &seen,
         &interrupts,
     )?;
     live.clear();
     let report = watched.into_report(name)?;
     // What became of the guest is the exit code, whether or not it can be told of.
-    let written = file.map_or(Ok(()), |file| file.write(&report));
+    let unwritten = files.write(&report);
     let printed = if arguments.json {
         super::print_json(&report)
     } else if !arguments.quiet {
@@ -53,7 +60,7 @@ pub(crate) fn run(arguments: &Send) -> Result<Exit, Failure> {
     } else {
         Ok(())
     };
-    for failure in [written, printed].into_iter().filter_map(Result::err) {
+    for failure in unwritten.into_iter().chain(printed.err()) {
         console::warn(failure);
     }
     if arguments.quiet && !arguments.json && report.outcome != Outcome::Moved {
@@ -107,6 +114,7 @@ pub(super) fn watch_move(
     order: MoveOrder,
     doubt_wait: Duration,
     live: &mut LiveLine,
+    seen: &MoveSeen,
     interrupts: &Interrupts,
 ) -> Result<Watched, Failure> {
     let mut connection = Connection::open(runtime, name)?;
@@ -121,14 +129,20 @@ pub(super) fn watch_move(
     let mut doubt: Option<(Instant, String)> = None;
     loop {
         match connection.receive()? {
-            Some(Response::Progress { progress }) => live.show(name, &progress),
+            Some(Response::Progress { progress }) => {
+                seen.progress(name, &progress);
+                live.show(name, &progress);
+            }
             Some(Response::Note { text }) => live.note(&format!("{name}: {text}")),
             Some(Response::InDoubt { reason }) => {
                 live.note(&format!("{name}: {reason}"));
                 let since = doubt.map_or_else(Instant::now, |(since, _)| since);
                 doubt = Some((since, reason));
             }
-            Some(Response::Report { report }) => return Ok(Watched::Over(report)),
+            Some(Response::Report { report }) => {
+                seen.over(&report);
+                return Ok(Watched::Over(report));
+            }
             Some(_) => return Err(connection.unexpected()),
             None => {}
         }

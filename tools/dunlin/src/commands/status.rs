@@ -9,8 +9,9 @@ use crate::cli::looks::Status;
 use crate::console;
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::local::client::Connection;
+use crate::local::client::{ANSWER_MAX, Connection};
 use crate::local::protocol::{GuestStatus, RecordStatus};
+use crate::local::roll::roll;
 use crate::render::{guests, palette::Palette};
 
 /// All guests, and what is in doubt without a process, as JSON.
@@ -33,19 +34,9 @@ pub(crate) fn run(arguments: &Status) -> Result<Exit, Failure> {
         }
         return Ok(Exit::Done);
     }
-    let mut found = Vec::new();
-    for name in runtime.names()? {
-        // A socket that nobody answers at is left over; its name is free.
-        if !runtime.is_taken(&name) {
-            continue;
-        }
-        match Connection::open(&runtime, &name).and_then(|mut guest| guest.status()) {
-            Ok(guest) => found.push(guest),
-            // It may have ended between the two looks.
-            Err(_) if !runtime.is_taken(&name) => {}
-            Err(failure) => console::warn(failure),
-        }
-    }
+    let roll = roll(&runtime, ANSWER_MAX)?;
+    roll.failures.iter().for_each(console::warn);
+    let found = roll.guests;
     let in_doubt = in_doubt(&arguments.state.directory());
     if arguments.json {
         let guests = Guests {

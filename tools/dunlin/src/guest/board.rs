@@ -23,6 +23,7 @@ use crate::failure::Failure;
 use crate::local::protocol::{
     GuestState, GuestStatus, LastMove, MoveOrder, MoveStatus, WorkloadStatus, nanoseconds,
 };
+use crate::metrics::exposition::Outcomes;
 
 /// The most notes of one move that are kept for watchers who come late.
 const NOTES_MAX: usize = 64;
@@ -82,6 +83,8 @@ pub(super) struct Inner {
     /// Why it is not known who owns the guest, while that is so; and how often that changed.
     pub(super) in_doubt: Option<(u64, String)>,
     pub(super) finished: Option<(u64, Arc<Report>, String)>,
+    /// How the moves that are over ended.
+    outcomes: Outcomes,
     pub(super) moves: u64,
     pub(super) attended: usize,
     /// Whether somebody asked for its end while a move was under way.
@@ -117,6 +120,7 @@ impl Board {
                 under_way: None,
                 in_doubt: None,
                 finished: None,
+                outcomes: Outcomes::default(),
                 moves: 0,
                 attended: 0,
                 is_to_end: false,
@@ -199,6 +203,16 @@ impl Board {
         }
     }
 
+    /// How the moves that are over ended, and the last one's report.
+    pub(super) fn over(&self) -> (Outcomes, Option<Arc<Report>>) {
+        let inner = self.lock();
+        let last = inner.finished.as_ref();
+        (
+            inner.outcomes.clone(),
+            last.map(|(_, report, _)| Arc::clone(report)),
+        )
+    }
+
     /// Begins a move, if the guest is one that can be moved now.
     ///
     /// # Errors
@@ -273,6 +287,7 @@ impl Board {
             // It holds the guest's memory.
             inner.gauge = None;
         }
+        inner.outcomes.add(report.outcome);
         inner.finished = Some((under_way.number, Arc::new(report), under_way.to));
         self.changed.notify_all();
     }

@@ -6,7 +6,7 @@ use std::time::Instant;
 use dunlin_engine::guest::GuestOffer;
 use dunlin_engine::records::{Durability, Entry, Journal, Role, Subject};
 use dunlin_engine::report::{Outcome, Report};
-use dunlin_engine::settings::MoveHandle;
+use dunlin_engine::settings::{MoveHandle, MoveSettings};
 use dunlin_engine::source::{MoveObserver, Peer, Reconnect, migrate};
 use dunlin_transports::control::{ControlChannel, ControlError};
 use dunlin_transports::deadline::Deadline;
@@ -20,6 +20,7 @@ use uuid::Uuid;
 
 use super::Provisions;
 use super::hooks::Hooks;
+use super::logged::Logged;
 use crate::cli::endpoint::{Endpoint, Scheme};
 use crate::fabric;
 use crate::local::protocol::{IoChoice, MoveOrder};
@@ -58,7 +59,7 @@ pub(crate) fn depart(
     };
     let may_be_another =
         departure.endpoint.scheme == Scheme::Auto && peer.endpoint.transport() == fabric::TRANSPORT;
-    let report = migrate(machine, peer, &settings, handle, observer);
+    let report = departure.migrate(machine, peer, &settings, handle);
     if !may_be_another || !report.another_transport_may_do || handle.cancelled() {
         return report;
     }
@@ -74,7 +75,7 @@ pub(crate) fn depart(
         .map(|limit| limit.saturating_sub(begun.elapsed()));
     // A session of its own: nobody at the destination expects a second try of the first.
     match departure.reach(machine, Scheme::Tcp) {
-        Ok(peer) => migrate(machine, peer, &settings, handle, observer),
+        Ok(peer) => departure.migrate(machine, peer, &settings, handle),
         Err((outcome, reason)) => Report::not_started(offer, outcome, reason),
     }
 }
@@ -89,6 +90,23 @@ struct Departure<'a> {
 }
 
 impl Departure<'_> {
+    /// Moves the guest to a destination that was reached.
+    fn migrate(
+        &self,
+        machine: &mut Machine,
+        peer: Peer,
+        settings: &MoveSettings,
+        handle: &MoveHandle,
+    ) -> Report {
+        let guest = &self.offer.identity.name;
+        let transport = peer.endpoint.transport();
+        let to = &self.order.to;
+        let logged = Logged::begin(self.observer, peer.session, guest, to, transport);
+        let report = migrate(machine, peer, settings, handle, &logged);
+        logged.over(&report);
+        report
+    }
+
     /// Connects to the destination, for lanes over this transport.
     fn reach(&self, machine: &Machine, scheme: Scheme) -> Result<Peer, (Outcome, String)> {
         let (offer, order) = (self.offer, self.order);

@@ -8,12 +8,16 @@
 //! | [`watch`] | those who look at the board |
 //! | [`departure`] | the guest leaves |
 //! | [`hooks`] | commands for what the guest holds outside of this host |
+//! | [`logged`] | logs of a move |
+//! | [`metrics`] | what is told to Prometheus |
 //! | [`milestones`] | stopping at a point of a move, for tests |
 
 pub(crate) mod answer;
 pub(crate) mod board;
 pub(crate) mod departure;
 pub(crate) mod hooks;
+mod logged;
+mod metrics;
 pub(crate) mod milestones;
 pub(crate) mod watch;
 
@@ -34,6 +38,7 @@ use crate::console;
 use crate::failure::Failure;
 use crate::local::protocol::{GuestState, MoveOrder};
 use crate::local::server::serve;
+use crate::metrics::Port;
 use crate::render::palette::Palette;
 use crate::render::receipt::headline;
 use crate::signals;
@@ -96,6 +101,15 @@ impl Desk {
     /// When a thread can't be made.
     pub(crate) fn open(&self, listener: UnixListener) -> Result<(), Failure> {
         serve(listener, Arc::clone(&self.answers) as _)
+    }
+
+    /// Answers Prometheus.
+    ///
+    /// # Errors
+    ///
+    /// When a thread can't be made.
+    pub(crate) fn tell_metrics(&self, port: Port) -> Result<(), Failure> {
+        port.answer(Arc::clone(&self.board) as _)
     }
 
     /// Lets signals end the guest. Until then they end the process, as where nothing is to lose.

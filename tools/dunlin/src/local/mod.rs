@@ -8,10 +8,12 @@
 //! | [`protocol`] | what is said |
 //! | [`server`] | the guest's end |
 //! | [`client`] | a command's end |
+//! | [`roll`] | all guests, each asked how it is |
 
 pub(crate) mod client;
 pub(crate) mod line;
 pub(crate) mod protocol;
+pub(crate) mod roll;
 pub(crate) mod runtime_dir;
 pub(crate) mod server;
 pub(crate) mod state_dir;

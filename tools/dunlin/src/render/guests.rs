@@ -139,7 +139,7 @@ pub(crate) fn records(records: &[RecordStatus], palette: Palette) -> String {
     text
 }
 
-fn state(state: GuestState) -> &'static str {
+pub(crate) fn state(state: GuestState) -> &'static str {
     match state {
         GuestState::Starting => "starting",
         GuestState::Incoming => "incoming",

@@ -122,7 +122,7 @@ fn writes_outrun_link(report: &Report) -> bool {
 }
 
 /// Why, where the guest is, and what to do next.
-fn explanation(report: &Report, palette: Palette) -> Vec<String> {
+pub(crate) fn explanation(report: &Report, palette: Palette) -> Vec<String> {
     let mut lines = Vec::new();
     if let Some(reason) = &report.reason {
         lines.extend(wrapped(&format!("why: {reason}"), 2));

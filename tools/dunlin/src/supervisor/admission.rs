@@ -24,6 +24,7 @@ use dunlin_transports::control::Frame;
 use dunlin_transports::deadline::Deadline;
 use dunlin_transports::lane::SessionId;
 use dunlin_transports::tcp::{Options, control_channel};
+use tracing::{info, warn};
 use uuid::Uuid;
 
 use super::Ending;
@@ -117,10 +118,13 @@ impl Admission {
         match let_in {
             Ok((admitted, guest)) => {
                 drop(control);
+                let (guest_name, pid) = (&admitted.name, guest.child.id());
+                info!(%session, guest = guest_name, %peer, pid, "a guest is let in");
                 self.hand_over(admitted, guest, kept, frame);
             }
             Err(reason) => {
                 refuse(&mut control, &reason);
+                warn!(%session, %peer, reason, "a guest is refused");
                 self.teller.tell(&Happening::Refused {
                     name: hello.offer().identity.name.clone(),
                     peer,

@@ -9,6 +9,7 @@
 //! | [`ledger`] | the memory that they were promised |
 //! | [`host`] | what memory this host has |
 //! | [`handoff`] | giving a connection to a guest's process |
+//! | [`metrics`] | what it tells Prometheus |
 //! | [`leftovers`] | the files of a guest that did not come |
 //! | [`teller`] | telling the operator what happens |
 //!
@@ -20,6 +21,7 @@ pub(crate) mod handoff;
 pub(crate) mod host;
 pub(crate) mod ledger;
 mod leftovers;
+pub(crate) mod metrics;
 pub(crate) mod registry;
 pub(crate) mod teller;
 

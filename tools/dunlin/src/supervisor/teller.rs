@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 
@@ -118,16 +119,49 @@ impl Happening {
     }
 }
 
-/// Tells the operator.
-#[derive(Clone, Copy, Debug)]
+/// Tells the operator, and keeps count.
+#[derive(Debug)]
 pub(crate) struct Teller {
     /// As JSON.
     pub(crate) json: bool,
+    /// What was told of arrivals so far.
+    pub(crate) arrivals: Arrivals,
+}
+
+/// How many guests came, and how many did not.
+#[derive(Debug, Default)]
+pub(crate) struct Arrivals {
+    arrived: AtomicU64,
+    failed: AtomicU64,
+    refused: AtomicU64,
+}
+
+impl Arrivals {
+    /// Each outcome, and how often.
+    pub(crate) fn counts(&self) -> [(&'static str, u64); 3] {
+        [
+            ("arrived", self.arrived.load(Ordering::Relaxed)),
+            ("failed", self.failed.load(Ordering::Relaxed)),
+            ("refused", self.refused.load(Ordering::Relaxed)),
+        ]
+    }
+
+    fn count(&self, happening: &Happening) {
+        let counter = match happening {
+            Happening::Arrived { .. } => &self.arrived,
+            Happening::Failed { .. } => &self.failed,
+            Happening::Refused { .. } => &self.refused,
+            _ => return,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 impl Teller {
     /// Tells what happened, on one line.
-    pub(crate) fn tell(self, happening: &Happening) {
+    pub(crate) fn tell(&self, happening: &Happening) {
+        self.arrivals.count(happening);
+        tracing::debug!(?happening, "told");
         let line = if self.json {
             serde_json::to_string(happening).unwrap_or_default()
         } else {

@@ -1,0 +1,156 @@
+//! What people see of a move beside its receipt: metrics while it runs and afterwards,
+//! `dunlin top`, and logs of both ends.
+
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+
+use anyhow::{Context, Result, ensure};
+use dunlin_tests::program::eventually;
+use dunlin_tests::site::{Site, expect_moved};
+
+const RUN: [&str; 6] = [
+    "--memory",
+    "256MiB",
+    "--workload",
+    "hot=8MiB,rate=20MiB/s",
+    "--guest",
+    "process",
+];
+
+#[test]
+fn by_metrics_and_top_while_it_runs_and_afterwards() -> Result<()> {
+    let (here, there) = (Site::new()?, Site::new()?);
+    let (source, destination, watcher) = (free_port()?, free_port()?, free_port()?);
+    let run = [&RUN[..], &["--metrics", &source]].concat();
+    let _guest = here.guest("vm1", &run)?;
+    let receiver = there.receiver(&["--metrics", &destination])?;
+    let to = receiver.endpoint.clone();
+
+    let text = scrape(&source)?;
+    ensure!(
+        value(&text, "dunlin_guest_info{guest=\"vm1\"").is_some(),
+        "{text}"
+    );
+    ensure!(!text.contains("dunlin_move_"), "{text}");
+
+    let slow = [
+        "send",
+        "vm1",
+        "--to",
+        &to,
+        "--json",
+        "--quiet",
+        "--max-bandwidth",
+        "20MiB/s",
+        "--metrics",
+        &watcher,
+    ];
+    let send = here.start(&slow)?;
+    here.await_phase("vm1", "copying")?;
+    for port in [&source, &watcher] {
+        eventually("the move's progress is told", || {
+            let Ok(text) = scrape(port) else {
+                return Ok(false);
+            };
+            let sent = value(&text, "dunlin_move_sent_bytes{guest=\"vm1\"}");
+            let rate = value(
+                &text,
+                "dunlin_move_lane_rate_bytes_per_second{guest=\"vm1\",lane=\"0\"}",
+            );
+            Ok(sent > Some(0.0) && rate.is_some())
+        })?;
+    }
+    let top = here.run(&["top", "--once"])?.expect_code(0)?.stdout;
+    for words in ["vm1", "moving", "round 1", "vm1 lane 0:"] {
+        ensure!(top.contains(words), "no '{words}' in\n{top}");
+    }
+    let screen = here.run(&["top"])?.expect_code(2)?;
+    ensure!(screen.stderr.contains("--once"), "{screen:?}");
+
+    here.run(&["cancel", "vm1"])?.expect_code(0)?;
+    let report = send.wait()?.expect_code(9)?.json()?;
+    let text = scrape(&source)?;
+    ensure!(
+        value(&text, "dunlin_moves_total{outcome=\"cancelled\"}") == Some(1.0),
+        "{text}"
+    );
+    ensure!(!text.contains("dunlin_move_sent_bytes"), "{text}");
+    let session = report["session"].as_str().context("no session")?;
+    ensure!(text.contains(&format!("session=\"{session}\"")), "{text}");
+    check_exposition(&text)?;
+
+    expect_moved(&here.send("vm1", &to, &[], 0)?)?;
+    eventually("the arrival is counted", || {
+        let text = scrape(&destination)?;
+        check_exposition(&text)?;
+        let arrived = value(&text, "dunlin_arrivals_total{outcome=\"arrived\"}");
+        let is_here = value(&text, "dunlin_guest_state{guest=\"vm1\",state=\"running\"}");
+        Ok(arrived == Some(1.0) && is_here == Some(1.0))
+    })
+}
+
+#[test]
+fn in_logs_that_name_the_session_on_both_ends() -> Result<()> {
+    let (mut here, mut there) = (Site::new()?, Site::new()?);
+    here.set_environment("RUST_LOG", Some("debug"));
+    there.set_environment("RUST_LOG", Some("info"));
+    let guest = here.guest("vm1", &RUN)?;
+    let receiver = there.receiver(&[])?;
+    let report = here.send("vm1", &receiver.endpoint, &[], 0)?;
+    expect_moved(&report)?;
+    let session = report["session"].as_str().context("no session")?;
+    let source = guest.wait()?.stderr;
+    let destination = std::fs::read_to_string(there.directory().join("vm1.log"))?;
+    for (log, side, last) in [
+        (source, "source", "the move is over"),
+        (destination, "destination", "the guest runs here"),
+    ] {
+        let of_session = |line: &&str| line.contains(session) && line.contains(side);
+        let lines: Vec<_> = log.lines().filter(of_session).collect();
+        for words in ["the move begins", last] {
+            let has = lines.iter().any(|line| line.contains(words));
+            ensure!(has, "no '{words}' of the {side} in\n{log}");
+        }
+    }
+    Ok(())
+}
+
+/// An address of the loopback interface that was free a moment ago.
+fn free_port() -> Result<String> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string())
+}
+
+fn scrape(address: &str) -> Result<String> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: dunlin\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("no answer")?;
+    ensure!(head.starts_with("HTTP/1.1 200 "), "{head}");
+    Ok(body.to_owned())
+}
+
+/// The value of the first sample that begins so.
+fn value(text: &str, begin: &str) -> Option<f64> {
+    let line = text.lines().find(|line| line.starts_with(begin))?;
+    line.rsplit(' ').next()?.parse().ok()
+}
+
+/// Checks the form: each family has one head, and its samples stand behind it, together.
+fn check_exposition(text: &str) -> Result<()> {
+    let mut family = String::new();
+    let mut seen = BTreeSet::new();
+    for line in text.lines() {
+        if let Some(head) = line.strip_prefix("# TYPE ") {
+            family = head.split(' ').next().unwrap_or_default().to_owned();
+            ensure!(seen.insert(family.clone()), "{family} comes twice");
+        } else if !line.starts_with('#') {
+            ensure!(line.starts_with(&family), "{line} is not of {family}");
+            let value = line.rsplit(' ').next().context("no value")?;
+            value.parse::<f64>().with_context(|| line.to_owned())?;
+        }
+    }
+    ensure!(seen.len() > 3, "{text}");
+    Ok(())
+}
