@@ -7,7 +7,6 @@ use std::sync::atomic::AtomicBool;
 use dunlin_tests::chaos::arena::{Fabric, GuestKind};
 use dunlin_tests::chaos::campaign::Campaign;
 use dunlin_tests::chaos::tally::Tally;
-use dunlin_tests::host::has_kvm;
 use dunlin_tests::rdma::Ends;
 
 /// Who is killed, and when: in the middle of copying, inside the pause while memory is still open to
@@ -36,16 +35,16 @@ fn each_process_is_killed_in_the_phases_that_differ() -> anyhow::Result<()> {
     let Some(ends) = Ends::here() else {
         return Ok(());
     };
-    if !has_kvm() {
+    let Some(guest) = GuestKind::for_faults() else {
         return Ok(());
-    }
+    };
     let wanted: anyhow::Result<Vec<_>> = KILLED.iter().map(|fault| fault.parse()).collect();
     let campaign = Campaign {
         runs: KILLED.len(),
         seed: 2026,
         jobs: 2,
         fabric: Fabric::Rdma(ends),
-        guests: vec![GuestKind::Kvm],
+        guests: vec![guest],
         wanted: wanted?,
         has_links: false,
     };
