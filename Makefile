@@ -26,7 +26,7 @@ RUNS ?= 300
 SETUP := tools/setup.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test model simulate chaos planted-bug softroce softroce-bench softroce-chaos rdma-test bench lint format deny
+.PHONY: help demo build test model simulate chaos planted-bug planted-slowness softroce softroce-bench softroce-chaos rdma-test bench bench-blackout lint format deny
 
 help: ## Say what there is
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -73,6 +73,14 @@ planted-bug: ## See that a planted bug, which makes two owners of a guest, is fo
 	DUNLIN=$(CARGO_TARGET_DIR)/planted/debug/dunlin $(CARGO) run -p dunlin-tests --locked --bin dunlin-chaos -- \
 		--expect-two-owners --runs 8 --only freeze-incoming/commit --only cut/commit
 
+# Both programs run in turns, so that both see the same machine. The same program against itself has
+# to pass, the slowed one has to fail (with exit code 18).
+SLOWNESS := --transports tcp --lanes 1,2 --memory 1GiB --dirty-rate 0 --guest process --references none --repeat 15
+planted-slowness: build ## See that a build slowed by a tenth is told from this one (about ten minutes)
+	$(CARGO) build --release --locked -p dunlin $(FEATURES) --features planted-slowness --target-dir $(CARGO_TARGET_DIR)/planted
+	$(DUNLIN) bench $(SLOWNESS) --against $(DUNLIN)
+	$(CARGO_TARGET_DIR)/planted/release/dunlin bench $(SLOWNESS) --against $(DUNLIN); test $$? -eq 18
+
 softroce: build ## Run the RDMA tests in an emulated machine that has RDMA (ARGS=pings: those named so)
 	@$(SETUP) rdma-headers
 	tests/softroce/suite machine '$(ARGS)'
@@ -98,6 +106,14 @@ softroce-bench: build ## Compare with QEMU, ib_write_bw and iperf3 in that machi
 bench: ## Run the micro-benchmarks (about two minutes; ARGS=zero runs those named so)
 	@$(SETUP) rust cc
 	$(CARGO) bench --locked -p dunlin-bench --bench engine --bench transports -- $(ARGS)
+
+# The programs that compare write what they found into this folder too.
+BENCH_RESULTS := $(CARGO_TARGET_DIR)/bench-results
+
+bench-blackout: build ## Measure the pause of guests over loopback (three minutes; ARGS="--only idle --parts")
+	$(CARGO) build --release --locked -p dunlin-bench --bin blackout
+	@mkdir -p $(BENCH_RESULTS)
+	$(CARGO_TARGET_DIR)/release/blackout --dunlin $(DUNLIN) --json $(BENCH_RESULTS)/blackout.json $(ARGS)
 
 lint: ## Check formatting, lints, documentation, and the licences and sources of dependencies
 	@$(SETUP) rust cc rustfmt clippy --want cargo-deny rdma-headers

@@ -139,6 +139,20 @@ pub struct RunRecord {
     pub running: Vec<Timestamp>,
 }
 
+/// What a guest's own share of a handover takes on this host, as far as it was measured: before the
+/// pause, of this guest or of one like it. The prediction assumes what is `None`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HandoverCosts {
+    /// Parking all vCPUs.
+    pub park: Option<Duration>,
+    /// Saving the state of vCPUs and devices.
+    pub save: Option<Duration>,
+    /// Loading it.
+    pub load: Option<Duration>,
+    /// Entering all vCPUs.
+    pub resume: Option<Duration>,
+}
+
 /// A guest that runs here and can be sent away.
 pub trait Guest: Send {
     /// What the destination has to know in order to make room.
@@ -177,6 +191,11 @@ pub trait Guest: Send {
     /// When a vCPU can't run any more.
     fn resume(&mut self) -> Result<(), GuestError>;
 
+    /// What parking the guest and saving its state took before, where that was measured.
+    fn handover_costs(&self) -> HandoverCosts {
+        HandoverCosts::default()
+    }
+
     /// The guest's own checks, where it has such.
     fn self_check(&self) -> Option<Arc<dyn SelfCheck>> {
         None
@@ -207,6 +226,11 @@ pub trait IncomingGuest: Send {
     /// The pause as the guest itself saw it, where the guest measures it; waits for the guest to
     /// have done so, up to the deadline. Called after `run`.
     fn guest_visible_pause(&mut self, deadline: Deadline) -> Option<Duration>;
+
+    /// What loading state and entering take here, where that was measured. Asked before the pause.
+    fn handover_costs(&self) -> HandoverCosts {
+        HandoverCosts::default()
+    }
 
     /// The guest's own checks, where it has such.
     fn self_check(&self) -> Option<Arc<dyn SelfCheck>> {

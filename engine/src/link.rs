@@ -26,6 +26,10 @@ const FIRST_PING_INTERVAL: Duration = Duration::from_millis(20);
 /// How many PINGs are the first.
 const FIRST_PINGS: u32 = 8;
 
+/// How many of the last round trips decide what one takes as a rule: their median, because a thread
+/// that loses its processor, or pages that are in the way, make single ones many times as long.
+const TYPICAL_SAMPLES: usize = 7;
+
 /// How often a sender looks whether the other one is done.
 const SENDER_RETRY: Duration = Duration::from_micros(20);
 
@@ -52,6 +56,8 @@ pub(crate) enum LinkEvent {
 pub(crate) struct LinkQuality {
     /// The shortest round trip seen.
     pub(crate) round_trip: Option<Duration>,
+    /// What a round trip takes as a rule: the last few decide.
+    pub(crate) typical: Option<Duration>,
     /// The peer's clock minus this side's, from the sample with the shortest round trip; off by
     /// half that round trip at most.
     pub(crate) clock_offset_ns: i64,
@@ -115,6 +121,8 @@ impl Link {
                 Opening::Theirs => Some(Timestamp::now()),
             },
             pings: 0,
+            last: [Duration::ZERO; TYPICAL_SAMPLES],
+            measured: 0,
         };
         let thread = runtime::spawn("dunlin-control", move || {
             loop {
@@ -220,6 +228,9 @@ struct Reader {
     /// `None` until the peer was heard, where it may not be asked before.
     ping_due: Option<Timestamp>,
     pings: u32,
+    /// The last round trips, and how many there were.
+    last: [Duration; TYPICAL_SAMPLES],
+    measured: usize,
 }
 
 impl Reader {
@@ -286,12 +297,23 @@ impl Reader {
         send(&self.sender, message, Deadline::after(self.peer_timeout))
     }
 
-    fn measure(&self, pong: &Pong) {
+    fn measure(&mut self, pong: &Pong) {
         let received = self.heard;
         // A peer that makes times up only spoils its own figures.
         let round_trip = received.since(Timestamp(pong.ping_sent_ns));
         let middle = received.0.saturating_sub(round_trip.as_nanos() as u64 / 2);
+        let slot = self.measured % TYPICAL_SAMPLES;
+        self.measured = self.measured.wrapping_add(1);
+        if let Some(slot) = self.last.get_mut(slot) {
+            *slot = round_trip;
+        }
+        let known = self.last.len().min(self.measured);
+        let mut sorted = self.last;
+        let sorted = sorted.get_mut(..known).unwrap_or_default();
+        sorted.sort_unstable();
+        let typical = sorted.get(known / 2).copied().unwrap_or(round_trip);
         let mut quality = self.quality.lock().unwrap_or_else(PoisonError::into_inner);
+        quality.typical = Some(typical);
         if quality
             .round_trip
             .is_none_or(|shortest| round_trip <= shortest)

@@ -260,6 +260,10 @@ pub struct PredictedPart {
     pub name: String,
     /// How long it was expected to take.
     pub duration_ns: u64,
+    /// Whether that was assumed; otherwise it rests on what was measured before, in this move or of
+    /// this guest.
+    #[serde(default)]
+    pub is_assumed: bool,
 }
 
 /// How the two memories compared.

@@ -56,6 +56,7 @@ fn one_of_each(hello: Hello) -> Vec<Message> {
             mechanism: String::new(),
             contact: None,
             pin_budget_bytes: None,
+            costs: None,
         }),
         Message::Refused(Refused::new("no")),
         Message::Prepare(good_prepare(vec![1, 1], 0)),

@@ -14,24 +14,34 @@ use crate::runs::words_of;
 #[derive(Debug)]
 pub struct MarkedPages {
     words: Vec<AtomicU64>,
+    /// A bit for each of the words. Where it is clear, no mark in its word is older than the last
+    /// collection: a few marks in a large guest are collected in the time of those few.
+    marked: Vec<AtomicU64>,
 }
 
 impl MarkedPages {
     /// No pages marked, for `page_span` pages.
     pub fn new(page_span: u64) -> Self {
         let words = usize::try_from(page_span.div_ceil(64)).unwrap_or(usize::MAX);
+        let clear = |words| {
+            let words = std::iter::repeat_with(|| AtomicU64::new(0)).take(words);
+            words.collect()
+        };
         Self {
-            words: std::iter::repeat_with(|| AtomicU64::new(0))
-                .take(words)
-                .collect(),
+            words: clear(words),
+            marked: clear(words.div_ceil(64)),
         }
     }
 
     /// Marks a page as written. The write must be done before.
     pub fn mark(&self, page: PageNumber) {
-        if let Some(word) = self.words.get((page.0 / 64) as usize) {
-            // Release: whoever takes the bit sees the bytes that were written before it was set.
+        let index = (page.0 / 64) as usize;
+        let words = (self.words.get(index), self.marked.get(index / 64));
+        if let (Some(word), Some(marked)) = words {
+            // Release: whoever takes the bit sees the bytes that were written before it was set;
+            // and whoever takes the bit above it, which is set last, sees the bit.
             word.fetch_or(1 << (page.0 % 64), Ordering::Release);
+            marked.fetch_or(1 << (index % 64), Ordering::Release);
         }
     }
 
@@ -56,9 +66,17 @@ impl DirtySource for MarkedPages {
     }
 
     fn collect(&self, into: &mut DirtyBitmap) -> Result<(), GuestError> {
-        for (word, collected) in self.words.iter().zip(into.words_mut()) {
-            if word.load(Ordering::Relaxed) != 0 {
-                *collected |= word.swap(0, Ordering::Acquire);
+        for (upper, marked) in self.marked.iter().enumerate() {
+            if marked.load(Ordering::Relaxed) == 0 {
+                continue;
+            }
+            let mut left = marked.swap(0, Ordering::Acquire);
+            while left != 0 {
+                let index = upper * 64 + left.trailing_zeros() as usize;
+                left &= left - 1;
+                if let Some(word) = self.words.get(index) {
+                    into.add_words(index, &[word.swap(0, Ordering::Acquire)]);
+                }
             }
         }
         Ok(())

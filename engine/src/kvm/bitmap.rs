@@ -70,16 +70,11 @@ impl KvmBitmap {
                 pages: slot.pages,
             };
             let copied = copy.get_mut(..words).ok_or_else(outside)?;
-            let collected = into
-                .words_mut()
-                .get_mut(first_word..)
-                .and_then(|rest| rest.get_mut(..words))
-                .ok_or_else(outside)?;
+            let own = into.words().get(first_word..);
+            own.and_then(|rest| rest.get(..words)).ok_or_else(outside)?;
             ioctl::get_dirty_log(self.slots.vm(), slot.number, slot.pages, copied)
                 .map_err(KvmError::io("reading the dirty log"))?;
-            for (word, more) in collected.iter_mut().zip(copied.iter()) {
-                *word |= more;
-            }
+            into.add_words(first_word, copied);
         }
         Ok(())
     }

@@ -166,6 +166,24 @@ pub struct Welcome {
     /// each range (OPEN).
     #[n(7)]
     pub pin_budget_bytes: Option<u64>,
+    /// What the destination's share of the handover takes, as it has measured; for the prediction.
+    #[n(8)]
+    pub costs: Option<Box<WireCosts>>,
+}
+
+/// What a side's share of the handover takes, in nanoseconds. What was not measured is absent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct WireCosts {
+    /// Loading the state of vCPUs and devices.
+    #[n(0)]
+    pub load_ns: Option<u64>,
+    /// Entering all vCPUs.
+    #[n(1)]
+    pub resume_ns: Option<u64>,
+    /// Handing an entry to the record's writer.
+    #[n(2)]
+    pub record_ns: Option<u64>,
 }
 
 /// REFUSED.

@@ -43,8 +43,8 @@ mod tests;
 
 pub use body::{
     Abort, Ask, Counts, Grants, Hello, Lanes, Ping, Pong, Prepare, Ranges, Ready, Refused, Running,
-    Verified, VerifyPages, Welcome, WireAnswer, WireClaim, WireHost, WireLayout, WireRegion,
-    WireRegistrations,
+    Verified, VerifyPages, Welcome, WireAnswer, WireClaim, WireCosts, WireHost, WireLayout,
+    WireRegion, WireRegistrations,
 };
 pub use limits::{
     HELLO_BYTES_MAX, RANGES_IN_MESSAGE_MAX, RANGES_MAX, REASON_BYTES_MAX, TEXT_BYTES_MAX,

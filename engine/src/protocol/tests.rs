@@ -77,6 +77,7 @@ fn messages() -> Vec<Message> {
             mechanism: "io_uring".to_owned(),
             contact: None,
             pin_budget_bytes: None,
+            costs: None,
         }),
         Message::Refused(Refused::new("no room")),
         Message::Ping(Ping { sent_ns: 1 }),

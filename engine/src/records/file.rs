@@ -17,7 +17,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::format::{self, Contents, RECORD_BYTES, Written};
 use super::{Durability, Entry, Journal, JournalError, Role, Subject};
-use crate::clock::boot_id;
+use crate::clock::{Timestamp, boot_id};
 
 /// How many writes may wait for a disk that hangs. A session makes no more.
 const ORDERS_WAITING: usize = 8;
@@ -47,6 +47,8 @@ struct Order {
 enum Task {
     Add(Written, Durability),
     Sync,
+    /// Nothing, but an answer.
+    Rehearse,
 }
 
 #[derive(Debug)]
@@ -246,6 +248,12 @@ impl Journal for RecordFile {
         self.order(Task::Add(written, durability), deadline)
     }
 
+    fn rehearse(&mut self, deadline: Deadline) -> Option<Duration> {
+        let begin = Timestamp::now();
+        self.order(Task::Rehearse, deadline).ok()?;
+        Some(Timestamp::now().since(begin))
+    }
+
     fn sync(&mut self, deadline: Deadline) -> Result<(), JournalError> {
         self.order(Task::Sync, deadline)
     }
@@ -268,6 +276,7 @@ impl Locked {
                 Ok(())
             }
             Task::Sync => self.sync(),
+            Task::Rehearse => Ok(()),
         }
     }
 

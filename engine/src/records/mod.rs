@@ -183,6 +183,13 @@ pub trait Journal: Send {
         deadline: Deadline,
     ) -> Result<(), JournalError>;
 
+    /// How long an entry's way to whoever writes it and the answer's way back take; `None` where
+    /// that can't be measured without writing.
+    fn rehearse(&mut self, deadline: Deadline) -> Option<Duration> {
+        let _ = deadline;
+        None
+    }
+
     /// Makes durable what is recorded already.
     ///
     /// # Errors

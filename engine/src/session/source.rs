@@ -1,8 +1,8 @@
 //! The source's side of a session.
 //!
 //! ```text
-//! Created → Greeting → Opening (→ Naming) → Copying → Pausing → Finishing → Saving ⇄ Finishing
-//!         → Preparing → GivingUp → Committed → Verifying → Moved
+//! Created → Greeting → Opening (→ Naming) → Copying → Pausing → Saving → Finishing → Collecting
+//!         (→ Resending) → Preparing → GivingUp → Committed → Verifying → Moved
 //! any state before Committed ──→ Stayed      Committed ── lost ──→ InDoubt ⇄ asking
 //! InDoubt ── the destination ran it ──→ Moved      ── it never will ──→ Stayed
 //!         ── a person's word ──→ Stayed or Discarded
@@ -27,14 +27,14 @@ pub enum State {
     Copying,
     /// The guest is being paused.
     Pausing,
-    /// A round of a paused guest.
-    Finishing {
-        /// Whether device state has been saved already: then this round carries what saving
-        /// dirtied.
-        saved: bool,
-    },
-    /// Device state is being saved.
+    /// Device state is being saved, while the lanes send what was written last.
     Saving,
+    /// Device state is saved; the lanes are not done yet.
+    Finishing,
+    /// What saving wrote is being collected.
+    Collecting,
+    /// A second round of the paused guest: what saving wrote.
+    Resending,
     /// PREPARE is out.
     Preparing,
     /// READY is here; the give-up is being recorded.
@@ -82,8 +82,10 @@ pub enum Event {
     Closed,
     /// Every writer has stopped, and what they wrote last is collected.
     Paused,
-    /// Device state is saved; `dirtied`: saving wrote guest memory.
-    Saved {
+    /// Device state is saved.
+    Saved,
+    /// What saving wrote is collected; `dirtied`: it wrote guest memory.
+    Collected {
         /// Whether there are pages to send again.
         dirtied: bool,
     },
@@ -130,8 +132,11 @@ pub enum Action {
     Pause,
     /// Start a round of the paused guest, shared out by bytes.
     StartFinalRound,
-    /// Save device state and collect once more.
+    /// Save device state; the lanes are at work meanwhile.
     Save,
+    /// Collect once more: saving may have written guest memory. Once the lanes are done, because
+    /// what they have not re-armed yet would count as written.
+    CollectAgain,
     /// Prove that all lanes' writes have arrived, before pages are sent a second time.
     FenceLanes,
     /// Send PREPARE.
@@ -173,7 +178,11 @@ impl Action {
     pub fn is_inside_blackout(self) -> bool {
         matches!(
             self,
-            Self::StartFinalRound | Self::Save | Self::FenceLanes | Self::SendPrepare
+            Self::StartFinalRound
+                | Self::Save
+                | Self::CollectAgain
+                | Self::FenceLanes
+                | Self::SendPrepare
         )
     }
 }
@@ -225,8 +234,10 @@ impl SourceSession {
         matches!(
             self.state,
             State::Pausing
-                | State::Finishing { .. }
                 | State::Saving
+                | State::Finishing
+                | State::Collecting
+                | State::Resending
                 | State::Preparing
                 | State::GivingUp
         )
@@ -246,22 +257,18 @@ impl SourceSession {
                 (State::Copying, vec![Action::OpenPending])
             }
             (State::Copying, Event::Converged) => (State::Pausing, vec![Action::Pause]),
-            (State::Pausing, Event::Paused) => (
-                State::Finishing { saved: false },
-                vec![Action::StartFinalRound],
-            ),
-            (State::Finishing { saved: false }, Event::RoundDone) => {
-                (State::Saving, vec![Action::Save])
+            (State::Pausing, Event::Paused) => {
+                (State::Saving, vec![Action::StartFinalRound, Action::Save])
             }
+            (State::Saving, Event::Saved) => (State::Finishing, Vec::new()),
+            (State::Finishing, Event::RoundDone) => (State::Collecting, vec![Action::CollectAgain]),
             // A page may go out twice now, and on another lane: law 2 wants a fence between.
-            (State::Saving, Event::Saved { dirtied: true }) => (
-                State::Finishing { saved: true },
+            (State::Collecting, Event::Collected { dirtied: true }) => (
+                State::Resending,
                 vec![Action::FenceLanes, Action::StartFinalRound],
             ),
-            (State::Saving, Event::Saved { dirtied: false })
-            | (State::Finishing { saved: true }, Event::RoundDone) => {
-                (State::Preparing, vec![Action::SendPrepare])
-            }
+            (State::Collecting, Event::Collected { dirtied: false })
+            | (State::Resending, Event::RoundDone) => (State::Preparing, vec![Action::SendPrepare]),
             (state, Event::Grants) if Self::has_ranges(state) => {
                 (state, vec![Action::AcceptGrants])
             }
@@ -313,8 +320,10 @@ impl SourceSession {
             state,
             State::Copying
                 | State::Pausing
-                | State::Finishing { .. }
                 | State::Saving
+                | State::Finishing
+                | State::Collecting
+                | State::Resending
                 | State::Preparing
         )
     }

@@ -18,8 +18,9 @@ fn before_the_give_up_the_guest_resumes_before_anything_else() {
         SourceEvent::RoundDone,
         SourceEvent::Converged,
         SourceEvent::Paused,
+        SourceEvent::Saved,
         SourceEvent::RoundDone,
-        SourceEvent::Saved { dirtied: true },
+        SourceEvent::Collected { dirtied: true },
         SourceEvent::RoundDone,
     ];
     for event in events {
@@ -46,13 +47,14 @@ fn law_2_pages_go_out_twice_only_behind_a_fence() {
         SourceEvent::Opened,
         SourceEvent::Converged,
         SourceEvent::Paused,
+        SourceEvent::Saved,
         SourceEvent::RoundDone,
     ];
     for event in events {
         session.on(event);
     }
     assert_eq!(
-        session.on(SourceEvent::Saved { dirtied: true }),
+        session.on(SourceEvent::Collected { dirtied: true }),
         vec![SourceAction::FenceLanes, SourceAction::StartFinalRound]
     );
 }
@@ -318,8 +320,10 @@ fn the_destination_speaks_of_ranges_only_while_the_source_may_need_them() {
     for event in [
         SourceEvent::Converged,
         SourceEvent::Paused,
+        SourceEvent::Saved,
         SourceEvent::RoundDone,
-        SourceEvent::Saved { dirtied: false },
+        SourceEvent::Collected { dirtied: true },
+        SourceEvent::RoundDone,
     ] {
         session.on(event);
         assert!(both(&session), "{:?}", session.state());

@@ -6,6 +6,7 @@ use std::time::Duration;
 use dunlin_transports::memory::PAGE_BYTES;
 
 use super::window::Unopened;
+use crate::guest::HandoverCosts;
 use crate::report::PredictedPart;
 use crate::settings::OnStall;
 
@@ -33,22 +34,29 @@ const PROGRESS_FACTOR: f64 = 0.95;
 /// and takes no longer than the pause that it saves: three of them cost next to nothing.
 const ROUNDS_WITHIN_BUDGET_MAX: u32 = 3;
 
-/// Parking one vCPU: a signal, an exit, completing what is pending. Assumed; the report shows how
-/// it turned out.
-const PARK_ASSUMED: Duration = Duration::from_micros(300);
+/// From the first vCPU parked to the last, and devices quiet: all are kicked at once, and each is a
+/// signal and an exit. Where the guest was never paused before.
+const PARK_ASSUMED: Duration = Duration::from_micros(40);
 
-/// Saving or loading one vCPU: some twenty ioctls. Assumed; the report shows how it turned out.
-const VCPU_STATE_ASSUMED: Duration = Duration::from_micros(400);
+/// Saving or loading one vCPU, where the guest's side measures neither: some twenty ioctls of 2 to
+/// 10 µs.
+const VCPU_STATE_ASSUMED: Duration = Duration::from_micros(100);
 
-/// The give-up's and the ownership's entries: two handovers to a thread that writes into the page
-/// cache. Assumed; the report shows how it turned out.
-const RECORDS_ASSUMED: Duration = Duration::from_micros(100);
+/// One entry of a record, where the journal can't be rehearsed: there and back between two threads,
+/// and a write into the page cache.
+const RECORD_ASSUMED: Duration = Duration::from_micros(50);
 
-/// Entering the vCPUs again. Assumed; the report shows how it turned out.
-const RESUME_ASSUMED: Duration = Duration::from_micros(200);
+/// Entering the vCPUs, where that was not measured.
+const RESUME_ASSUMED: Duration = Duration::from_micros(30);
+
+/// Ending the lanes' access to memory: a call or two for each.
+const REVOKE_ASSUMED: Duration = Duration::from_micros(25);
 
 /// A round trip before one was measured.
 const ROUND_TRIP_ASSUMED: Duration = Duration::from_millis(1);
+
+/// A round of more pages says nothing of what a round costs beside its pages.
+const ROUND_SAMPLE_PAGES_MAX: u64 = 4096;
 
 /// Registering memory on both sides before it was measured, in seconds a byte: 2 GB/s.
 const OPENING_SECONDS_PER_BYTE_ASSUMED: f64 = 5e-10;
@@ -66,8 +74,15 @@ pub(super) struct Circumstances {
     pub(super) dirty_pages: u64,
     /// How long collecting took last time.
     pub(super) collect: Duration,
-    /// The shortest round trip on control.
+    /// The round trip on control.
     pub(super) round_trip: Option<Duration>,
+    /// What the guest's sides of the handover take, as far as they were measured: the source's
+    /// parking and saving, the destination's loading and entering.
+    pub(super) costs: HandoverCosts,
+    /// What an entry in the source's record takes, and one in the destination's.
+    pub(super) records: [Option<Duration>; 2],
+    /// How many lanes there are.
+    pub(super) lanes: u32,
     /// The guest's vCPUs.
     pub(super) vcpus: u32,
     /// Memory to digest inside the handover; 0 without.
@@ -127,6 +142,9 @@ pub(super) struct RoundSample {
     pub(super) pages: u64,
     /// The other time: re-arming, probing and scanning, but not what was held back on purpose.
     pub(super) scanning: Duration,
+    /// From the order to all lanes' word that it is done, without their waits for fences: those a
+    /// final round has not.
+    pub(super) unfenced: Duration,
 }
 
 /// Judges a move by its rounds.
@@ -135,6 +153,8 @@ pub(super) struct Convergence {
     goodput: Option<f64>,
     /// How long all lanes together take to re-arm and scan a page.
     scan_seconds_per_page: Option<f64>,
+    /// What a round takes beside its pages: waking the lanes, their calls, and hearing of them.
+    round_seconds: Option<f64>,
     /// What registering a byte takes, many being registered at once.
     opening_seconds_per_byte: Option<f64>,
     /// How long a lane waits when it goes on from one portion of the window to the next.
@@ -152,6 +172,7 @@ impl Convergence {
             sending,
             pages,
             scanning,
+            unfenced,
         } = round;
         if !sending.is_zero() {
             let sample = bytes as f64 / sending.as_secs_f64();
@@ -170,6 +191,13 @@ impl Convergence {
             let old = self.scan_seconds_per_page;
             self.scan_seconds_per_page =
                 Some(old.map_or(sample, |old| old + (sample - old) * GOODPUT_SAMPLE_WEIGHT));
+        }
+        if pages <= ROUND_SAMPLE_PAGES_MAX && !unfenced.is_zero() {
+            let of_pages = bytes as f64 / self.goodput()
+                + pages as f64 * self.scan_seconds_per_page.unwrap_or(0.0);
+            // The least that was seen: in the pause the guest is in no lane's way.
+            let beside = (unfenced.as_secs_f64() - of_pages).max(0.0);
+            self.round_seconds = Some(self.round_seconds.map_or(beside, |old| old.min(beside)));
         }
     }
 
@@ -202,20 +230,36 @@ impl Convergence {
         let round_trip = now.round_trip.unwrap_or(ROUND_TRIP_ASSUMED);
         let bytes = now.dirty_pages.saturating_mul(PAGE_BYTES) as f64;
         let mut parts = Vec::new();
-        let mut term = |name: &str, duration: Duration| {
+        let mut term = |name: &str, duration: Duration, is_assumed: bool| {
+            let nanoseconds = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
             parts.push(PredictedPart {
                 name: name.to_owned(),
-                duration_ns: u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX / 64),
+                // The peer's figures are in it: no sum of some terms passes the largest number.
+                duration_ns: nanoseconds.min(u64::MAX / 64),
+                is_assumed,
             });
         };
-        term("park", PARK_ASSUMED * vcpus);
-        // Once for what was written last, once for what saving wrote.
-        term("collect", now.collect * 2);
+        let HandoverCosts {
+            park,
+            save,
+            load,
+            resume,
+        } = now.costs;
+        let state_assumed = VCPU_STATE_ASSUMED * vcpus;
+        let save_takes = save.unwrap_or(state_assumed);
+        term("park", park.unwrap_or(PARK_ASSUMED), park.is_none());
+        term("collect", now.collect, false);
+        term("save-state", save_takes, save.is_none());
+        // The lanes are at work while state is saved.
         let scan = now.dirty_pages as f64 * self.scan_seconds_per_page.unwrap_or(0.0);
+        let round = self.round_seconds.unwrap_or(round_trip.as_secs_f64() / 2.0);
+        let round = seconds(bytes / self.goodput() + scan + round);
         term(
             "final-round",
-            seconds(bytes / self.goodput() + scan) + round_trip / 2,
+            round.saturating_sub(save_takes),
+            self.goodput.is_none(),
         );
+        term("collect-again", now.collect, false);
         if let Some(unopened) = now.unopened {
             let each = self.opening_seconds_per_byte;
             let opening =
@@ -227,19 +271,25 @@ impl Convergence {
             term(
                 "registration",
                 seconds(opening + f64::from(unopened.crossings) * crossing),
+                each.is_none() && unopened.in_pause_bytes > 0,
             );
         }
-        term("save-state", VCPU_STATE_ASSUMED * vcpus);
         if now.digest_bytes > 0 {
             let rate = DIGEST_BYTES_PER_S_ASSUMED * f64::from(now.digest_threads.max(1));
             // Once on each side, one after the other.
-            term("digests", seconds(2.0 * now.digest_bytes as f64 / rate));
+            let both = 2.0 * now.digest_bytes as f64 / rate;
+            term("digests", seconds(both), true);
         }
-        term("load-state", VCPU_STATE_ASSUMED * vcpus);
+        term("load-state", load.unwrap_or(state_assumed), load.is_none());
+        term("revoke-access", REVOKE_ASSUMED * now.lanes, true);
         // PREPARE there, READY back, COMMIT there.
-        term("round-trips", round_trip * 3 / 2);
-        term("records", RECORDS_ASSUMED);
-        term("resume", RESUME_ASSUMED);
+        let is_assumed = now.round_trip.is_none();
+        term("round-trips", round_trip.saturating_mul(3) / 2, is_assumed);
+        let [give_up, ownership] = now.records;
+        let entry = |measured: Option<Duration>| measured.unwrap_or(RECORD_ASSUMED);
+        term("record-give-up", entry(give_up), give_up.is_none());
+        term("record-ownership", entry(ownership), ownership.is_none());
+        term("resume", resume.unwrap_or(RESUME_ASSUMED), resume.is_none());
         Prediction { parts }
     }
 
@@ -420,6 +470,10 @@ mod tests {
             let now = Circumstances {
                 dirty_pages: pages,
                 round_trip: Some(Duration::ZERO),
+                costs: HandoverCosts {
+                    save: Some(Duration::ZERO),
+                    ..HandoverCosts::default()
+                },
                 ..Circumstances::default()
             };
             let prediction = convergence.predict(now);
@@ -434,6 +488,42 @@ mod tests {
         assert_eq!(part(256 * 10), MS(10));
     }
 
+    /// What a small round takes beside its pages is in the next one too, and state is saved
+    /// meanwhile.
+    #[test]
+    fn the_final_round_costs_what_a_small_round_did_but_for_saving() {
+        const US: fn(u64) -> Duration = Duration::from_micros;
+        let mut convergence = Convergence::default();
+        convergence.sample(RoundSample {
+            bytes: 100 << 20,
+            sending: MS(100),
+            pages: 25_600,
+            ..RoundSample::default()
+        });
+        convergence.sample(RoundSample {
+            pages: 1,
+            unfenced: US(250),
+            ..RoundSample::default()
+        });
+        let parts = |save| {
+            let now = Circumstances {
+                costs: HandoverCosts {
+                    save: Some(save),
+                    ..HandoverCosts::default()
+                },
+                ..Circumstances::default()
+            };
+            let parts = convergence.predict(now).parts;
+            let part = |name| parts.iter().find(|part| part.name == name).unwrap().clone();
+            (part("save-state"), part("final-round"), part("park"))
+        };
+        let (save, round, park) = parts(US(150));
+        assert_eq!((save.duration_ns, round.duration_ns), (150_000, 100_000));
+        assert!(!save.is_assumed && !round.is_assumed && park.is_assumed);
+        let (save, round, _) = parts(US(400));
+        assert_eq!((save.duration_ns, round.duration_ns), (400_000, 0));
+    }
+
     /// A guest of little data and many zero pages: the lanes scan most of the time, and the link is
     /// no slower for it.
     #[test]
@@ -444,6 +534,7 @@ mod tests {
             sending: MS(100),
             pages: 16 << 20,
             scanning: Duration::from_secs(6),
+            ..RoundSample::default()
         });
         let now = Circumstances {
             dirty_pages: 256,

@@ -58,6 +58,8 @@ pub(super) struct LaneTally {
     pub(super) waiting: Duration,
     /// Pages of memory that was not registered, put off to the next round.
     pub(super) postponed_pages: u64,
+    /// Of that, the time of waiting for the round's fence.
+    pub(super) fencing: Duration,
     /// The other time, but for what the lane was held back on purpose.
     pub(super) scanning: Duration,
     /// The last fence.
@@ -278,6 +280,8 @@ struct LaneWorker<'a> {
 impl LaneWorker<'_> {
     fn round(&mut self, round: &Round) -> Result<LaneTally, LaneFailure> {
         let begin = Timestamp::now();
+        #[cfg(feature = "planted-slowness")]
+        let planted = super::slowness::Round::begins();
         let mut tally = LaneTally::default();
         let mut held_back = Duration::ZERO;
         self.portion = 0;
@@ -306,13 +310,17 @@ impl LaneWorker<'_> {
         // Others may be waiting for the room that this lane's portions take.
         let is_waited_for = window.is_some_and(|window| window.has_portions());
         if matches!(round.sharing, Sharing::Claimed(_)) || is_waited_for {
+            let waiting = Timestamp::now();
             self.lane
                 .wait_fence(tally.fence, self.context.peer_timeout)?;
+            tally.fencing = Timestamp::now().since(waiting);
             self.is_fenced = true;
             if let Some(window) = window {
                 window.pass(self.lane.number(), u32::MAX);
             }
         }
+        #[cfg(feature = "planted-slowness")]
+        planted.ends();
         let end = Timestamp::now();
         tally.sending += end.since(fencing);
         let elsewhere = held_back + tally.sending + tally.waiting;

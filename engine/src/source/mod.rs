@@ -11,12 +11,15 @@
 //! | `window` | registering memory ahead of them, and no more than a budget at once |
 //! | `convergence` | when to pause |
 //! | `blackout` | the pause's timeline |
+//! | `slowness` | a slowness, for the comparison that must find it |
 
 pub mod asking;
 mod blackout;
 mod convergence;
 mod lanes;
 mod mover;
+#[cfg(feature = "planted-slowness")]
+mod slowness;
 mod window;
 
 use dunlin_transports::control::{ControlChannel, ControlError};

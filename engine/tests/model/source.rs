@@ -69,7 +69,7 @@ impl World {
                 outcomes.extend([true, false].map(|is_sent| Unsent { is_sent }));
             }
             Action::Judge if self.rounds_left > 0 => outcomes.push(AnotherRound),
-            Action::Save => outcomes.push(Dirtied),
+            Action::CollectAgain => outcomes.push(Dirtied),
             _ => {}
         }
         let can_stop = matches!(action, Action::Open | Action::Judge | Action::Pause);
@@ -139,7 +139,8 @@ impl World {
                 self.source.in_round = true;
                 None
             }
-            Action::Save => Some(Event::Saved {
+            Action::Save => Some(Event::Saved),
+            Action::CollectAgain => Some(Event::Collected {
                 dirtied: outcome == SourceOutcome::Dirtied,
             }),
             Action::SendPrepare => self.source_sends(Word::Prepare, outcome),

@@ -347,6 +347,7 @@ impl DestinationByHand {
                 .filter(|contact| !contact.is_empty())
                 .map(Into::into),
             pin_budget_bytes: None,
+            costs: None,
         }
     }
 

@@ -42,6 +42,10 @@ pub(crate) enum Exit {
     ResumedByHand = 16,
     /// A person decided that the guest is not kept here.
     DiscardedByHand = 17,
+    /// What was compared is slower than it may be.
+    Slower = 18,
+    /// Two results have nothing that can be compared.
+    NotComparable = 19,
 }
 
 /// One line of the table.
@@ -142,6 +146,16 @@ pub(crate) const TABLE: &[Entry] = &[
         "discarded-by-hand",
         "the owner was not known; a person decided that the source does not keep the guest",
     ),
+    entry(
+        Exit::Slower,
+        "slower",
+        "compared, and slower by more than the threshold",
+    ),
+    entry(
+        Exit::NotComparable,
+        "not-comparable",
+        "the two results have no cell in common, or too few passes to judge by",
+    ),
 ];
 
 const fn entry(exit: Exit, name: &'static str, meaning: &'static str) -> Entry {
@@ -203,7 +217,7 @@ mod tests {
         for (index, entry) in TABLE.iter().enumerate() {
             assert_eq!(usize::from(entry.exit.code()), index, "{}", entry.name);
         }
-        assert_eq!(TABLE.len(), usize::from(Exit::DiscardedByHand.code()) + 1);
+        assert_eq!(TABLE.len(), usize::from(Exit::NotComparable.code()) + 1);
     }
 
     #[test]

@@ -12,6 +12,8 @@ pub(crate) const TRANSPORT: &str = "rdma";
 
 /// A port of an RDMA device that is up, and what is known of it.
 pub(crate) struct Port {
+    /// The device's name.
+    pub(crate) device: String,
     /// An IP address by which it is reached.
     pub(crate) address: IpAddr,
     /// The device, the port, and what its link is.
@@ -63,6 +65,7 @@ mod built_in {
                 place.device, place.port, place.link_layer, place.address
             ),
             address: place.address,
+            device: place.device,
         };
         Ok(addresses.into_iter().map(port).collect())
     }

@@ -2,6 +2,7 @@
 //!
 //! | room | what is in it |
 //! |---|---|
+//! | [`mod@bench`] | measuring moves: the matrix, its passes, what its figures say |
 //! | [`cli`] | the command line |
 //! | [`commands`] | what each command does |
 //! | [`guest`] | the process of one guest |
@@ -22,6 +23,7 @@
 // The macros panic when the stream fails, and a guest must outlive its operator's terminal.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+mod bench;
 mod cli;
 mod commands;
 mod console;

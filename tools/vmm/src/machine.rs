@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use dunlin_engine::dirty::DirtySource;
 use dunlin_engine::guest::{
-    Guest, GuestError, GuestFactory, GuestOffer, IncomingGuest, PauseRecord, RunError, RunRecord,
-    SelfCheck,
+    Guest, GuestError, GuestFactory, GuestOffer, HandoverCosts, IncomingGuest, PauseRecord,
+    RunError, RunRecord, SelfCheck,
 };
 use dunlin_engine::layout::{Backing, GuestMemory};
 use dunlin_engine::state::DeviceState;
@@ -230,6 +230,10 @@ impl Guest for Machine {
         self.guest_mut().resume()
     }
 
+    fn handover_costs(&self) -> HandoverCosts {
+        self.guest().handover_costs()
+    }
+
     fn self_check(&self) -> Option<Arc<dyn SelfCheck>> {
         self.guest().self_check()
     }
@@ -250,6 +254,10 @@ impl IncomingGuest for Machine {
 
     fn guest_visible_pause(&mut self, deadline: Deadline) -> Option<Duration> {
         self.incoming_mut().guest_visible_pause(deadline)
+    }
+
+    fn handover_costs(&self) -> HandoverCosts {
+        self.guest().handover_costs()
     }
 
     fn self_check(&self) -> Option<Arc<dyn SelfCheck>> {

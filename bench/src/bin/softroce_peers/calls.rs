@@ -11,7 +11,7 @@ use std::process::Command;
 
 use anyhow::Context;
 
-use crate::programs::output_of;
+use dunlin_bench::program::output_of;
 
 /// Where the kernel has it.
 const TRACING: &str = "/sys/kernel/tracing";

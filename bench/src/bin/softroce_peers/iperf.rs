@@ -3,12 +3,12 @@
 use std::process::{Command, Stdio};
 
 use anyhow::Context;
+use dunlin_bench::host::listens;
+use dunlin_bench::program::{Program, wait_for};
 use serde_json::Value;
 
-use crate::programs::{Program, wait_for};
 use crate::results::Outcome;
 use crate::runs::{DESTINATION, Run, SOURCE};
-use crate::writebw::listens;
 
 /// The port at which iperf3's server waits unless told otherwise.
 const PORT: u16 = 5201;

@@ -7,31 +7,25 @@
 //! | [`rows`] | what is compared: one row each |
 //! | [`runs`] | one run of a row: its places, and who watches it |
 //! | [`dunlin`], [`qemu`], [`writebw`], [`iperf`] | how each program is run |
-//! | [`qmp`] | speaking with QEMU |
-//! | [`programs`] | processes: started, waited for within bounds, ended |
-//! | [`usage`] | whose processor time a run was |
 //! | [`calls`] | system calls |
-//! | [`counts`] | the machine's own counters |
+//! | [`counts`] | the counters of RDMA devices and the wire |
 //! | [`results`] | what a run gave, and medians of several |
 //! | [`targets`] | what was to be reached, and whether it was |
 //! | [`table`] | all of it for people |
 //!
 //! Runs are interleaved: a pass has one run of each row, so that what slows the host for a minute
-//! slows all alike. System calls are counted in a pass of their own, as counting takes time.
+//! slows all alike. What other comparisons need too is in the library. System calls are counted in a pass of their own, as counting takes time.
 
 mod calls;
 mod counts;
 mod dunlin;
 mod iperf;
-mod programs;
 mod qemu;
-mod qmp;
 mod results;
 mod rows;
 mod runs;
 mod table;
 mod targets;
-mod usage;
 mod writebw;
 
 use std::path::PathBuf;

@@ -6,10 +6,10 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use dunlin_bench::program::{PATIENCE, Program, wait_for};
+use dunlin_bench::qmp::Monitor;
 use serde_json::{Value, json};
 
-use crate::programs::{PATIENCE, Program, wait_for};
-use crate::qmp::Monitor;
 use crate::results::{Outcome, PAUSE_BUDGET_MS};
 use crate::rows::QemuWay;
 use crate::runs::{DESTINATION, Run};

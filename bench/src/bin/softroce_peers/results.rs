@@ -1,12 +1,13 @@
 //! What a run gave, and medians of several.
 
+use dunlin_bench::host;
+use dunlin_bench::spread::Spread;
+use dunlin_bench::usage::{Bulk, Cpu, Usage};
 use serde_json::{Value, json};
 
 use crate::calls::{SideCalls, SystemCalls};
-use crate::counts;
 use crate::rows::Row;
 use crate::runs::Bench;
-use crate::usage::{Cpu, Usage};
 
 /// Bytes.
 pub(crate) const MEBIBYTE: f64 = 1_048_576.0;
@@ -70,37 +71,6 @@ impl Outcome {
     }
 }
 
-/// The middle of several values, and how far they are apart.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Spread {
-    pub(crate) median: f64,
-    pub(crate) least: f64,
-    pub(crate) most: f64,
-}
-
-impl Spread {
-    fn of(values: impl Iterator<Item = f64>) -> Option<Self> {
-        let mut values: Vec<f64> = values.collect();
-        values.sort_by(f64::total_cmp);
-        let middle = values.len() / 2;
-        let upper = *values.get(middle)?;
-        let lower = if values.len().is_multiple_of(2) {
-            *values.get(middle.checked_sub(1)?)?
-        } else {
-            upper
-        };
-        Some(Self {
-            median: (lower + upper) / 2.0,
-            least: *values.first()?,
-            most: *values.last()?,
-        })
-    }
-
-    fn as_json(self) -> Value {
-        json!({ "median": self.median, "least": self.least, "most": self.most })
-    }
-}
-
 /// All runs of a row.
 #[derive(Clone, Debug)]
 pub(crate) struct RowResults {
@@ -154,7 +124,7 @@ impl RowResults {
     /// The destination's processor time while bytes flow, in seconds for a GiB: in programs, and all
     /// that the scheduler gave it.
     pub(crate) fn bulk(&self) -> Option<(f64, f64)> {
-        let figure = |seconds: fn(&crate::usage::Bulk) -> f64| {
+        let figure = |seconds: fn(&Bulk) -> f64| {
             self.median(move |run| {
                 let bulk = run.usage.bulk.as_ref()?;
                 // Less came over the wire than was moved: what came went another way.
@@ -202,7 +172,7 @@ impl RowResults {
         ];
         let mut object = json!({ "name": self.row.name, "runs": self.runs.len() });
         for (name, figure) in figures {
-            object[name] = self.spread(figure).map_or(Value::Null, Spread::as_json);
+            object[name] = json!(self.spread(figure));
         }
         object["source_cpu_per_gib"] = json!(self.cpu(|usage| usage.source));
         object["destination_cpu_per_gib"] = json!(self.cpu(|usage| usage.destination));
@@ -242,7 +212,7 @@ pub(crate) struct Results {
 impl Results {
     pub(crate) fn new(bench: &Bench, passes: u32) -> Self {
         Self {
-            machine: counts::machine(),
+            machine: host::machine(),
             qemu: bench.qemu_version.clone(),
             bytes: bench.bytes,
             passes,
@@ -310,19 +280,5 @@ impl Results {
             "passes": self.passes, "seconds": self.seconds, "rows": rows,
             "targets": targets, "left_out": self.left_out, "failures": self.failures,
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn medians_are_the_middle() {
-        let spread = |values: &[f64]| Spread::of(values.iter().copied());
-        assert_eq!(spread(&[]), None);
-        assert_eq!(spread(&[5.0, 1.0, 2.0]).unwrap().median, 2.0);
-        let four = spread(&[4.0, 1.0, 2.0, 10.0]).unwrap();
-        assert_eq!((four.least, four.median, four.most), (1.0, 3.0, 10.0));
     }
 }

@@ -7,13 +7,14 @@ use std::process::Command;
 
 use anyhow::Context;
 use dunlin_bench::SplitMix;
+use dunlin_bench::ends::Ends;
+use dunlin_bench::program::output_of;
+use dunlin_bench::usage::{Usage, Watch};
 use tempfile::TempDir;
 
 use crate::calls::{Counter, SideCalls, SystemCalls};
-use crate::programs::output_of;
 use crate::results::Outcome;
 use crate::rows::{QemuWay, Row, What};
-use crate::usage::{Usage, Watch};
 use crate::{counts, dunlin, iperf, qemu, writebw};
 
 /// The source's address on the wire, and the destination's.
@@ -38,6 +39,7 @@ pub(crate) struct Bench {
     qemu_has_rdma: bool,
     /// How much random memory each moves.
     pub(crate) bytes: u64,
+    pub(crate) ends: Ends,
     site: TempDir,
 }
 
@@ -68,6 +70,7 @@ impl Bench {
             dunlin,
             qemu,
             bytes,
+            ends: Ends::existing(SOURCE.parse()?, DESTINATION.parse()?),
             site,
         })
     }
@@ -148,7 +151,7 @@ impl Run<'_> {
     ) -> anyhow::Result<Watched> {
         Ok(Watched {
             counter: self.counts_calls.then(Counter::start).transpose()?,
-            watch: Watch::start(source, destination, from_birth),
+            watch: Watch::start(source, destination, from_birth, counts::arrived_bytes),
         })
     }
 

@@ -3,8 +3,9 @@
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, ensure};
+use dunlin_bench::host::listens;
+use dunlin_bench::program::{Program, wait_for};
 
-use crate::programs::{Program, wait_for};
 use crate::results::{ACK_TIMEOUT, MEBIBYTE, Outcome};
 use crate::runs::{DESTINATION, Run};
 
@@ -67,20 +68,6 @@ fn gid_index(device: &str) -> anyhow::Result<u32> {
             id.starts_with("0000:0000:0000:0000:0000:ffff:")
         })
         .with_context(|| format!("{device} has no IPv4 address"))
-}
-
-/// Whether something listens at a TCP port, as /proc says.
-pub(crate) fn listens(port: u16) -> bool {
-    let suffix = format!(":{port:04X}");
-    ["/proc/net/tcp", "/proc/net/tcp6"].iter().any(|path| {
-        let table = std::fs::read_to_string(path).unwrap_or_default();
-        table.lines().any(|line| {
-            let mut fields = line.split_whitespace().skip(1);
-            let local = fields.next().is_some_and(|local| local.ends_with(&suffix));
-            // 0A is LISTEN.
-            local && fields.nth(1) == Some("0A")
-        })
-    })
 }
 
 #[cfg(test)]

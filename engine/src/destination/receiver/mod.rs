@@ -42,7 +42,7 @@ use crate::milestone::Milestone;
 use crate::outside::{Outside, ReleaseReason};
 use crate::protocol::{
     Abort, Grants, Lanes, Message, MessageKind, Prepare, Ready, Refused, Running, VERIFY_PAGES_MAX,
-    Verified, VerifyPages, Welcome, WireHost, WireRegistrations, capability,
+    Verified, VerifyPages, Welcome, WireCosts, WireHost, WireRegistrations, capability,
 };
 use crate::records::{Durability, Entry, Journal};
 use crate::session::DestinationSession;
@@ -169,6 +169,16 @@ pub(super) fn receive<F: GuestFactory>(
         0
     };
     let own = capability::ALL & !capability::SELF_CHECK | self_check;
+    let costs = guest.handover_costs();
+    let record = journal.rehearse(Deadline::after(LAST_WORD_TIME));
+    let told = |cost: Option<Duration>| {
+        cost.map(|cost| u64::try_from(cost.as_nanos()).unwrap_or(u64::MAX))
+    };
+    let costs = WireCosts {
+        load_ns: told(costs.load),
+        resume_ns: told(costs.resume),
+        record_ns: told(record),
+    };
     factory.reached(Milestone::Welcomed);
     let welcome = link.send(&Message::Welcome(Welcome {
         version: hello.version,
@@ -181,6 +191,7 @@ pub(super) fn receive<F: GuestFactory>(
             .filter(|contact| !contact.is_empty())
             .map(Into::into),
         pin_budget_bytes,
+        costs: Some(Box::new(costs)),
     }));
     if let Err(error) = welcome {
         let (words, deadline) = (error.to_string(), Deadline::after(LAST_WORD_TIME));

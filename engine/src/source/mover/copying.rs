@@ -56,6 +56,9 @@ impl Mover<'_, '_> {
                 return self.stop(whose, &reason);
             }
         };
+        self.record_takes = self
+            .journal
+            .rehearse(Deadline::after(self.settings.peer_timeout));
         self.identities = lanes.iter().map(|lane| lane.identity()).collect();
         self.fences = vec![0; lanes.len()];
         self.counters = vec![LaneCounters::default(); lanes.len()];
@@ -78,6 +81,9 @@ impl Mover<'_, '_> {
                 return self.stop(StayReason::Failed, &reason);
             }
         }
+        // The pause may need two: one for the last pages, one for what saving state writes.
+        self.spare
+            .push(DirtyBitmap::new(self.offer.layout.page_span()));
         // The first round takes every page, whatever was written before tracking started.
         self.pending = DirtyBitmap::new(self.offer.layout.page_span());
         for (region, shape) in self.offer.layout.regions().iter().enumerate() {
@@ -242,6 +248,7 @@ impl Mover<'_, '_> {
                 sending: slowest(|tally| tally.sending),
                 pages: round.dirty_pages,
                 scanning: slowest(|tally| tally.scanning),
+                unfenced: took.saturating_sub(slowest(|tally| tally.fencing)),
             });
         }
         self.report.sent_bytes += round.sent_bytes;
@@ -274,7 +281,10 @@ impl Mover<'_, '_> {
         self.prediction = self.convergence.predict(Circumstances {
             dirty_pages,
             collect: self.collect_took,
-            round_trip: self.link.quality().round_trip,
+            round_trip: self.link.quality().typical,
+            costs: self.handover_costs(),
+            records: [self.record_takes, self.told_cost(|told| told.record_ns)],
+            lanes: u32::from(self.report.lanes),
             vcpus: self.offer.vcpus,
             digest_bytes: if self.full_digests() {
                 self.offer.layout.bytes()
@@ -317,6 +327,23 @@ impl Mover<'_, '_> {
                 self.stop(StayReason::NotConverging, &reason)
             }
         }
+    }
+
+    /// What was measured of the guest's share of the handover on both sides.
+    fn handover_costs(&self) -> HandoverCosts {
+        let here = self.guest.handover_costs();
+        HandoverCosts {
+            load: self.told_cost(|told| told.load_ns),
+            // What entering took here is a better guess than none.
+            resume: self.told_cost(|told| told.resume_ns).or(here.resume),
+            ..here
+        }
+    }
+
+    /// A figure of the destination's.
+    fn told_cost(&self, of: impl FnOnce(WireCosts) -> Option<u64>) -> Option<Duration> {
+        let told = **self.welcome.as_ref()?.costs.as_ref()?;
+        of(told).map(Duration::from_nanos)
     }
 
     /// Adds to the pending pages what the dirty sources report.

@@ -30,27 +30,32 @@ impl Mover<'_, '_> {
         }
     }
 
-    /// Saves device state, and collects what saving wrote.
+    /// Saves device state. The lanes send the last pages meanwhile.
     pub(super) fn save(&mut self) -> Event {
-        let saved = self
-            .guest
-            .save_state()
-            .map_err(|error| format!("saving state: {error}"));
+        let saved = self.guest.save_state();
+        let saved = saved.map_err(|error| format!("saving state: {error}"));
         let saved = saved.and_then(|state| {
-            state
-                .encode()
-                .map_err(|error| format!("saving state: {error}"))
+            let encoded = state.encode();
+            encoded.map_err(|error| format!("saving state: {error}"))
         });
         self.mark("save-state");
-        let collected = saved.and_then(|state| {
-            self.state = state;
-            self.collect()
-        });
-        self.mark("collect-again");
         self.observer.reached(Milestone::Saved);
+        match saved {
+            Ok(state) => {
+                self.state = state;
+                Event::Saved
+            }
+            Err(reason) => self.stop(StayReason::Failed, &reason),
+        }
+    }
+
+    /// Law 7: what saving wrote is collected too.
+    pub(super) fn collect_again(&mut self) -> Event {
+        let collected = self.collect();
+        self.mark("collect-again");
         match collected {
-            Ok(()) => Event::Saved {
-                dirtied: self.pending.count() > 0,
+            Ok(()) => Event::Collected {
+                dirtied: !self.pending.is_empty(),
             },
             Err(reason) => self.stop(StayReason::Failed, &reason),
         }

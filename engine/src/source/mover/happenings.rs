@@ -207,7 +207,7 @@ impl Mover<'_, '_> {
     fn last_word(&mut self) -> Option<Event> {
         let in_round = matches!(
             self.session.state(),
-            State::Copying | State::Finishing { .. }
+            State::Copying | State::Saving | State::Finishing | State::Resending
         );
         let deadline = Deadline::after(LAST_WORD_TIME);
         while in_round && !deadline.passed() {

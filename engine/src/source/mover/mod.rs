@@ -47,14 +47,15 @@ use crate::chunk::{CHUNK_PAGES, Chunk, ChunkCursor, ChunkPlan, share_by_bytes};
 use crate::clock::{Timestamp, boot_id};
 use crate::digest::digests;
 use crate::dirty::{DirtyBitmap, DirtySource};
-use crate::guest::{Guest, GuestOffer};
+use crate::guest::{Guest, GuestOffer, HandoverCosts};
 use crate::host::this_host;
 use crate::link::{Link, LinkEvent, Opening};
 use crate::milestone::Milestone;
 use crate::outside::{Outside, ReleaseReason};
 use crate::protocol::{
     Abort, Counts, Hello, Lanes, Message, MessageKind, Prepare, Ready, Running, VERIFY_PAGES_MAX,
-    VERSION_MAX, VERSION_MIN, Verified, VerifyPages, Welcome, WireHost, WireLayout, capability,
+    VERSION_MAX, VERSION_MIN, Verified, VerifyPages, Welcome, WireCosts, WireHost, WireLayout,
+    capability,
 };
 use crate::records::verdict::Answer;
 use crate::records::{Durability, Entry, Journal};
@@ -198,6 +199,7 @@ pub(super) fn migrate(
             prediction: Prediction::default(),
             pending: DirtyBitmap::new(0),
             collect_took: Duration::ZERO,
+            record_takes: None,
             round_begin: Timestamp::now(),
             spare: Vec::new(),
             shared_round: None,
@@ -265,6 +267,8 @@ struct Mover<'scope, 'env> {
     /// Pages that are dirty and in no round yet.
     pending: DirtyBitmap,
     collect_took: Duration,
+    /// What an entry in this side's record takes.
+    record_takes: Option<Duration>,
     round_begin: Timestamp,
     /// Cleared bitmaps, so that none has to be made while the guest is paused.
     spare: Vec<DirtyBitmap>,
@@ -363,6 +367,7 @@ impl Mover<'_, '_> {
                 None
             }
             Action::Save => Some(self.save()),
+            Action::CollectAgain => Some(self.collect_again()),
             Action::FenceLanes => self.fence_lanes(),
             Action::SendPrepare => self.send_prepare(),
             Action::RecordGiveUp => Some(self.record_give_up()),

@@ -264,7 +264,7 @@ impl Mover<'_, '_> {
         let state = self.session.state();
         if !matches!(
             state,
-            State::Copying | State::Pausing | State::Finishing { .. }
+            State::Copying | State::Pausing | State::Saving | State::Finishing | State::Resending
         ) {
             return None;
         }

@@ -35,7 +35,7 @@ use dunlin_transports::runtime::Monitor;
 use self::open_set::{Named, OpenSet};
 use self::plan::{Plan, Standing, Step, Walk};
 pub(super) use self::walk::{WalkOrder, WindowDone, start};
-use crate::chunk::{CHUNK_PAGES, Chunk, ChunkPlan, add_shares, is_clean};
+use crate::chunk::{CHUNK_PAGES, Chunk, ChunkPlan, add_shares};
 use crate::clock::Timestamp;
 use crate::dirty::DirtyBitmap;
 use crate::jobs::Jobs;
@@ -272,8 +272,9 @@ impl Window {
         if !self.has_postponed.swap(false, Ordering::AcqRel) {
             return;
         }
-        for (word, postponed) in pending.words_mut().iter_mut().zip(&self.postponed) {
-            *word |= postponed.swap(0, Ordering::Relaxed);
+        for (index, postponed) in self.postponed.iter().enumerate() {
+            let bits = postponed.swap(0, Ordering::Relaxed);
+            pending.add_words(index, &[bits]);
         }
     }
 
@@ -394,11 +395,7 @@ impl Window {
 /// Puts the numbers of the chunks that have dirty pages into `chunks`.
 fn list_dirty(plan: &ChunkPlan, dirty: &DirtyBitmap, chunks: &mut Vec<u64>) {
     chunks.clear();
-    let is_dirty = |number: &u64| {
-        let chunk = plan.chunk(*number);
-        chunk.is_some_and(|chunk| !is_clean(chunk.words(dirty)))
-    };
-    chunks.extend((0..plan.chunks()).filter(is_dirty));
+    chunks.extend(plan.dirty_chunks(dirty));
 }
 
 fn dirty_pages(words: &[u64]) -> u64 {

@@ -122,6 +122,9 @@ pub(crate) struct Receive {
     /// Exit with 0 once one guest has arrived; its process goes on
     #[arg(long)]
     pub(crate) once: bool,
+    /// Take only the guests of 'dunlin bench --to', and end each once its move is over
+    #[arg(long, conflicts_with = "once")]
+    pub(crate) bench: bool,
     /// The most memory for all guests together [default: what the host has free]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(crate) memory_limit: Option<u64>,
@@ -169,6 +172,7 @@ fn receive_help() -> String {
   dunlin receive
   dunlin receive --listen tcp://10.0.0.2:7471 --memory-limit 64GiB
   dunlin receive --listen tcp://[::]:0 --once --json
+  dunlin receive --bench
   dunlin receive --prefault on           (fastest moves; takes all of a guest's memory at once)
   dunlin receive --reserve 25            (for guests that use little of their memory)
 

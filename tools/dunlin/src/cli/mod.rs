@@ -3,6 +3,7 @@
 //! | room | what is in it |
 //! |---|---|
 //! | here | the program and its commands |
+//! | [`mod@bench`] | `bench` and what it does with results |
 //! | [`guest`] | commands that make guests: `run`, `receive`, `demo` |
 //! | [`moves`] | commands that move and steer: `send`, `cancel`, `set` |
 //! | [`settle`] | `settle` |
@@ -11,6 +12,7 @@
 //! | [`rdma`] | the flags for RDMA |
 //! | [`values`] | names, durations, lists |
 
+pub(crate) mod bench;
 pub(crate) mod endpoint;
 pub(crate) mod guest;
 pub(crate) mod looks;
@@ -25,6 +27,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use dunlin_engine::records::directory::StateDirectory;
+
+use self::bench::BenchCommand;
 
 use crate::local::runtime_dir::RuntimeDir;
 use crate::local::state_dir;
@@ -82,6 +86,7 @@ pub(crate) enum Command {
     Stop(looks::Stop),
     Settle(settle::Settle),
     Demo(guest::Demo),
+    Bench(Box<bench::Bench>),
     Doctor(looks::Doctor),
     Completions(looks::Completions),
     #[command(hide = true)]
@@ -106,6 +111,9 @@ impl Command {
             | Self::Top(_)
             | Self::Completions(_)
             | Self::Incoming(_) => false,
+            Self::Bench(bench) => {
+                matches!(&bench.command, Some(BenchCommand::Compare(compare)) if compare.json)
+            }
         }
     }
 }

@@ -13,10 +13,12 @@
 //! | [`status`] | showing guests |
 //! | [`top`] | showing guests and moves, live |
 //! | [`demo`] | a move on this machine, told as a story |
+//! | [`mod@bench`] | measuring moves, comparing results |
 //! | [`doctor`] | what this host can do |
 
+mod bench;
 mod demo;
-mod doctor;
+pub(crate) mod doctor;
 mod incoming;
 mod receive;
 mod report;
@@ -56,6 +58,7 @@ pub(crate) fn perform(command: &Command) -> Result<Exit, Failure> {
         Command::Stop(arguments) => steer::stop(arguments),
         Command::Settle(arguments) => settle::run(arguments),
         Command::Demo(arguments) => demo::run(arguments),
+        Command::Bench(arguments) => bench::run(arguments),
         Command::Doctor(arguments) => doctor::run(arguments),
         Command::Completions(arguments) => completions(arguments),
         Command::Incoming(arguments) => incoming::run(arguments),

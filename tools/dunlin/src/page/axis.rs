@@ -10,7 +10,7 @@ const LABELS_MAX: usize = 6;
 
 /// How values lie on an axis.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Axis {
+pub(crate) enum Axis {
     /// Evenly, from 0.
     Linear {
         /// The value at its end; more than 0.
@@ -31,7 +31,7 @@ pub(super) enum Axis {
 
 /// What an axis's values are told in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum AxisUnit {
+pub(crate) enum AxisUnit {
     /// Durations.
     Nanoseconds,
     /// Sizes.
@@ -42,16 +42,16 @@ pub(super) enum AxisUnit {
 
 /// A value with a mark on the axis.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Tick {
+pub(crate) struct Tick {
     /// Where, in percent.
-    pub(super) place: f64,
+    pub(crate) place: f64,
     /// What stands there.
-    pub(super) label: String,
+    pub(crate) label: String,
 }
 
 impl Axis {
     /// An axis from 0 to `end`.
-    pub(super) fn linear(end: u64, unit: AxisUnit) -> Self {
+    pub(crate) fn linear(end: u64, unit: AxisUnit) -> Self {
         Self::Linear {
             end: end.max(1),
             unit,
@@ -59,7 +59,7 @@ impl Axis {
     }
 
     /// An axis whose ends are powers of ten (of 16 for bytes), around `least` and `most`.
-    pub(super) fn logarithmic(least: u64, most: u64, unit: AxisUnit) -> Self {
+    pub(crate) fn logarithmic(least: u64, most: u64, unit: AxisUnit) -> Self {
         let base = unit.base();
         let least = least.max(1);
         let begin = base.saturating_pow(least.ilog(base));
@@ -71,7 +71,7 @@ impl Axis {
     }
 
     /// Where a value lies, in percent of the axis; what is outside of it lies at its end.
-    pub(super) fn place(self, value: u64) -> f64 {
+    pub(crate) fn place(self, value: u64) -> f64 {
         let place = match self {
             Self::Linear { end, .. } => value as f64 / end as f64,
             Self::Logarithmic { begin, end, .. } => {
@@ -84,13 +84,13 @@ impl Axis {
 
     /// Where something from one value to another begins, and how wide it is, in percent. What took
     /// any time at all can be seen.
-    pub(super) fn stretch(self, from: u64, to: u64) -> (f64, f64) {
+    pub(crate) fn stretch(self, from: u64, to: u64) -> (f64, f64) {
         let begin = self.place(from).min(99.6);
         (begin, (self.place(to) - begin).max(0.4))
     }
 
     /// Its ticks.
-    pub(super) fn ticks(self) -> Vec<Tick> {
+    pub(crate) fn ticks(self) -> Vec<Tick> {
         let tick = |value: u64, unit: AxisUnit| Tick {
             place: self.place(value),
             label: unit.label(value),
@@ -114,7 +114,7 @@ impl Axis {
     }
 
     /// The axis itself, for the head of a column of pictures.
-    pub(super) fn drawn(self) -> Markup {
+    pub(crate) fn drawn(self) -> Markup {
         html! {
             svg.axis aria-hidden="true" focusable="false" {
                 @for tick in self.ticks() {
@@ -127,7 +127,7 @@ impl Axis {
     }
 
     /// A row's picture on this axis: what `shapes` has, above lines at the ticks.
-    pub(super) fn row(self, shapes: &Markup) -> Markup {
+    pub(crate) fn row(self, shapes: &Markup) -> Markup {
         html! {
             svg.strip aria-hidden="true" focusable="false" {
                 @for tick in self.ticks() {
@@ -187,7 +187,7 @@ fn anchor(place: f64) -> &'static str {
 }
 
 /// A percentage, as SVG has them.
-pub(super) fn percent(place: f64) -> String {
+pub(crate) fn percent(place: f64) -> String {
     format!("{place:.2}%")
 }
 

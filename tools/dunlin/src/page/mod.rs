@@ -17,15 +17,15 @@
 //! Pictures are drawn here, as SVG in the cells of tables: a screen reader reads the table, and no
 //! script is needed. Whatever stands in a report is text: `maud` escapes it.
 
-mod axis;
-mod document;
+pub(crate) mod axis;
+pub(crate) mod document;
 mod facts;
 mod figure;
 mod latencies;
 mod pause;
 mod rounds;
 mod summary;
-mod table;
+pub(crate) mod table;
 mod tracks;
 
 use dunlin_engine::report::Report;

@@ -5,16 +5,16 @@
 use maud::{Markup, html};
 
 /// A column.
-pub(super) struct Column {
+pub(crate) struct Column {
     /// What stands above it.
-    pub(super) title: &'static str,
+    pub(crate) title: &'static str,
     /// How its cells look.
-    pub(super) form: Form,
+    pub(crate) form: Form,
 }
 
 /// How a column's cells look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Form {
+pub(crate) enum Form {
     /// What the row is about.
     Name,
     /// Words.
@@ -29,7 +29,7 @@ pub(super) enum Form {
 
 impl Column {
     /// A column.
-    pub(super) const fn new(title: &'static str, form: Form) -> Self {
+    pub(crate) const fn new(title: &'static str, form: Form) -> Self {
         Self { title, form }
     }
 }
@@ -47,7 +47,7 @@ impl Form {
 }
 
 /// A table. `axis` stands above the pictures.
-pub(super) fn table(
+pub(crate) fn table(
     caption: &Markup,
     columns: &[Column],
     axis: Option<&Markup>,

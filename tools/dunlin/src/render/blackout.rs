@@ -1,6 +1,6 @@
 //! The pause, part by part: who took how long, beside what was predicted.
 
-use dunlin_engine::report::{BlackoutReport, Side};
+use dunlin_engine::report::{BlackoutReport, PredictedPart, Side};
 
 use super::amounts::nanoseconds;
 use super::palette::Palette;
@@ -46,7 +46,10 @@ pub(super) fn lines(blackout: &BlackoutReport, palette: Palette) -> Vec<String> 
             .predicted_parts
             .iter()
             .find(|predicted| predicted.name == part.name)
-            .map(|predicted| format!("≈ {}", nanoseconds(predicted.duration_ns)))
+            .map(|predicted| {
+                let sign = if predicted.is_assumed { '~' } else { '≈' };
+                format!("{sign} {}", nanoseconds(predicted.duration_ns))
+            })
             .unwrap_or_default();
         let line = format!(
             "    {:<22} {side:<11} {:>8}  {predicted:<10} {bar}",
@@ -65,6 +68,13 @@ pub(super) fn lines(blackout: &BlackoutReport, palette: Palette) -> Vec<String> 
             &format!("each vCPU's own pause: {}", own.join(", ")),
             4,
         ));
+    }
+    let shown = |assumed: &PredictedPart| {
+        let mut parts = blackout.parts.iter();
+        assumed.is_assumed && parts.any(|part| part.name == assumed.name && part.duration_ns > 0)
+    };
+    if blackout.predicted_parts.iter().any(shown) {
+        lines.push(palette.faint("    ~ was assumed: nothing of it was measured before the pause"));
     }
     if blackout.clock_error_ns > 0 {
         lines.push(palette.faint(&format!(
@@ -111,6 +121,19 @@ mod tests {
         assert!(
             text.contains("the guest saw 3.3 ms; predicted 4 ms"),
             "{text}"
+        );
+    }
+
+    #[test]
+    fn what_was_assumed_is_told_apart() {
+        let mut blackout = example::moved().blackout.unwrap();
+        let text = |blackout: &_| lines(blackout, Palette::PLAIN).join("\n");
+        assert!(!text(&blackout).contains('~'));
+        blackout.predicted_parts[0].is_assumed = true;
+        let assumed = text(&blackout);
+        assert!(
+            assumed.contains("~ 2.1 ms") && assumed.contains("was assumed"),
+            "{assumed}"
         );
     }
 

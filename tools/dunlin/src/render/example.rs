@@ -84,6 +84,7 @@ pub(crate) fn moved() -> Report {
             predicted_parts: vec![PredictedPart {
                 name: "final-round".to_owned(),
                 duration_ns: 2_100_000,
+                is_assumed: false,
             }],
             guest_visible_ns: Some(3_300_000),
             parts: vec![

@@ -33,6 +33,7 @@ use super::ledger::{self, Ledger, Neighbour};
 use super::leftovers::Leftovers;
 use super::registry::{self, Registry, Route};
 use super::teller::{Happening, Teller};
+use crate::bench::one_move::is_guest_of_a_bench;
 use crate::cli::guest::Receive;
 use crate::failure::Failure;
 use crate::local::client::Connection;
@@ -140,6 +141,7 @@ impl Admission {
         }
         let offer = hello.offer();
         let name = &offer.identity.name;
+        self.see_whose(name)?;
         let entry = self.place(session, &offer.identity)?;
         self.await_name(name)?;
         let neighbours = self.neighbours(offer.identity.uuid)?;
@@ -158,6 +160,21 @@ impl Admission {
             promise,
             entry,
         })
+    }
+
+    /// Sees that guests of a bench, which nobody needs afterwards, come only where they are ended,
+    /// and that no other guest is.
+    fn see_whose(&self, name: &str) -> Result<(), String> {
+        match (self.arguments.bench, is_guest_of_a_bench(name)) {
+            (true, false) => Err(
+                "only guests of 'dunlin bench' are taken here, and ended after their move"
+                    .to_owned(),
+            ),
+            (false, true) if !self.arguments.once => Err(
+                "a guest of 'dunlin bench' is taken only by 'dunlin receive --bench'".to_owned(),
+            ),
+            _ => Ok(()),
+        }
     }
 
     /// A place for the guest. One that is taken by a move that just failed, or by a guest that was

@@ -28,7 +28,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dunlin_engine::dirty::MarkedPages;
-use dunlin_engine::guest::{GuestIdentity, GuestOffer};
+use dunlin_engine::guest::{GuestIdentity, GuestOffer, HandoverCosts};
 use dunlin_engine::layout::{Backing, GuestMemory};
 use dunlin_transports::deadline::Deadline;
 use dunlin_transports::memory::PageNumber;
@@ -68,6 +68,8 @@ pub struct KvmGuest {
     marked: Arc<MarkedPages>,
     /// The vCPUs' loop counters when they last began to run.
     loops_at_run: Vec<u64>,
+    /// What its share of a handover takes, as far as it was measured.
+    costs: HandoverCosts,
     /// What went wrong without keeping the guest from running, until somebody takes it.
     warning: Option<String>,
 }
@@ -159,6 +161,7 @@ impl KvmGuest {
         let workload = spec.workload.clone();
         let mut guest =
             Self::assemble(identity, workload, plan, memory, hardware, serial, options)?;
+        guest.rehearse_saving();
         guest.enter_all()?;
         Ok(guest)
     }
@@ -187,7 +190,10 @@ impl KvmGuest {
         let memory = allocate(layout)?;
         let hardware = Hardware::new(&memory, cpuid, tracking, options.ring_bytes)?;
         let identity = offer.identity.clone();
-        Self::assemble(identity, workload, plan, memory, hardware, serial, options)
+        let mut guest =
+            Self::assemble(identity, workload, plan, memory, hardware, serial, options)?;
+        guest.rehearse_loading();
+        Ok(guest)
     }
 
     fn assemble(
@@ -212,6 +218,7 @@ impl KvmGuest {
             memory,
             hardware,
             loops_at_run: vec![0; vcpus.len()],
+            costs: HandoverCosts::default(),
             warning: None,
             crew,
             vcpus,

@@ -77,6 +77,32 @@ struct Diagnosis {
     checks: Vec<Finding>,
 }
 
+/// A finding without what it means and without advice.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Fact {
+    /// What was looked at.
+    pub(crate) name: &'static str,
+    /// `ok`, `limited`, `missing`.
+    pub(crate) state: String,
+    /// What was found.
+    pub(crate) found: String,
+}
+
+/// What is found on this host.
+pub(crate) fn facts() -> Vec<Fact> {
+    let state = |state: State| match state {
+        State::Ok => "ok",
+        State::Limited => "limited",
+        State::Missing => "missing",
+    };
+    let fact = |finding: Finding| Fact {
+        name: finding.name,
+        state: state(finding.state).to_owned(),
+        found: finding.found,
+    };
+    checks::all().into_iter().map(fact).collect()
+}
+
 /// Looks at this host.
 pub(crate) fn run(arguments: &Doctor) -> Result<Exit, Failure> {
     let diagnosis = diagnose();

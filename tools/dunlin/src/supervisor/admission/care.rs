@@ -1,6 +1,7 @@
 //! Looking after a guest's process once it has one: what it says, how it ends, what its record says
 //! then, and to whom.
 
+use std::process::Child;
 use std::sync::PoisonError;
 use std::thread;
 
@@ -10,6 +11,7 @@ use dunlin_engine::records::directory::Found;
 use dunlin_engine::records::verdict::Answer;
 use dunlin_engine::records::{Archive, Entry, Role};
 use dunlin_transports::lane::SessionId;
+use rustix::process::{Pid, Signal, kill_process};
 use uuid::Uuid;
 
 use super::super::Ending;
@@ -93,6 +95,9 @@ impl Admission {
                     // Until the source knows, somebody has to be here to answer it.
                     if source_knows {
                         self.source_knows();
+                        if self.arguments.bench {
+                            end(&guest.child);
+                        }
                     }
                 }
                 Word::OutsideReleased => released = true,
@@ -113,6 +118,9 @@ impl Admission {
         let may_have_run = record.as_ref().is_some_and(Found::is_in_doubt);
         if arrived {
             self.teller.tell(&Happening::Gone { name, status });
+            if self.arguments.bench {
+                guest.leftovers.remove();
+            }
             // Nobody else is coming: whoever asks is answered by the next receiver.
             self.source_knows();
         } else if may_have_run {
@@ -137,6 +145,14 @@ impl Admission {
         }
         // The places are given back only now that the process is gone.
         drop(admitted);
+    }
+}
+
+/// Asks a guest's process to end. It is this one's child, so its number is still its own.
+fn end(guest: &Child) {
+    if let Some(process) = i32::try_from(guest.id()).ok().and_then(Pid::from_raw) {
+        // It may have ended by itself.
+        let _ = kill_process(process, Signal::TERM);
     }
 }
 

@@ -7,17 +7,17 @@ use std::path::Path;
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
-use crate::programs::PATIENCE;
+use crate::program::PATIENCE;
 
 /// A connection to a QEMU's monitor.
-pub(crate) struct Monitor {
+pub struct Monitor {
     to: UnixStream,
     from: BufReader<UnixStream>,
 }
 
 impl Monitor {
     /// Connects, and gets the greeting out of the way.
-    pub(crate) fn connect(path: &Path) -> anyhow::Result<Self> {
+    pub fn connect(path: &Path) -> anyhow::Result<Self> {
         let to = UnixStream::connect(path)?;
         to.set_read_timeout(Some(PATIENCE))?;
         let from = BufReader::new(to.try_clone()?);
@@ -28,7 +28,7 @@ impl Monitor {
     }
 
     /// Has a command carried out, and gives what it returned.
-    pub(crate) fn execute(&mut self, command: &str, arguments: Value) -> anyhow::Result<Value> {
+    pub fn execute(&mut self, command: &str, arguments: Value) -> anyhow::Result<Value> {
         let line = json!({ "execute": command, "arguments": arguments });
         self.to.write_all(format!("{line}\n").as_bytes())?;
         loop {

@@ -1,4 +1,5 @@
-//! Whose processor time a run was: its two sides' processes, and the machine's as a whole.
+//! Whose processor time and whose memory a run was: its two sides' processes, and the machine's as a
+//! whole.
 //!
 //! A thread looks at `/proc` while a run goes on, so that what ended processes and threads used is
 //! known as well. The threads that run a guest are left out everywhere: Dunlin's built-in guest
@@ -15,9 +16,10 @@ use anyhow::anyhow;
 use rustix::param::clock_ticks_per_second;
 use serde::Serialize;
 
-use crate::counts;
+use crate::host;
 
-/// How often it is looked. Each look takes about a millisecond of an emulated processor.
+/// How often it is looked. Each look takes about a millisecond of an emulated processor, a tenth of
+/// that of a real one.
 const INTERVAL: Duration = Duration::from_millis(100);
 
 /// How the threads that run a guest are named: Dunlin's and QEMU's.
@@ -25,11 +27,11 @@ const GUEST_THREADS: [&str; 2] = ["vcpu-", "CPU "];
 
 /// Processor time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
-pub(crate) struct Cpu {
+pub struct Cpu {
     /// In programs.
-    pub(crate) user_s: f64,
+    pub user_s: f64,
     /// In the kernel for them.
-    pub(crate) system_s: f64,
+    pub system_s: f64,
 }
 
 impl Cpu {
@@ -48,42 +50,59 @@ impl Cpu {
     }
 
     /// Both kinds.
-    pub(crate) fn total_s(self) -> f64 {
+    pub fn total_s(self) -> f64 {
         self.user_s + self.system_s
     }
 }
 
+/// What one side's processes held of memory of their own: private memory and files, programs among
+/// them. A guest's memory is neither, where it is a memory file, which is mapped as shared memory.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Memory {
+    /// The most at once, in bytes, at the looks that were taken.
+    pub peak_bytes: u64,
+    /// By how much private memory grew over what it was at the first look, at most: what a move
+    /// takes in processes that were there before it.
+    pub growth_bytes: u64,
+}
+
 /// What a run used.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
-pub(crate) struct Usage {
+pub struct Usage {
     /// The source's processes.
-    pub(crate) source: Cpu,
+    pub source: Cpu,
     /// The destination's.
-    pub(crate) destination: Cpu,
+    pub destination: Cpu,
+    /// The source's memory beyond the guest's.
+    pub source_memory: Memory,
+    /// The destination's.
+    pub destination_memory: Memory,
     /// All processors of the machine, whatever for.
-    pub(crate) machine_s: f64,
+    pub machine_s: f64,
     /// The middle of the run; `None` when it was too short to have one.
-    pub(crate) bulk: Option<Bulk>,
+    pub bulk: Option<Bulk>,
 }
 
 /// The part of a run in which bytes flow: from the tenth that came first to the one that came last.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub(crate) struct Bulk {
+pub struct Bulk {
     /// How long it was.
-    pub(crate) seconds: f64,
+    pub seconds: f64,
     /// What came over the wire in it.
-    pub(crate) wire_bytes: u64,
+    pub wire_bytes: u64,
     /// The destination's time in programs, by ticks.
-    pub(crate) destination_user_s: f64,
+    pub destination_user_s: f64,
     /// The destination's whole time, by the scheduler, which counts nanoseconds: no less than that.
-    pub(crate) destination_run_s: f64,
+    pub destination_run_s: f64,
 }
 
 /// The two sides' threads, as far as they were seen; those that run a guest are left out.
 #[derive(Debug)]
-pub(crate) struct Threads {
-    pub(crate) source: HashSet<u32>,
-    pub(crate) destination: HashSet<u32>,
+pub struct Threads {
+    /// The source's.
+    pub source: HashSet<u32>,
+    /// The destination's.
+    pub destination: HashSet<u32>,
 }
 
 /// One look.
@@ -93,9 +112,18 @@ struct Look {
     arrived_bytes: u64,
     source: Cpu,
     destination: Cpu,
+    source_held: Held,
+    destination_held: Held,
     destination_run_s: f64,
     machine_s: f64,
     guest_s: f64,
+}
+
+/// What processes hold of memory at one look, in bytes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Held {
+    private: u64,
+    files: u64,
 }
 
 /// A process and those that it started, as far as they were seen.
@@ -103,6 +131,7 @@ struct Tree {
     root: u32,
     processes: HashMap<u32, Cpu>,
     guests: HashMap<u32, Cpu>,
+    held: Held,
     /// By thread: what the scheduler says, in nanoseconds.
     run_ns: HashMap<u32, u64>,
 }
@@ -113,13 +142,18 @@ impl Tree {
             root,
             processes: HashMap::new(),
             guests: HashMap::new(),
+            held: Held::default(),
             run_ns: HashMap::new(),
         }
     }
 
     fn look(&mut self) {
+        self.held = Held::default();
         let mut waiting = vec![self.root];
         while let Some(process) = waiting.pop() {
+            let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+            self.held.private += host::amount_in(&status, "RssAnon").unwrap_or(0);
+            self.held.files += host::amount_in(&status, "RssFile").unwrap_or(0);
             if let Some(cpu) = cpu_in(&format!("/proc/{process}/stat")) {
                 self.processes.insert(process, cpu);
             }
@@ -202,7 +236,7 @@ fn cpu_in(path: &str) -> Option<Cpu> {
 }
 
 /// Looks at a run until it is told that it is over.
-pub(crate) struct Watch {
+pub struct Watch {
     is_over: Arc<AtomicBool>,
     thread: JoinHandle<(Vec<Look>, Threads)>,
     from_birth: bool,
@@ -210,18 +244,19 @@ pub(crate) struct Watch {
 
 impl Watch {
     /// Of the processes that began with these two. `from_birth` counts all that they ever used,
-    /// otherwise from here on.
-    pub(crate) fn start(source: u32, destination: u32, from_birth: bool) -> Self {
+    /// otherwise from here on. `arrivals` gives the bytes that have come to the destination's
+    /// network device; where that is 0 for ever, the run has no middle.
+    pub fn start(source: u32, destination: u32, from_birth: bool, arrivals: fn() -> u64) -> Self {
         let is_over = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&is_over);
         let mut trees = (Tree::new(source), Tree::new(destination));
         let begun = Instant::now();
-        let first = look(&mut trees, begun);
+        let first = look(&mut trees, begun, arrivals);
         let thread = std::thread::spawn(move || {
             let mut looks = vec![first];
             while !told.load(Ordering::Acquire) {
                 std::thread::sleep(INTERVAL);
-                looks.push(look(&mut trees, begun));
+                looks.push(look(&mut trees, begun, arrivals));
             }
             let threads = Threads {
                 source: trees.0.threads(),
@@ -237,7 +272,7 @@ impl Watch {
     }
 
     /// The run is over.
-    pub(crate) fn end(self) -> anyhow::Result<(Usage, Threads)> {
+    pub fn end(self) -> anyhow::Result<(Usage, Threads)> {
         self.is_over.store(true, Ordering::Release);
         let ended = self.thread.join();
         let (looks, threads) = ended.map_err(|_| anyhow!("the watching thread died"))?;
@@ -245,17 +280,19 @@ impl Watch {
     }
 }
 
-fn look(trees: &mut (Tree, Tree), begun: Instant) -> Look {
+fn look(trees: &mut (Tree, Tree), begun: Instant, arrivals: fn() -> u64) -> Look {
     trees.0.look();
     trees.1.look();
     let (source, destination) = (&trees.0, &trees.1);
     Look {
         at_s: begun.elapsed().as_secs_f64(),
-        arrived_bytes: counts::arrived_bytes(),
+        arrived_bytes: arrivals(),
         source: source.cpu(),
         destination: destination.cpu(),
+        source_held: source.held,
+        destination_held: destination.held,
         destination_run_s: destination.run_s(),
-        machine_s: counts::busy_seconds(),
+        machine_s: host::busy_seconds(),
         guest_s: source.guest().plus(destination.guest()).total_s(),
     }
 }
@@ -269,8 +306,19 @@ fn usage(looks: &[Look], from_birth: bool) -> Usage {
     Usage {
         source: last.source.minus(before.source),
         destination: last.destination.minus(before.destination),
+        source_memory: memory(looks.iter().map(|look| look.source_held)),
+        destination_memory: memory(looks.iter().map(|look| look.destination_held)),
         machine_s: (last.machine_s - first.machine_s - guest_s).max(0.0),
         bulk: bulk(looks, first.arrived_bytes, last.arrived_bytes),
+    }
+}
+
+fn memory(looks: impl Iterator<Item = Held> + Clone) -> Memory {
+    let first = looks.clone().next().unwrap_or_default();
+    let most = |of: fn(Held) -> u64| looks.clone().map(of).max().unwrap_or(0);
+    Memory {
+        peak_bytes: most(|held| held.private + held.files),
+        growth_bytes: most(|held| held.private).saturating_sub(first.private),
     }
 }
 
@@ -307,6 +355,14 @@ mod tests {
                 user_s: 0.5 * f64::from(number),
                 system_s: 1.0,
             },
+            source_held: Held {
+                private: 100 - u64::from(number),
+                files: 10,
+            },
+            destination_held: Held {
+                private: 7 * u64::from(number),
+                files: 0,
+            },
             destination_run_s: 2.0 * f64::from(number),
             machine_s: 3.0 * f64::from(number),
             guest_s: f64::from(number),
@@ -324,6 +380,9 @@ mod tests {
             (4.0, 16.0)
         );
         assert!(usage(&looks[..1], false).bulk.is_none());
+        let memories = [used.source_memory, used.destination_memory];
+        assert_eq!(memories.map(|memory| memory.peak_bytes), [110, 70]);
+        assert_eq!(memories.map(|memory| memory.growth_bytes), [0, 70]);
     }
 
     #[test]
@@ -335,6 +394,7 @@ mod tests {
         }
         assert!(tree.run_s() > 0.0);
         assert!(tree.processes.contains_key(&std::process::id()));
+        assert!(tree.held.private > 0 && tree.held.files > 0);
         assert!(cpu_in("/proc/self/stat").is_some());
         assert!(cpu_in("/proc/self/comm").is_none());
     }

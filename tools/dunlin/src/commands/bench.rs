@@ -1,0 +1,151 @@
+//! `dunlin bench`: measuring moves, comparing results.
+
+use std::io;
+use std::path::Path;
+
+use super::send::Interrupts;
+use crate::bench::bundle;
+use crate::bench::compare::compare;
+use crate::bench::csv;
+use crate::bench::matrix::{Entry, Means, entries};
+use crate::bench::output_file::OutputFile;
+use crate::bench::page;
+use crate::bench::passes::{Plan, lanes_max, run as run_passes};
+use crate::bench::references;
+use crate::bench::results::Results;
+use crate::bench::table;
+use crate::cli::bench::{Bench, BenchCommand, Compare, Matrix, Report};
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::render::palette::Palette;
+
+/// Measures, or does something with what was measured.
+pub(crate) fn run(arguments: &Bench) -> Result<Exit, Failure> {
+    match &arguments.command {
+        None => measure(&arguments.matrix),
+        Some(BenchCommand::Compare(arguments)) => judge(arguments),
+        Some(BenchCommand::Report(arguments)) => report(arguments),
+    }
+}
+
+fn measure(asked: &Matrix) -> Result<Exit, Failure> {
+    let open = |path: Option<&Path>| path.map(OutputFile::open).transpose();
+    let file = open(asked.json.as_deref())?;
+    let csv_file = open(asked.csv.as_deref())?;
+    let page_file = open(asked.html.as_deref())?;
+    let other_file = open(asked.against_json.as_deref())?;
+    if let Some(program) = &asked.against
+        && !program.is_file()
+    {
+        let words = format!("--against {}: there is no such program", program.display());
+        return Err(Failure::new(Exit::Usage, words));
+    }
+    let means = Means::of_this_host();
+    let entries = entries(asked, &means);
+    see_that_some_can_run(&entries)?;
+    let references = references::all(
+        &asked.references,
+        lanes_max(&entries),
+        asked.memory.first().copied().unwrap_or_default(),
+        &means,
+        asked.to.is_none(),
+    );
+    let interrupts = Interrupts::watch()?;
+    let interrupted = || interrupts.count() > 0;
+    let measured = run_passes(&Plan {
+        entries,
+        references,
+        against: asked.against.clone(),
+        to: asked.to.as_ref(),
+        means,
+        repeat: asked.repeat,
+        warm_up: asked.warm_up,
+        max_blackout: asked.max_blackout,
+        limit: asked.run_limit,
+        seed: asked.seed,
+        is_quiet: asked.quiet,
+        interrupted: &interrupted,
+    });
+    if let Some(file) = file {
+        file.write(&super::json(&measured.own)?)?;
+    }
+    if let Some(file) = csv_file {
+        file.write(&csv::all(&measured.own))?;
+    }
+    if let Some(file) = page_file {
+        file.write(&page::page(&measured.own)?)?;
+    }
+    if let (Some(file), Some(other)) = (other_file, &measured.other) {
+        file.write(&super::json(other)?)?;
+    }
+    let palette = Palette::of(&io::stdout());
+    if !asked.quiet {
+        super::print(&table::all(&measured.own, palette))?;
+    }
+    let mut exit = outcome(&measured.own);
+    if let Some(other) = &measured.other {
+        let comparison = compare(other, &measured.own, asked.threshold, asked.seed);
+        if !asked.quiet {
+            let text = comparison.rendered(palette);
+            super::print(&format!(
+                "\nThis program (second) against the other (first):\n\n{text}"
+            ))?;
+        }
+        if exit == Exit::Done {
+            exit = comparison.exit();
+        }
+    }
+    Ok(exit)
+}
+
+/// A cell that can't run here is a line that says so; where none can, there is nothing to tell.
+fn see_that_some_can_run(entries: &[Entry]) -> Result<(), Failure> {
+    if entries.iter().any(|entry| entry.left_out.is_none()) {
+        return Ok(());
+    }
+    let mut reasons: Vec<&str> = entries
+        .iter()
+        .filter_map(|entry| entry.left_out.as_deref())
+        .collect();
+    reasons.dedup();
+    Err(Failure::local(format!(
+        "no cell can run here: {}",
+        reasons.join("; ")
+    )))
+}
+
+/// What came of it: that a cell has not one good run is a failure.
+fn outcome(results: &Results) -> Exit {
+    if results.is_interrupted {
+        return Exit::Cancelled;
+    }
+    let cells = results.cells.iter().filter(|cell| cell.left_out.is_none());
+    let mut cells = cells.map(|cell| cell.runs.iter().any(|run| run.is_good()));
+    if cells.all(|is_good| is_good) {
+        Exit::Done
+    } else {
+        Exit::Local
+    }
+}
+
+fn judge(arguments: &Compare) -> Result<Exit, Failure> {
+    let base = Results::read(&arguments.base)?;
+    let judged = Results::read(&arguments.judged)?;
+    let comparison = compare(&base, &judged, arguments.threshold, arguments.seed);
+    if arguments.json {
+        super::print_json(&comparison)?;
+    } else {
+        super::print(&comparison.rendered(Palette::of(&io::stdout())))?;
+    }
+    Ok(comparison.exit())
+}
+
+fn report(arguments: &Report) -> Result<Exit, Failure> {
+    let results = arguments.results.iter().map(|path| Results::read(path));
+    let results: Vec<Results> = results.collect::<Result<_, _>>()?;
+    let output = OutputFile::open(&arguments.output)?;
+    let text = bundle::bundle(&super::doctor::facts(), &results, &bundle::own_names())
+        .map_err(|error| Failure::system("the bundle as JSON", error))?;
+    output.write(&text)?;
+    Ok(Exit::Done)
+}
