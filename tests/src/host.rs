@@ -18,12 +18,6 @@ pub fn has_kvm() -> bool {
     usable
 }
 
-/// Whether this machine's processor is emulated by QEMU, as in the SoftRoCE machine.
-pub fn is_emulated() -> bool {
-    let processors = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    processors.contains("QEMU TCG CPU")
-}
-
 /// Whether this process is root's.
 pub fn is_root() -> bool {
     // SAFETY: geteuid(2) takes nothing and can't fail.

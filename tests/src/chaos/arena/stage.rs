@@ -110,16 +110,6 @@ pub enum GuestKind {
 }
 
 impl GuestKind {
-    /// For scenarios whose faults are around the guest: KVM, but threads where the processor is
-    /// emulated, whose own guests crash now and then for no reason of ours (docs/softroce.md).
-    /// `None`, and says so, where there is no KVM.
-    pub fn for_faults() -> Option<Self> {
-        match host::is_emulated() {
-            true => Some(Self::Process),
-            false => host::has_kvm().then_some(Self::Kvm),
-        }
-    }
-
     /// Its name, as `dunlin run --guest` has it.
     pub fn name(self) -> &'static str {
         match self {
