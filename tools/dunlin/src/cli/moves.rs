@@ -100,6 +100,9 @@ pub(crate) struct Send {
     /// latencies, as one HTML file that needs nothing else
     #[arg(long, value_name = "FILE")]
     pub(crate) html: Option<PathBuf>,
+    /// Write the timeline of both ends to this file, for ui.perfetto.dev or Chrome
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trace: Option<PathBuf>,
     /// Answer Prometheus at this address, as in 127.0.0.1:9471 (GET /metrics), for
     /// as long as this command watches. There is no
     /// authentication
@@ -145,7 +148,7 @@ fn send_help() -> String {
   dunlin send vm1 --to tcp://host-far-away --compress auto
   dunlin send vm1 --to auto://host-b --max-bandwidth 200MiB/s --on-stall switchover
   dunlin send vm1 --to tcp://host-b --json --quiet --timeout 5min
-  dunlin send vm1 --to tcp://host-b --html move.html
+  dunlin send vm1 --to tcp://host-b --html move.html --trace move.trace.json
 
 {}",
         help(&[

@@ -5,7 +5,9 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use dunlin_engine::report::Report;
+use dunlin_engine::report::{Host, Report};
+use dunlin_engine::telemetry::trace::{self, TraceNames};
+use dunlin_engine::telemetry::{MoveTelemetry, Recording};
 
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -18,6 +20,8 @@ pub(super) enum Form {
     Json,
     /// A page to look at.
     Html,
+    /// The timeline, for Perfetto and the like.
+    Trace,
 }
 
 impl Form {
@@ -25,6 +29,7 @@ impl Form {
         match self {
             Self::Json => super::json(report).map(String::into_bytes),
             Self::Html => page::page(report).map(String::into_bytes),
+            Self::Trace => timeline(report),
         }
     }
 
@@ -32,8 +37,31 @@ impl Form {
         match self {
             Self::Json => "the report",
             Self::Html => "the page",
+            Self::Trace => "the trace",
         }
     }
+}
+
+/// The timeline. Empty where nothing was measured: a move that reached nobody has none.
+fn timeline(report: &Report) -> Result<Vec<u8>, Failure> {
+    let nothing;
+    let told = match &report.telemetry {
+        Some(told) => told,
+        None => {
+            nothing = MoveTelemetry::new(Recording::default(), None, None);
+            &nothing
+        }
+    };
+    let host = |host: &Host| format!("Linux {}", host.kernel);
+    let (source, destination) = (host(&report.hosts.source), host(&report.hosts.destination));
+    let names = TraceNames {
+        guest: &report.guest.name,
+        source: &source,
+        destination: &destination,
+    };
+    let mut text = Vec::new();
+    trace::write(told, names, &mut text).map_err(|error| Failure::system("the trace", error))?;
+    Ok(text)
 }
 
 /// Open files for a report.
@@ -123,7 +151,12 @@ mod tests {
         let path = directory.path().join("report.json");
         std::fs::write(&path, "x".repeat(1 << 20)).unwrap();
         let page = directory.path().join("report.html");
-        let wanted = [(Form::Json, Some(&*path)), (Form::Html, Some(&*page))];
+        let trace = directory.path().join("trace.json");
+        let wanted = [
+            (Form::Json, Some(&*path)),
+            (Form::Html, Some(&*page)),
+            (Form::Trace, Some(&*trace)),
+        ];
         let files = ReportFiles::open(&wanted).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().len(), 1 << 20);
         let report = example::moved();
@@ -132,6 +165,9 @@ mod tests {
         assert_eq!(read, report);
         let page = std::fs::read_to_string(&page).unwrap();
         assert!(page.starts_with("<!DOCTYPE html>"), "{page}");
+        let trace: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(&trace).unwrap()).unwrap();
+        assert!(trace["traceEvents"].is_array(), "{trace}");
     }
 
     #[test]
