@@ -106,12 +106,12 @@ impl Running {
         let complained = Arc::new(Mutex::new(String::new()));
         let complaints = Arc::clone(&complained);
         let complaining = std::thread::spawn(move || {
-            // What is not text is not worth a scenario's end.
-            for text in BufReader::new(stderr).lines().map_while(Result::ok) {
+            // Read to its end whatever it is: nobody's complaint may stop at a closed pipe.
+            for bytes in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
                 let Ok(mut all) = complaints.lock() else {
                     return;
                 };
-                all.push_str(&text);
+                all.push_str(&String::from_utf8_lossy(&bytes));
                 all.push('\n');
             }
         });
