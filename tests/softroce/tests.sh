@@ -8,6 +8,8 @@
 # A test passes if it exits with 0 in that time. In the machine, where all is there, it may not say
 # `skipped:`. The words that are no programs (rping_between, move_a_guest, …) are in `words.sh`.
 #
+# A line named 'by hand: …' is run only where a word of its name is asked for.
+#
 # Tests find in their environment: DUNLIN, the program; RDMA_DEVICE_A, RDMA_IPV4_A and RDMA_IPV6_A,
 # a device and its addresses; and the same of B, which may be another device or the same.
 
@@ -28,10 +30,11 @@ run 'auto picks RDMA, and TCP where the destination has no RDMA' 300 auto_picks
 run 'the demo moves over RDMA' 240 move_a_guest --transport rdma
 run 'doctor sees RDMA' 60 doctor_sees_rdma
 run_cargo 'no RDMA library, though there is a device' 240 '-p dunlin-tests --test rdma_where_there_is_none' without_the_library
-# Whole guests under faults.
-run_cargo 'faults: less memory may be locked than a guest has' 600 '-p dunlin-tests --test rdma_the_limit_for_locked_memory' --test-threads=1
-run_cargo 'faults: processes are killed under moves' 900 '-p dunlin-tests --test rdma_moves_with_faults'
 # The last of these: rxe devices under which the wire went down let nobody connect any more, and its
-# IPv6 addresses and routes do not come back with it. The second makes devices anew for itself.
+# IPv6 addresses and routes do not come back with it.
 run_cargo 'RDMA: the link goes down' 120 '-p dunlin-transports --features rdma,testing --test rdma_link_down'
-run_cargo 'faults: the link goes down under moves' 600 '-p dunlin-tests --test rdma_the_link_goes_down' --test-threads=1
+# Whole guests under faults. They have passed, also on a busy host, but not often enough yet to be
+# trusted in every run. The first of them makes devices anew.
+run_cargo 'by hand: the link goes down under moves' 600 '-p dunlin-tests --test rdma_the_link_goes_down' --test-threads=1
+run_cargo 'by hand: less memory may be locked than a guest has' 600 '-p dunlin-tests --test rdma_the_limit_for_locked_memory' --test-threads=1
+run_cargo 'by hand: processes are killed under moves (chaos)' 900 '-p dunlin-tests --test rdma_moves_with_faults'
