@@ -30,10 +30,11 @@ run 'auto picks RDMA, and TCP where the destination has no RDMA' 300 auto_picks
 run 'the demo moves over RDMA' 240 move_a_guest --transport rdma
 run 'doctor sees RDMA' 60 doctor_sees_rdma
 run_cargo 'no RDMA library, though there is a device' 240 '-p dunlin-tests --test rdma_where_there_is_none' without_the_library
-# The last of these: the wire's IPv6 addresses and routes do not come back with it.
+# The last of these: rxe devices under which the wire went down let nobody connect any more, and its
+# IPv6 addresses and routes do not come back with it.
 run_cargo 'RDMA: the link goes down' 120 '-p dunlin-transports --features rdma,testing --test rdma_link_down'
-# Whole guests under faults. Not yet steady: on a busy host a nested guest of the emulated machine
-# now and then crashes by itself, or a source stays in doubt behind a flap of the wire.
-run_cargo 'by hand: less memory may be locked than a guest has' 300 '-p dunlin-tests --test rdma_the_limit_for_locked_memory' --test-threads=1
-run_cargo 'by hand: processes are killed under moves (chaos)' 600 '-p dunlin-tests --test rdma_moves_with_faults'
-run_cargo 'by hand: the link goes down under moves' 400 '-p dunlin-tests --test rdma_the_link_goes_down' --test-threads=1
+# Whole guests under faults. They have passed, also on a busy host, but not often enough yet to be
+# trusted in every run. The first of them makes devices anew.
+run_cargo 'by hand: the link goes down under moves' 600 '-p dunlin-tests --test rdma_the_link_goes_down' --test-threads=1
+run_cargo 'by hand: less memory may be locked than a guest has' 600 '-p dunlin-tests --test rdma_the_limit_for_locked_memory' --test-threads=1
+run_cargo 'by hand: processes are killed under moves (chaos)' 900 '-p dunlin-tests --test rdma_moves_with_faults'

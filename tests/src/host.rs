@@ -18,6 +18,17 @@ pub fn has_kvm() -> bool {
     usable
 }
 
+/// The last that the kernel said, for who looks into a scenario that failed; empty where it may not
+/// be read.
+pub fn kernel_messages() -> Vec<String> {
+    const LAST: usize = 15;
+    let output = Command::new("dmesg").output();
+    let text = output.map(|output| output.stdout).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<_> = text.lines().map(|line| format!("kernel: {line}")).collect();
+    lines[lines.len().saturating_sub(LAST)..].to_vec()
+}
+
 /// Whether this process is root's.
 pub fn is_root() -> bool {
     // SAFETY: geteuid(2) takes nothing and can't fail.

@@ -1,9 +1,10 @@
 //! Running `dunlin`: every wait has a limit, every process ends with the scenario.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -72,7 +73,9 @@ pub struct Running {
     child: Child,
     lines: Receiver<Line>,
     seen: Vec<Line>,
-    stderr: Option<std::thread::JoinHandle<String>>,
+    /// What it complained about so far.
+    complained: Arc<Mutex<String>>,
+    complaining: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Running {
@@ -99,18 +102,25 @@ impl Running {
                 }
             }
         });
-        let mut stderr = child.stderr.take().context("no standard error")?;
-        let stderr = std::thread::spawn(move || {
-            let mut text = String::new();
-            // What is not text is not worth a scenario's end.
-            let _ = stderr.read_to_string(&mut text);
-            text
+        let stderr = child.stderr.take().context("no standard error")?;
+        let complained = Arc::new(Mutex::new(String::new()));
+        let complaints = Arc::clone(&complained);
+        let complaining = std::thread::spawn(move || {
+            // Read to its end whatever it is: nobody's complaint may stop at a closed pipe.
+            for bytes in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
+                let Ok(mut all) = complaints.lock() else {
+                    return;
+                };
+                all.push_str(&String::from_utf8_lossy(&bytes));
+                all.push('\n');
+            }
         });
         Ok(Self {
             child,
             lines,
             seen: Vec::new(),
-            stderr: Some(stderr),
+            complained,
+            complaining: Some(complaining),
         })
     }
 
@@ -208,11 +218,38 @@ impl Running {
         lines.map(|line| format!("{}\n", line.text)).collect()
     }
 
+    /// All that it complained about; whoever else writes there has ended by then.
     fn complaints(&mut self) -> String {
-        self.stderr
-            .take()
-            .and_then(|thread| thread.join().ok())
-            .unwrap_or_default()
+        if let Some(thread) = self.complaining.take() {
+            // Whatever it has read is there.
+            let _ = thread.join();
+        }
+        self.complained_so_far()
+    }
+
+    fn complained_so_far(&self) -> String {
+        match self.complained.lock() {
+            Ok(text) => text.clone(),
+            Err(_) => String::new(),
+        }
+    }
+
+    /// What it printed and complained about so far, each line under `name`: for who looks into a
+    /// scenario that failed.
+    pub fn said_so_far(&mut self, name: &str) -> Vec<String> {
+        self.lines_so_far();
+        let printed = self
+            .seen
+            .iter()
+            .map(|line| format!("{name}: {}", line.text));
+        let mut said: Vec<String> = printed.collect();
+        let complained = self.complained_so_far();
+        said.extend(
+            complained
+                .lines()
+                .map(|line| format!("{name} (stderr): {line}")),
+        );
+        said
     }
 }
 
@@ -227,6 +264,21 @@ pub fn signal_process(pid: u32, signal: i32) {
     let Ok(pid) = i32::try_from(pid) else { return };
     // SAFETY: kill(2) takes two integers and touches no memory.
     unsafe { libc::kill(pid, signal) };
+}
+
+/// Lets all else that wants to run go before the vCPUs of a guest's process: the built-in guest looks
+/// at its clock all the time, and would take a processor from the move that no idle guest takes.
+pub fn give_way(pid: u32) {
+    const NICE: i32 = 10;
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task"));
+    for task in tasks.into_iter().flatten().flatten() {
+        let name = std::fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+        let id = task.file_name().to_str().and_then(|id| id.parse().ok());
+        if let (true, Some(id)) = (name.starts_with("vcpu-"), id) {
+            // SAFETY: setpriority(2) takes three integers and touches no memory.
+            unsafe { libc::setpriority(libc::PRIO_PROCESS, id, NICE) };
+        }
+    }
 }
 
 /// Whether a process is there (and not merely a zombie).

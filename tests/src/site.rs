@@ -124,6 +124,18 @@ impl Site {
         &self.directory
     }
 
+    /// How its guests and records are, in the words of 'status': for who looks into a scenario that
+    /// failed.
+    pub fn tell(&self, name: &str) -> Vec<String> {
+        match self.run(&["status", "--json"]) {
+            Ok(output) => {
+                let said = format!("{}{}", output.stdout, output.stderr);
+                said.lines().map(|line| format!("{name}: {line}")).collect()
+            }
+            Err(error) => vec![format!("{name}: 'status': {error:#}")],
+        }
+    }
+
     /// Where its records of handovers are.
     pub fn state_directory(&self) -> PathBuf {
         self.root.path().join("state")

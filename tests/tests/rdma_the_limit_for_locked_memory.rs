@@ -8,8 +8,8 @@
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use dunlin_tests::host::{has_kvm, is_root};
-use dunlin_tests::program::{Output, eventually, is_stopped, signal_process};
+use dunlin_tests::host::{has_kvm, is_root, kernel_messages};
+use dunlin_tests::program::{Output, Running, eventually, give_way, is_stopped, signal_process};
 use dunlin_tests::rdma::Ends;
 use dunlin_tests::rdma::held::{Pinned, Things, expect_nothing_held};
 use dunlin_tests::site::{Receiver, Site, expect_moved};
@@ -36,8 +36,10 @@ struct Scene {
     there: Site,
     ends: Ends,
     before: Things,
-    guest: dunlin_tests::program::Running,
+    guest: Running,
     receiver: Receiver,
+    /// Whether all went as it should, and nobody needs to know more.
+    is_over: bool,
 }
 
 impl Scene {
@@ -62,8 +64,12 @@ impl Scene {
         there.limit_locked_memory(there_limit);
         here.set_environment("DUNLIN_STOP_AT", stop);
         let before = Things::now()?;
+        let guest = here.guest("vm1", &RUN)?;
+        // Emulated processors have none to spare.
+        give_way(guest.pid());
         Ok(Some(Self {
-            guest: here.guest("vm1", &RUN)?,
+            guest,
+            is_over: false,
             receiver: there.receiver_at(&ends.listen("auto"), &[])?,
             here,
             there,
@@ -84,6 +90,12 @@ impl Scene {
 
     fn expect_nothing_held(&self) -> Result<()> {
         expect_nothing_held(&[&self.here, &self.there], &self.before)
+    }
+
+    fn end(mut self) -> Result<()> {
+        self.expect_nothing_held()?;
+        self.is_over = true;
+        Ok(())
     }
 
     /// A demand for RDMA failed: with a line that helps, and without harm.
@@ -110,8 +122,21 @@ impl Scene {
         expect_names_limit(told);
         expect_moved(report)?;
         assert_eq!(report["transport"], "tcp");
-        self.there.expect_goes_on("vm1")?;
-        self.expect_nothing_held()
+        self.there.expect_goes_on("vm1")
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        if self.is_over {
+            return;
+        }
+        let mut all = self.here.tell("status at the source");
+        all.extend(self.there.tell("status at the destination"));
+        all.extend(self.guest.said_so_far("run"));
+        all.extend(self.receiver.process.said_so_far("receive"));
+        all.extend(kernel_messages());
+        println!("{}", all.join("\n"));
     }
 }
 
@@ -134,7 +159,8 @@ fn the_destinations() -> Result<()> {
     assert_eq!(report["outcome"], "refused", "{report:#}");
     scene.expect_refused(4, &output, &report)?;
     let (output, report) = scene.send("auto", &[])?;
-    scene.expect_over_tcp(&output, &report)
+    scene.expect_over_tcp(&output, &report)?;
+    scene.end()
 }
 
 #[test]
@@ -146,7 +172,8 @@ fn the_sources() -> Result<()> {
     // Something on this machine failed.
     scene.expect_refused(12, &output, &report)?;
     let (output, report) = scene.send("auto", &[])?;
-    scene.expect_over_tcp(&output, &report)
+    scene.expect_over_tcp(&output, &report)?;
+    scene.end()
 }
 
 /// The limit is lowered once the move is under way and nobody looks at it any more: registering
@@ -183,7 +210,7 @@ fn lowered_half_way(
     expect_moved(&report)?;
     assert_eq!(report["transport"], "rdma");
     scene.there.expect_goes_on("vm1")?;
-    scene.expect_nothing_held()
+    scene.end()
 }
 
 fn set_limit(pid: u32, limit: &str) -> Result<()> {
@@ -238,5 +265,5 @@ fn what_is_pinned_in_a_move_can_be_seen() -> Result<()> {
     }
     signal_process(pid, libc::SIGCONT);
     send.wait()?.expect_code(0)?;
-    scene.expect_nothing_held()
+    scene.end()
 }

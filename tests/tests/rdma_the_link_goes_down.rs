@@ -6,18 +6,27 @@
 //! It takes the virtual interface below the device down, so it needs root, and the device alone. That
 //! next move goes over TCP, since an rxe device may not let anybody connect by then.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 use dunlin_tests::chaos::arena::{Arena, Fabric, GuestKind, Stage, There};
 use dunlin_tests::chaos::fault::{Phase, Victim};
 use dunlin_tests::chaos::ledger::judge;
+use dunlin_tests::chaos::run::was_busy;
 use dunlin_tests::host::has_kvm;
 use dunlin_tests::program::eventually;
 use dunlin_tests::rdma::Ends;
 use dunlin_tests::rdma::wire::Wire;
 use serde_json::Value;
 
-/// What a lane says that its device told.
-const DOWN: &str = "using the device: port 1 of RDMA device";
+/// What the device said, in the words of a lane or of who waits for the other side.
+const DOWN: &str = "port 1 of RDMA device";
+
+/// How often a move is begun again that ended before its phase came, because the machine kept a peer
+/// from speaking for so long.
+const ATTEMPTS_MAX: u32 = 4;
+
+/// How long a side may be silent, as a multiple of the fabric's own measure: here it is not the
+/// silence alone that tells, and everything emulated may stand still for some seconds.
+const PATIENCE: u32 = 3;
 
 /// A move over RDMA that stands at a phase; `None`, and says so, where that can't be.
 fn stopped_at(phase: Phase, who: Victim) -> Result<Option<Arena>> {
@@ -34,10 +43,21 @@ fn stopped_at(phase: Phase, who: Victim) -> Result<Option<Arena>> {
         phase,
         has_link: true,
     };
-    let mut arena = Arena::set_up(stage, "")?;
-    arena.begin(fabric.peer_timeout())?;
-    eventually(phase.name(), || Ok(arena.is_stopped(who)))?;
-    Ok(Some(arena))
+    for _ in 0..ATTEMPTS_MAX {
+        let mut arena = Arena::set_up(stage, "")?;
+        arena.begin(fabric.peer_timeout() * PATIENCE)?;
+        eventually(phase.name(), || {
+            Ok(arena.is_stopped(who) || arena.has_sent_ended())
+        })?;
+        if arena.is_stopped(who) {
+            return Ok(Some(arena));
+        }
+        let why = arena.look_here().last_move();
+        println!("'{}' did not come{why}", phase.name());
+        ensure!(was_busy(&why), "the move ended before its phase");
+        arena.tear_down()?;
+    }
+    bail!("the machine is too busy to get there")
 }
 
 /// Hears 'send' out: it ended with `code`.
@@ -72,9 +92,9 @@ fn loops(arena: &mut Arena) -> u64 {
     }
 }
 
-/// The link goes down before the give-up: the source says why, in one of these ways, and runs the
-/// guest, while the link is down.
-fn stays(phase: Phase, whys: &[&str]) -> Result<()> {
+/// The link goes down before the give-up: the source says so, and runs the guest, while the link is
+/// down.
+fn stays(phase: Phase) -> Result<()> {
     let Some(mut arena) = stopped_at(phase, Victim::Run)? else {
         return Ok(());
     };
@@ -84,7 +104,10 @@ fn stays(phase: Phase, whys: &[&str]) -> Result<()> {
     let reason = failed["reason"].as_str().unwrap_or_default();
     println!("{}: {reason}", phase.name());
     assert_eq!(failed["outcome"], "peer-failed", "{failed:#}");
-    assert!(whys.iter().any(|why| reason.contains(why)), "{reason}");
+    assert!(
+        reason.contains(DOWN) && reason.contains("is down"),
+        "{reason}"
+    );
     let before = loops(&mut arena);
     eventually("the guest goes on at the source", || {
         Ok(arena.look_here().runs_alone() && loops(&mut arena) > before)
@@ -99,14 +122,12 @@ fn stays(phase: Phase, whys: &[&str]) -> Result<()> {
 
 #[test]
 fn in_the_middle_of_a_round() -> Result<()> {
-    // A lane that waits for the destination to open memory does not look at the device; then it is
-    // the silence on the control connection that is noticed.
-    stays(Phase::Round, &[DOWN, "the peer was silent"])
+    stays(Phase::Round)
 }
 
 #[test]
 fn while_the_guest_is_paused() -> Result<()> {
-    stays(Phase::Paused, &[DOWN])
+    stays(Phase::Paused)
 }
 
 /// The source comes to doubt, and says that it keeps the guest.

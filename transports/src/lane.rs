@@ -376,6 +376,12 @@ pub trait SourceEndpoint: Send + Sync {
         deadline: Deadline,
     ) -> Result<Box<dyn SourceLane>, LaneError>;
 
+    /// What the device below said that ends every lane, if it did: a port that is down. A lane that
+    /// works tells it by itself; this is for a session that ends while none does.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
+
     /// Ends every lane from outside, at once. May be called from any thread, more than once.
     fn stop(&self);
 
@@ -444,6 +450,12 @@ pub trait DestinationEndpoint: Send + Sync {
             return Ok(());
         }
         Err(unsupported(LaneNumber(0), "taking offers of memory"))
+    }
+
+    /// What the device below said that ends every lane, if it did: a port that is down. A lane that
+    /// works tells it by itself; this is for a session that ends while none does.
+    fn trouble(&self) -> Option<String> {
+        None
     }
 
     /// Whether `prepare` registers memory with a device: it takes its time then, several threads do

@@ -81,5 +81,13 @@ fn a_link_that_goes_down_ends_waiting_lanes_with_its_name() {
             let expected = format!("port 1 of RDMA device {device} is down");
             assert!(error.contains(&expected), "{error}");
         }
+        // Where no lane is at work, the endpoints know.
+        for (trouble, device) in [
+            (destination.trouble(), &ends.destination_device),
+            (source.trouble(), &ends.source_device),
+        ] {
+            let expected = format!("port 1 of RDMA device {device} is down");
+            assert_eq!(trouble, Some(expected));
+        }
     });
 }

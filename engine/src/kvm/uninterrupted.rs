@@ -96,10 +96,8 @@ mod tests {
         vmm_sys_util::signal::register_signal_handler(signal, on_signal).unwrap();
         let done = uninterrupted(|| {
             // SAFETY: the thread signals itself, with a signal that has a handler.
-            assert_eq!(
-                unsafe { libc::pthread_kill(libc::pthread_self(), signal) },
-                0
-            );
+            let sent = unsafe { libc::pthread_kill(libc::pthread_self(), signal) };
+            assert_eq!(sent, 0);
             HANDLED.load(Ordering::SeqCst)
         });
         assert_eq!(done.unwrap().value, 0);

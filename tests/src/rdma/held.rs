@@ -15,9 +15,9 @@ use serde_json::Value;
 use crate::program::{Running, is_alive};
 use crate::site::Site;
 
-/// How long letting go may take: it happens behind the end of a move, and emulated machines are
-/// slow.
-const LET_GO_TIME_MAX: Duration = Duration::from_secs(20);
+/// How long letting go may take: it happens behind the end of a move, a source in doubt asks once
+/// before, for as long as a peer may be silent, and emulated machines are slow.
+const LET_GO_TIME_MAX: Duration = Duration::from_secs(60);
 
 /// The kinds of things that a session makes, and the name of their number.
 const KINDS: [(&str, &str); 4] = [

@@ -12,6 +12,7 @@
 use std::net::IpAddr;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -23,10 +24,12 @@ use crate::program::{Output, Running};
 /// An interface that swallows what it is given.
 const HOLE: &str = "dunlin-hole";
 
-/// The network interface below a device, which goes down and up. Up again with this value's end.
+/// The network interface below a device, which goes down and up. Up again with this value's end, and
+/// if it was ever down, with devices made anew: nobody may use them by then.
 #[derive(Debug)]
 pub struct Wire {
     interface: String,
+    was_cut: AtomicBool,
     /// Its addresses, as in `fd77::2/64`.
     addresses: Vec<String>,
     /// Routes over it that a person added: the family's flag, and the route in `ip`'s words.
@@ -78,6 +81,7 @@ impl Wire {
             addresses: addresses(interface)?,
             routes,
             interface: interface.to_owned(),
+            was_cut: AtomicBool::new(false),
         }))
     }
 
@@ -89,6 +93,7 @@ impl Wire {
     pub fn set_up(&self, up: bool) -> Result<()> {
         let dev = self.interface.as_str();
         if !up {
+            self.was_cut.store(true, Ordering::Relaxed);
             // Of an earlier wire, perhaps.
             if !Path::new("/sys/class/net").join(HOLE).exists() {
                 ip(&["link", "add", HOLE, "type", "dummy"])?;
@@ -122,8 +127,13 @@ impl Wire {
 
 impl Drop for Wire {
     fn drop(&mut self) {
-        // What can't be mended is seen by who comes next.
-        let _ = self.set_up(true);
+        if !self.was_cut.load(Ordering::Relaxed) {
+            return;
+        }
+        if let Err(error) = self.set_up(true).and_then(|()| renew_devices()) {
+            // It is seen by who comes next, who can't know why.
+            println!("the wire is not as it was: {error:#}");
+        }
     }
 }
 

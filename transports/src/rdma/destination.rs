@@ -319,6 +319,12 @@ impl lane::DestinationEndpoint for DestinationEndpoint {
         wait(DRAIN_LIMIT, &watch.stop(), Connection::is_drained);
     }
 
+    fn trouble(&self) -> Option<String> {
+        let watch = &self.shared.watch;
+        watch.look();
+        watch.trouble().map(|trouble| trouble.to_string())
+    }
+
     fn stop(&self) {
         self.shared.watch.stop();
     }

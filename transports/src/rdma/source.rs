@@ -317,6 +317,12 @@ impl lane::SourceEndpoint for SourceEndpoint {
         Ok(Box::new(SendingLane::new(connection, shared, zeros)))
     }
 
+    fn trouble(&self) -> Option<String> {
+        let watch = &self.shared.watch;
+        watch.look();
+        watch.trouble().map(|trouble| trouble.to_string())
+    }
+
     fn stop(&self) {
         self.shared.watch.stop();
     }

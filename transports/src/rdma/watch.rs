@@ -136,8 +136,13 @@ impl Watch {
         if self.is_stopped() {
             return Some(LaneError::Stopped(lane));
         }
+        Some(self.trouble()?.on(lane, "using the device"))
+    }
+
+    /// What the device has said that ends lanes, if it did.
+    pub(super) fn trouble(&self) -> Option<RdmaError> {
         let event = self.trouble.get()?;
-        let error = match event {
+        Some(match event {
             DeviceEvent::PortDown(port) => RdmaError::PortDown {
                 device: self.device.name().to_owned(),
                 port: *port,
@@ -146,8 +151,7 @@ impl Watch {
                 device: self.device.name().to_owned(),
                 event: event.to_string(),
             },
-        };
-        Some(error.on(lane, "using the device"))
+        })
     }
 
     /// Waits for one of the descriptors, the alarm, or an event of the device.

@@ -148,7 +148,10 @@ impl<F: GuestFactory> Destination<'_, F> {
 
     pub(super) fn lost(&mut self, reason: &str) -> Event {
         self.lost = true;
-        self.because(reason);
+        match self.endpoint.trouble() {
+            Some(trouble) => self.because(&format!("{reason}; {trouble}")),
+            None => self.because(reason),
+        }
         Event::Lost
     }
 

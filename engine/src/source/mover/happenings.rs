@@ -18,6 +18,7 @@ impl Mover<'_, '_> {
                     if let Some(reason) = self.window_overdue()
                         && std::mem::replace(&mut was_overdue, true)
                     {
+                        let reason = self.with_trouble(&reason);
                         return self.stop(StayReason::PeerFailed, &reason);
                     }
                     self.tell_progress();
@@ -252,8 +253,18 @@ impl Mover<'_, '_> {
     /// The connection is of no use any more.
     pub(super) fn lost(&mut self, reason: &str) -> Event {
         self.link_is_lost = true;
-        self.because(reason);
+        let reason = self.with_trouble(reason);
+        self.because(&reason);
         Event::Lost
+    }
+
+    /// A peer that is not heard, and why, where the lanes' device knows: while memory is opened, or
+    /// behind the last round, no lane is at work that would tell.
+    fn with_trouble(&self, reason: &str) -> String {
+        match self.endpoint.trouble() {
+            Some(trouble) => format!("{reason}; {trouble}"),
+            None => reason.to_owned(),
+        }
     }
 
     /// This side ends the move.

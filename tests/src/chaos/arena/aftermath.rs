@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::{Arena, GUEST, There, look};
 use crate::chaos::fault::Victim;
+use crate::host::kernel_messages;
 
 /// How long everything may take to end when it is told to.
 const TEAR_DOWN_MAX: Duration = Duration::from_secs(30);
@@ -117,7 +118,26 @@ impl Arena {
             }
             std::thread::sleep(Duration::from_millis(5));
         }
+        self.is_over = complaints.is_empty();
         Ok(complaints)
+    }
+
+    /// All that is known of what went wrong: what each process said, how the guest is on both sides
+    /// and why, and what the kernel said.
+    pub fn testimony(&mut self) -> Vec<String> {
+        let mut all = self.here.tell("status at the source");
+        all.extend(self.there.tell("status at the destination"));
+        all.extend(self.guest.said_so_far("run"));
+        let heard = self.heard.iter();
+        all.extend(heard.map(|line| format!("an earlier receive: {}", line.text)));
+        if let Some(receiver) = &mut self.receiver {
+            all.extend(receiver.process.said_so_far("receive"));
+        }
+        if let Some(send) = &mut self.send {
+            all.extend(send.said_so_far("send"));
+        }
+        all.extend(kernel_messages());
+        all
     }
 
     /// Control sockets that are still there. A VMM that is killed leaves its own, which the next one
@@ -136,6 +156,7 @@ impl Arena {
 
     /// Keeps the directory, with the story in it, and tells where it is.
     pub fn keep(&mut self, epilogue: &str) -> PathBuf {
+        self.is_over = true;
         for site in [&mut self.here, &mut self.there] {
             site.keep();
         }

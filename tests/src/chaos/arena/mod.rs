@@ -20,7 +20,7 @@ use tempfile::TempDir;
 
 use super::fault::{Phase, Side, Victim};
 use super::ledger::Account;
-use crate::program::{Line, Running, is_alive, is_stopped, signal_process};
+use crate::program::{Line, Running, give_way, is_alive, is_stopped, signal_process};
 use crate::rdma::held::{Things, expect_nothing_held};
 use crate::site::{Receiver, Site};
 
@@ -103,6 +103,8 @@ pub struct Arena {
     send: Option<Running>,
     story: Vec<String>,
     began: Instant,
+    /// Whether all was ended, and nobody needs to know more.
+    is_over: bool,
     /// Where everything of the run is. The last to go.
     directory: TempDir,
 }
@@ -150,6 +152,10 @@ impl Arena {
             &output,
         ];
         let guest = here.guest(GUEST, &arguments)?;
+        if let Fabric::Rdma(_) = stage.fabric {
+            // Emulated processors have none to spare.
+            give_way(guest.pid());
+        }
         Ok(Self {
             fabric: stage.fabric,
             before,
@@ -164,6 +170,7 @@ impl Arena {
             send: None,
             story: Vec::new(),
             began,
+            is_over: false,
         })
     }
 
@@ -379,6 +386,9 @@ impl Arena {
 
 impl Drop for Arena {
     fn drop(&mut self) {
+        if !self.is_over {
+            println!("{}\n{}", self.story.join("\n"), self.testimony().join("\n"));
+        }
         // Frozen or running, wanted or not.
         for pid in [self.here.processes(), self.there.processes()].concat() {
             signal_process(pid, libc::SIGKILL);

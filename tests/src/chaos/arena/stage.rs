@@ -36,6 +36,15 @@ impl Fabric {
         }
     }
 
+    /// How long a move may take to get to a phase.
+    pub fn phase_time_max(self) -> Duration {
+        match self {
+            Self::Tcp => Duration::from_secs(15),
+            // A busy host was seen to take ten times as long for an emulated machine.
+            Self::Rdma(_) => Duration::from_secs(60),
+        }
+    }
+
     /// The workload of its guests.
     pub(super) fn workload(self) -> &'static str {
         match self {

@@ -33,9 +33,6 @@ const ATTEMPTS_MAX: u32 = 4;
 /// How often everything is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(4);
 
-/// How long a move may take to get to a phase.
-const PHASE_TIME_MAX: Duration = Duration::from_secs(15);
-
 /// How long a process may take to be known that has to be there.
 const VICTIM_TIME_MAX: Duration = Duration::from_secs(2);
 
@@ -128,10 +125,7 @@ pub fn run(order: Order, number: usize, interrupted: &AtomicBool) -> Result<Outc
         };
         let Some(ending) = run.perform()? else {
             let last = run.why_it_ended();
-            let was_busy = ["silent", "nothing moved"]
-                .iter()
-                .any(|why| last.contains(why));
-            if was_busy && repeated + 1 < ATTEMPTS_MAX {
+            if was_busy(&last) && repeated + 1 < ATTEMPTS_MAX {
                 continue;
             }
             let phase = order.fault.phase.name();
@@ -180,6 +174,9 @@ impl Run<'_> {
 
     fn finish(mut self, ending: Ending, began: Instant, repeated: u32) -> Outcome {
         let kept_at = (!self.complaints.is_empty()).then(|| {
+            for what in self.arena.testimony() {
+                self.arena.tell(&what);
+            }
             let epilogue = format!("{}: {}", ending.name(), self.complaints.join("; "));
             self.arena.keep(&epilogue)
         });
@@ -223,7 +220,7 @@ impl Run<'_> {
             return Ok(true);
         };
         let who = at_milestone(side);
-        let end = Instant::now() + PHASE_TIME_MAX;
+        let end = Instant::now() + self.order.fabric.phase_time_max();
         let mut over_since = None;
         while !self.arena.is_stopped(who) {
             let now = Instant::now();
@@ -406,6 +403,14 @@ impl Run<'_> {
         let before = *self.loops_at_fault.get_or_insert(loops);
         is_paused && loops > before
     }
+}
+
+/// Whether a move ended, by its own words, because a peer did nothing for too long: where no fault
+/// was made yet, it was the machine that kept it from going on.
+pub fn was_busy(why: &str) -> bool {
+    ["silent", "nothing moved", "no range was opened or closed"]
+        .iter()
+        .any(|words| why.contains(words))
 }
 
 /// Whose process passes the milestones of a side.

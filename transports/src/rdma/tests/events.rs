@@ -42,7 +42,7 @@ fn a_device_that_fails_ends_waits_on_both_sides_with_its_name() {
         for watch in &watches {
             watch.note(DeviceEvent::PortDown(200));
             watch.note(DeviceEvent::Other(18));
-            assert!(watch.ended(NUMBER).is_none());
+            assert!(watch.ended(NUMBER).is_none() && watch.trouble().is_none());
         }
         watches
             .iter()
