@@ -65,6 +65,7 @@ mod observing;
 pub use counters::{DeviceCounters, LaneCounters, RegistrationCounters};
 pub use error::LaneError;
 use error::{unexpected, unsupported};
+#[cfg(any(test, feature = "rdma", feature = "tcp", feature = "testing"))]
 pub(crate) use observing::Observer;
 pub use observing::{LaneObserver, LaneWork};
 

@@ -26,9 +26,11 @@ pub trait LaneObserver: Send {
 }
 
 /// Who observes a lane, if anybody does.
+#[cfg(any(test, feature = "rdma", feature = "tcp", feature = "testing"))]
 #[derive(Default)]
 pub(crate) struct Observer(Option<Box<dyn LaneObserver>>);
 
+#[cfg(any(test, feature = "rdma", feature = "tcp", feature = "testing"))]
 impl Observer {
     /// From now on this one.
     pub(crate) fn set(&mut self, observer: Box<dyn LaneObserver>) {
