@@ -26,7 +26,7 @@ RUNS ?= 300
 SETUP := tools/setup.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test model simulate chaos planted-bug planted-slowness softroce softroce-bench softroce-chaos rdma-test bench bench-blackout lint format deny
+.PHONY: help demo build test model simulate chaos planted-bug planted-slowness softroce softroce-bench softroce-chaos rdma-test bench bench-blackout bench-suite lint format deny
 
 help: ## Say what there is
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -114,6 +114,13 @@ bench-blackout: build ## Measure the pause of guests over loopback (three minute
 	$(CARGO) build --release --locked -p dunlin-bench --bin blackout
 	@mkdir -p $(BENCH_RESULTS)
 	$(CARGO_TARGET_DIR)/release/blackout --dunlin $(DUNLIN) --json $(BENCH_RESULTS)/blackout.json $(ARGS)
+
+# Both kinds of guest beside all that is installed; two of memory's sizes would double the time.
+SUITE ?= --transports rdma,tcp,tcp-writev --lanes 1,2 --memory 512MiB --dirty-rate 0,100MiB/s --guest kvm,process
+bench-suite: build ## Compare transports, guests and other programs on this host (eight minutes; SUITE=..., ARGS="--repeat 15")
+	@$(SETUP) --want iperf3 perftest qemu
+	@mkdir -p $(BENCH_RESULTS)
+	$(DUNLIN) bench $(SUITE) --json $(BENCH_RESULTS)/suite.json --csv $(BENCH_RESULTS)/suite.csv --html $(BENCH_RESULTS)/suite.html $(ARGS)
 
 lint: ## Check formatting, lints, documentation, and the licences and sources of dependencies
 	@$(SETUP) rust cc rustfmt clippy --want cargo-deny rdma-headers

@@ -100,6 +100,10 @@ pub(crate) struct Send {
     /// latencies, as one HTML file that needs nothing else
     #[arg(long, value_name = "FILE")]
     pub(crate) html: Option<PathBuf>,
+    /// Write which pages the guest makes dirty, and when, to this file, for 'dunlin bench --replay'.
+    /// The guest's process writes it; it costs a little time in each round and in the pause
+    #[arg(long, value_name = "FILE")]
+    pub(crate) dirty_trace: Option<PathBuf>,
     /// Answer Prometheus at this address, as in 127.0.0.1:9471 (GET /metrics), for
     /// as long as this command watches. There is no
     /// authentication
@@ -131,6 +135,7 @@ impl Send {
             io: self.io,
             compress: self.compress.to_string(),
             rdma: self.rdma.clone(),
+            dirty_trace: None,
         }
     }
 }
@@ -146,6 +151,7 @@ fn send_help() -> String {
   dunlin send vm1 --to auto://host-b --max-bandwidth 200MiB/s --on-stall switchover
   dunlin send vm1 --to tcp://host-b --json --quiet --timeout 5min
   dunlin send vm1 --to tcp://host-b --html move.html
+  dunlin send vm1 --to tcp://host-b --dirty-trace vm1.dirty
 
 {}",
         help(&[
