@@ -289,6 +289,7 @@ impl Passes<'_> {
             .map(|(row, runs)| ReferenceResult {
                 name: row.name.clone(),
                 what: row.what.clone(),
+                version: row.version.clone(),
                 left_out: row.left_out.clone(),
                 runs: runs.clone(),
             })

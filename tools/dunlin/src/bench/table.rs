@@ -28,6 +28,11 @@ pub(crate) fn all(results: &Results, palette: Palette) -> String {
     let references = references.filter(|reference| reference.left_out.is_none());
     rows.extend(references.map(reference_row));
     text.push_str(&aligned(&rows));
+    let versions = versions(results);
+    if !versions.is_empty() {
+        let line = format!("beside: {}", versions.join(", "));
+        text.push_str(&format!("  {}\n", palette.faint(&printable(&line))));
+    }
     for line in left_out(results) {
         text.push_str(&format!("  {}\n", palette.faint(&printable(&line))));
     }
@@ -64,6 +69,19 @@ pub(crate) fn all(results: &Results, palette: Palette) -> String {
         palette.faint("Each figure is the median and, in brackets, the middle half of its runs.")
     ));
     text
+}
+
+/// The programs that were measured beside, each with its version.
+fn versions(results: &Results) -> Vec<String> {
+    let mut versions = Vec::new();
+    for reference in &results.references {
+        let program = reference.name.split(' ').next();
+        if let (Some(program), Some(version)) = (program, &reference.version) {
+            versions.push(format!("{program} {version}"));
+        }
+    }
+    versions.dedup();
+    versions
 }
 
 /// What was not run, and why: a line for each reason. Other programs are named one by one, since

@@ -194,7 +194,10 @@ fn references(results: &Results) -> Section {
                 html! { (text.unwrap_or_else(|| "–".to_owned())) }
             };
             let what = match &reference.left_out {
-                None => reference.what.clone(),
+                None => match &reference.version {
+                    None => reference.what.clone(),
+                    Some(version) => format!("{} (version {version})", reference.what),
+                },
                 Some(reason) => format!("not run: {reason}"),
             };
             vec![
