@@ -70,6 +70,16 @@ pub enum KvmError {
         /// The page in the slot.
         offset: u64,
     },
+    /// Entries that were taken from the rings stay in them.
+    #[error(
+        "KVM_RESET_DIRTY_RINGS was called {calls} times and left {entries} entries that were taken"
+    )]
+    RingNotReset {
+        /// How often it was called.
+        calls: u32,
+        /// How many entries it left.
+        entries: u64,
+    },
     /// A ring's size is impossible.
     #[error(
         "a dirty ring of {bytes} bytes is not possible here: a power of two from 4096 to {max}"

@@ -16,6 +16,7 @@
 //! | `platform` | sections `kvm.cpuid` and `kvm.platform`: told before the move |
 //! | `abi` | kernel structs as bytes |
 //! | `ioctl` | the calls that `kvm-ioctls` does not wrap |
+//! | `uninterrupted` | a call into the kernel that no signal cuts short |
 //!
 //! The order of a move, for a VMM:
 //!
@@ -39,6 +40,7 @@ mod ring_entries;
 mod slots;
 mod state;
 mod time;
+mod uninterrupted;
 mod vcpu;
 mod vm;
 

@@ -10,6 +10,10 @@
 //! (PML, Intel's log, is flushed by the kernel at each exit). A collection then does not report
 //! them, and a later one does; the last collection comes after every vCPU has left `KVM_RUN`
 //! (law 7), and misses nothing.
+//!
+//! A reset that a signal cuts short forgets pages (see the room `uninterrupted`). Signals are
+//! blocked for it; and where the thread may have been stopped in it all the same, every page that it
+//! was to re-arm counts as dirty in each collection from then on, until the tracking ends.
 
 use std::os::fd::AsRawFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -19,6 +23,7 @@ use kvm_bindings::{KVM_CAP_DIRTY_LOG_RING_ACQ_REL, kvm_enable_cap};
 use kvm_ioctls::VmFd;
 
 use super::ring_entries::RingEntries;
+use super::uninterrupted::uninterrupted;
 use super::{KvmError, KvmSlots, ioctl};
 use crate::dirty::{DirtyBitmap, DirtySource};
 use crate::guest::GuestError;
@@ -29,6 +34,10 @@ const EXIT_RING_FULL: u32 = 31;
 /// The smallest ring: one page.
 const RING_BYTES_MIN: u32 = 4096;
 
+/// How often a reset is begun anew that did not take all that was taken from the rings. Once is
+/// enough where nothing stops the thread, and each begins where the last one ended.
+const RESETS_MAX: u32 = 64;
+
 /// A guest's writes, by KVM's rings.
 pub struct KvmRing {
     slots: KvmSlots,
@@ -37,8 +46,12 @@ pub struct KvmRing {
 
 struct Harvest {
     rings: Vec<RingEntries>,
-    /// Pages of entries that were taken out of order of any collection: reported by the next one.
+    /// Pages of entries that were taken: reported by the next collection.
     pending: DirtyBitmap,
+    /// How many entries were taken and not yet reset.
+    not_reset: u64,
+    /// Pages that may not be armed any more: every collection reports them.
+    unarmed: DirtyBitmap,
     /// The first entry that named no page of the guest. Kept, so that the vCPU's thread can go on
     /// and the move fails.
     stray: Option<(usize, u32, u64)>,
@@ -88,12 +101,14 @@ impl KvmRing {
             .map(|vcpu| RingEntries::map(vcpu.as_raw_fd(), bytes))
             .collect::<Result<_, _>>()
             .map_err(KvmError::io("mapping a dirty ring"))?;
-        let pending = DirtyBitmap::new(slots.page_span());
+        let clean = DirtyBitmap::new(slots.page_span());
         Ok(Self {
             slots,
             harvest: Mutex::new(Harvest {
                 rings,
-                pending,
+                pending: clean.clone(),
+                not_reset: 0,
+                unarmed: clean,
                 stray: None,
             }),
         })
@@ -106,35 +121,19 @@ impl KvmRing {
     ///
     /// The kernel's.
     pub fn on_ring_full(&self) -> Result<(), KvmError> {
-        let mut harvest = self.lock();
-        let Harvest {
-            rings,
-            pending,
-            stray,
-        } = &mut *harvest;
-        take_all(&self.slots, rings, pending, stray);
-        self.reset()
+        self.lock().take(&self.slots)
     }
 
     fn try_collect(&self, into: &mut DirtyBitmap) -> Result<(), KvmError> {
         let mut harvest = self.lock();
-        let Harvest {
-            rings,
-            pending,
-            stray,
-        } = &mut *harvest;
-        into.union(pending);
-        pending.clear();
-        take_all(&self.slots, rings, into, stray);
-        self.reset()?;
-        match *stray {
+        harvest.take(&self.slots)?;
+        into.union(&harvest.pending);
+        into.union(&harvest.unarmed);
+        harvest.pending.clear();
+        match harvest.stray {
             None => Ok(()),
             Some((vcpu, slot, offset)) => Err(KvmError::StrayRingEntry { vcpu, slot, offset }),
         }
-    }
-
-    fn reset(&self) -> Result<(), KvmError> {
-        ioctl::reset_dirty_rings(self.slots.vm()).map_err(KvmError::io("resetting the dirty rings"))
     }
 
     fn lock(&self) -> MutexGuard<'_, Harvest> {
@@ -142,17 +141,35 @@ impl KvmRing {
     }
 }
 
-fn take_all(
-    slots: &KvmSlots,
-    rings: &mut [RingEntries],
-    into: &mut DirtyBitmap,
-    stray: &mut Option<(usize, u32, u64)>,
-) {
-    for (vcpu, ring) in rings.iter_mut().enumerate() {
-        ring.harvest(|slot, offset| match slots.page(slot, offset) {
-            Some(page) => into.set(page),
-            None => *stray = stray.or(Some((vcpu, slot, offset))),
-        });
+impl Harvest {
+    /// Takes what is in the rings into `pending`, and resets it.
+    fn take(&mut self, slots: &KvmSlots) -> Result<(), KvmError> {
+        for (vcpu, ring) in self.rings.iter_mut().enumerate() {
+            let taken = ring.harvest(|slot, offset| match slots.page(slot, offset) {
+                Some(page) => self.pending.set(page),
+                None => self.stray = self.stray.or(Some((vcpu, slot, offset))),
+            });
+            self.not_reset += u64::from(taken);
+        }
+        let mut calls = 0;
+        let mut whole = true;
+        while self.not_reset > 0 && calls < RESETS_MAX {
+            let call = uninterrupted(|| ioctl::reset_dirty_rings(slots.vm()))
+                .map_err(KvmError::io("blocking signals"))?;
+            let reset = call
+                .value
+                .map_err(KvmError::io("resetting the dirty rings"))?;
+            self.not_reset = self.not_reset.saturating_sub(u64::from(reset));
+            whole &= !call.stopped && self.not_reset == 0;
+            calls += 1;
+        }
+        if !whole {
+            self.unarmed.union(&self.pending);
+        }
+        match self.not_reset {
+            0 => Ok(()),
+            entries => Err(KvmError::RingNotReset { calls, entries }),
+        }
     }
 }
 
@@ -184,7 +201,11 @@ impl DirtySource for KvmRing {
 
     fn stop(&self) -> Result<(), GuestError> {
         self.slots.log_dirty_pages(false)?;
+        let mut harvest = self.lock();
         // What is left in the rings concerns nobody any more; taking it keeps them from filling.
-        Ok(self.on_ring_full()?)
+        harvest.take(&self.slots)?;
+        // The next tracking begins with every page armed.
+        harvest.unarmed.clear();
+        Ok(())
     }
 }

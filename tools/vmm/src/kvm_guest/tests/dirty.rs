@@ -1,11 +1,15 @@
 //! Dirty tracking of a guest that writes as fast as it can: no write is lost (law 1).
 
+use std::process::{Child, Command, Stdio};
+
 use dunlin_engine::dirty::{DirtyBitmap, DirtySource};
 use dunlin_engine::guest::Guest;
 use dunlin_engine::kvm::capabilities;
 use dunlin_transports::memory::PageNumber;
+use vmm_sys_util::signal::Killable;
 
 use super::*;
+use crate::kvm_guest::kick;
 
 /// Words of the bitmap that are re-armed at once: 1 MiB of pages, so that there are many calls.
 const GRANULE_WORDS: usize = 4;
@@ -44,8 +48,7 @@ fn rearm_and_copy(
 }
 
 /// Moves a guest's memory in rounds, pauses it, and compares; several times over.
-fn no_write_is_lost(spec: &GuestSpec, options: &Options, rest: Duration) {
-    let mut guest = start(spec, options);
+fn no_write_is_lost(mut guest: KvmGuest, rest: Duration) {
     let sources = guest.dirty_sources();
     let mut dirty = DirtyBitmap::new(Guest::memory(&guest).layout().page_span());
     let (mut reported, mut paused) = (0, 0);
@@ -102,7 +105,7 @@ fn the_bitmap_loses_no_write() {
     }
     for vcpus in [1, 2] {
         let spec = spec(vcpus, 4 << 20, Pattern::Random, DirtyTracking::Bitmap);
-        no_write_is_lost(&spec, &Options::default(), Duration::ZERO);
+        no_write_is_lost(start(&spec, &Options::default()), Duration::ZERO);
     }
 }
 
@@ -117,7 +120,7 @@ fn the_ring_loses_no_write() {
     }
     for vcpus in [1, 2] {
         let spec = spec(vcpus, 4 << 20, Pattern::Random, DirtyTracking::Ring);
-        no_write_is_lost(&spec, &Options::default(), Duration::ZERO);
+        no_write_is_lost(start(&spec, &Options::default()), Duration::ZERO);
     }
 }
 
@@ -144,7 +147,7 @@ fn a_full_ring_stops_no_vcpu_and_loses_no_write() {
         ..Options::default()
     };
     // Long enough for each vCPU to write more pages than its ring has entries, several times.
-    no_write_is_lost(&spec, &options, Duration::from_millis(30));
+    no_write_is_lost(start(&spec, &options), Duration::from_millis(30));
 
     let guest = start(&spec, &options);
     let sources = guest.dirty_sources();
@@ -157,4 +160,80 @@ fn a_full_ring_stops_no_vcpu_and_loses_no_write() {
     collect(&sources, &mut dirty);
     // Each hot page was written several times, and none was collected in between.
     assert!(dirty.count() >= 2048, "{} pages", dirty.count());
+}
+
+/// A guest whose rings have much to reset at each collection.
+fn guest_with_a_large_ring(vcpus: u32) -> KvmGuest {
+    let spec = spec(vcpus, 8 << 20, Pattern::Sequential, DirtyTracking::Ring);
+    let options = Options {
+        ring_bytes: 65536,
+        ..Options::default()
+    };
+    start(&spec, &options)
+}
+
+#[test]
+fn the_ring_loses_no_write_when_signals_come_in() {
+    if !have_kvm() {
+        return;
+    }
+    if capabilities().unwrap().ring_bytes_max == 0 {
+        println!("skipped: this host's KVM has no dirty ring");
+        return;
+    }
+    kick::install_signal_handler().unwrap();
+    // One vCPU, so that there is a processor for who sends the signals.
+    let guest = guest_with_a_large_ring(1);
+    let collector = std::thread::spawn(|| no_write_is_lost(guest, Duration::from_millis(5)));
+    while !collector.is_finished() {
+        collector.kill(kick::signal()).unwrap();
+        std::thread::sleep(Duration::from_micros(20));
+    }
+    collector.join().unwrap();
+}
+
+/// A shell that stops this process and lets it go on, again and again.
+struct Stops {
+    shell: Child,
+    until_removed: tempfile::NamedTempFile,
+}
+
+impl Stops {
+    fn of_this_process() -> Self {
+        // The shell ends itself, behind letting this process go on.
+        let script = "while test -e $1; do \
+            kill -STOP $0; sleep 0.001; kill -CONT $0; sleep 0.002; done";
+        let until_removed = tempfile::NamedTempFile::new().unwrap();
+        let shell = Command::new("sh")
+            .args(["-c", script, &std::process::id().to_string()])
+            .arg(until_removed.path())
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self {
+            shell,
+            until_removed,
+        }
+    }
+}
+
+impl Drop for Stops {
+    fn drop(&mut self) {
+        std::fs::remove_file(self.until_removed.path()).unwrap();
+        self.shell.wait().unwrap();
+    }
+}
+
+#[test]
+fn the_ring_loses_no_write_when_the_process_is_stopped() {
+    if !have_kvm() {
+        return;
+    }
+    if capabilities().unwrap().ring_bytes_max == 0 {
+        println!("skipped: this host's KVM has no dirty ring");
+        return;
+    }
+    let guest = guest_with_a_large_ring(2);
+    let _stops = Stops::of_this_process();
+    no_write_is_lost(guest, Duration::from_millis(5));
 }
