@@ -28,7 +28,7 @@ pub(super) fn table_of(verdicts: &[Verdict]) -> Markup {
     ];
     let rows: Vec<Vec<Markup>> = verdicts.iter().filter_map(row).collect();
     let caption = html! {
-        "Ratios of medians: above 1 the judged one has more goodput, or the longer blackout."
+        "Above 1 the judged one has more goodput, or the longer blackout."
     };
     table(&caption, &columns, Some(&axis()), &rows)
 }

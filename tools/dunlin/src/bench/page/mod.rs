@@ -145,8 +145,8 @@ fn verdicts(results: &Results) -> Section {
                 }
             }
             p.why {
-                "Ratios of medians, pass by pass; the interval holds the middle 95 % of the ratios of \
-                 10,000 random draws of passes (seed " (results.seed) ")."
+                "A ratio is the median of the passes' ratios; the interval holds the middle 95 % of \
+                 the medians of 10,000 random draws of passes (seed " (results.seed) ")."
             }
             details {
                 summary { "Each of " (all.len()) " comparisons" }
