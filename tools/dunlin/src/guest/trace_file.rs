@@ -16,6 +16,13 @@ impl TraceFile {
     ///
     /// In a sentence, why not.
     pub(super) fn open(path: &Path) -> Result<Self, String> {
+        // The guest's own process opens it, and must not wait for who reads a pipe.
+        if path.metadata().is_ok_and(|known| !known.is_file()) {
+            let path = path.display();
+            return Err(format!(
+                "the dirty trace can't be written to {path}: it is no file"
+            ));
+        }
         OutputFile::open("the dirty trace", path)
             .map(Self)
             .map_err(|failure| failure.message)
@@ -50,6 +57,8 @@ mod tests {
         let words = TraceFile::open(&path).unwrap().write(Some(vec![1, 2]));
         assert!(words.contains("(2 B)"), "{words}");
         assert_eq!(std::fs::read(&path).unwrap(), [1, 2]);
-        assert!(TraceFile::open(Path::new("/nowhere/x")).is_err());
+        for other in ["/nowhere/x", "/dev/null"] {
+            assert!(TraceFile::open(Path::new(other)).is_err(), "{other}");
+        }
     }
 }

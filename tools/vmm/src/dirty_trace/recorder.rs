@@ -24,15 +24,16 @@ pub struct Recorder(Arc<Mutex<Recording>>);
 #[derive(Debug)]
 struct Recording {
     regions: Vec<(u64, u64)>,
-    page_span: u64,
     /// Whole intervals, as in the file, and how many.
     encoded: Vec<u8>,
     count: u64,
     is_cut: bool,
     /// When tracking began, or the last whole interval ended; `None` before tracking.
     since: Option<Timestamp>,
-    /// The interval that was collected last, to which other sources may add, and its end.
-    open: Option<(Timestamp, DirtyBitmap)>,
+    /// The end of the interval that was collected last, to which other sources may add.
+    open: Option<Timestamp>,
+    /// Its pages. Made once: a large guest's would take milliseconds in the pause.
+    pages: DirtyBitmap,
 }
 
 impl Recorder {
@@ -40,7 +41,7 @@ impl Recorder {
     pub fn new(layout: &Layout) -> Self {
         Self(Arc::new(Mutex::new(Recording {
             regions: regions_of(layout),
-            page_span: layout.page_span(),
+            pages: DirtyBitmap::new(layout.page_span()),
             encoded: Vec::new(),
             count: 0,
             is_cut: false,
@@ -75,6 +76,7 @@ impl Recording {
         self.count = 0;
         self.is_cut = false;
         self.open = None;
+        self.pages.clear();
         self.since = Some(Timestamp::now());
     }
 
@@ -83,18 +85,20 @@ impl Recording {
     fn add(&mut self, pages: &DirtyBitmap, is_first: bool) {
         if is_first {
             self.close();
-            self.open = Some((Timestamp::now(), DirtyBitmap::new(self.page_span)));
+            self.open = Some(Timestamp::now());
         }
-        if let Some((_, open)) = &mut self.open {
-            open.union(pages);
+        if self.open.is_some() {
+            self.pages.union(pages);
         }
     }
 
     /// Writes down the interval that was collected last.
     fn close(&mut self) {
-        let Some((end, pages)) = self.open.take() else {
+        let Some(end) = self.open.take() else {
             return;
         };
+        let runs = runs_of(self.pages.pages());
+        self.pages.clear();
         let Some(since) = self.since.replace(end) else {
             return;
         };
@@ -104,7 +108,7 @@ impl Recording {
         let length = self.encoded.len();
         let interval = Interval {
             length: end.since(since),
-            runs: runs_of(pages.pages()),
+            runs,
         };
         put_interval(&mut self.encoded, &interval);
         if self.encoded.len() as u64 > FILE_BYTES_MAX - HEAD_BYTES_MAX {
@@ -142,16 +146,18 @@ impl Guest for RecordedGuest<'_> {
     }
 
     fn dirty_sources(&self) -> Vec<Arc<dyn DirtySource>> {
+        let page_span = self.guest.memory().layout().page_span();
         let sources = self.guest.dirty_sources().into_iter().enumerate();
-        sources
-            .map(|(place, source)| {
-                Arc::new(RecordedSource {
-                    source,
-                    recorder: self.recorder.clone(),
-                    is_first: place == 0,
-                }) as Arc<dyn DirtySource>
-            })
-            .collect()
+        let recorded = sources.map(|(place, source)| {
+            let recorded = RecordedSource {
+                source,
+                recorder: self.recorder.clone(),
+                is_first: place == 0,
+                reported: Mutex::new(DirtyBitmap::new(page_span)),
+            };
+            Arc::new(recorded) as Arc<dyn DirtySource>
+        });
+        recorded.collect()
     }
 
     fn pause(&mut self, deadline: Deadline) -> Result<PauseRecord, GuestError> {
@@ -179,6 +185,8 @@ struct RecordedSource {
     source: Arc<dyn DirtySource>,
     recorder: Recorder,
     is_first: bool,
+    /// What one collection reports; empty between two.
+    reported: Mutex<DirtyBitmap>,
 }
 
 impl DirtySource for RecordedSource {
@@ -194,15 +202,15 @@ impl DirtySource for RecordedSource {
     }
 
     fn collect(&self, into: &mut DirtyBitmap) -> Result<(), GuestError> {
-        // What is in `into` already was reported before.
-        let page_span = self.recorder.lock().page_span;
-        let mut reported = DirtyBitmap::new(page_span);
+        // Apart from `into`, in which pages may be that were reported before.
+        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
         let outcome = self.source.collect(&mut reported);
         // An error forgets nothing: what was reported all the same goes on.
         into.union(&reported);
         if outcome.is_ok() {
             self.recorder.lock().add(&reported, self.is_first);
         }
+        reported.clear();
         outcome
     }
 
@@ -233,6 +241,7 @@ mod tests {
             source,
             recorder: recorder.clone(),
             is_first,
+            reported: Mutex::new(DirtyBitmap::new(4096)),
         }
     }
 
