@@ -35,7 +35,7 @@ demo: build ## Move a running guest between two processes on this machine (ARGS=
 	$(DUNLIN) demo $(ARGS)
 
 # The program's features: without RDMA where its headers are not there and can't be had.
-FEATURES = $$($(SETUP) --has rdma-headers || echo --no-default-features --features compression)
+FEATURES = $$($(SETUP) --has rdma-headers || echo --no-default-features --features compression,telemetry)
 
 build: ## Build the program: target/release/dunlin
 	@$(SETUP) rust cc --want rdma-headers

@@ -4,7 +4,7 @@
 //! One thread reads. It answers PINGs by itself, so that a side that is busy loading state or
 //! hashing memory still counts as alive, and measures round trip and clock offset by its own.
 
-use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use dunlin_transports::control::{
@@ -15,6 +15,7 @@ use dunlin_transports::runtime::{self, JoinHandle, SyncSender};
 
 use crate::clock::Timestamp;
 use crate::protocol::{Message, Ping, Pong, frame_limit};
+use crate::telemetry::{ClockOffset, ClockRelation, Kept, Operation, RoundTrip};
 
 /// How many times a silent peer is asked before it counts as gone.
 const PINGS_PER_TIMEOUT: u32 = 5;
@@ -51,23 +52,19 @@ pub(crate) enum LinkEvent {
     Lost(String),
 }
 
-/// Round trip and clock offset, from PINGs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct LinkQuality {
-    /// The shortest round trip seen.
-    pub(crate) round_trip: Option<Duration>,
+/// What PINGs told.
+struct Measured {
     /// What a round trip takes as a rule: the last few decide.
-    pub(crate) typical: Option<Duration>,
-    /// The peer's clock minus this side's, from the sample with the shortest round trip; off by
-    /// half that round trip at most.
-    pub(crate) clock_offset_ns: i64,
+    typical: Option<Duration>,
+    clock: ClockOffset,
+    recorder: Kept,
 }
 
 /// The connection to the peer while a session runs. Dropping it ends the connection.
 pub(crate) struct Link {
     sender: SharedSender,
     stopper: Arc<dyn ControlStopper>,
-    quality: Arc<Mutex<LinkQuality>>,
+    measured: Arc<Mutex<Measured>>,
     peer_timeout: Duration,
     reader: Option<JoinHandle<()>>,
 }
@@ -104,16 +101,21 @@ impl Link {
         opening: Opening,
         peer_timeout: Duration,
         events: SyncSender<E>,
+        recorder: Kept,
     ) -> std::io::Result<Self>
     where
         E: From<LinkEvent> + Send + 'static,
     {
         let sender: SharedSender = Arc::new(Mutex::new(channel.sender));
-        let quality = Arc::new(Mutex::new(LinkQuality::default()));
+        let measured = Arc::new(Mutex::new(Measured {
+            typical: None,
+            clock: ClockOffset::new(),
+            recorder,
+        }));
         let mut reader = Reader {
             receiver: channel.receiver,
             sender: Arc::clone(&sender),
-            quality: Arc::clone(&quality),
+            measured: Arc::clone(&measured),
             peer_timeout,
             heard: Timestamp::now(),
             ping_due: match opening {
@@ -122,7 +124,7 @@ impl Link {
             },
             pings: 0,
             last: [Duration::ZERO; TYPICAL_SAMPLES],
-            measured: 0,
+            measured_count: 0,
         };
         let thread = runtime::spawn("dunlin-control", move || {
             loop {
@@ -136,7 +138,7 @@ impl Link {
         Ok(Self {
             sender,
             stopper: channel.stopper,
-            quality,
+            measured,
             peer_timeout,
             reader: Some(thread),
         })
@@ -181,9 +183,28 @@ impl Link {
         self.stopper.stop();
     }
 
-    /// What is known of the connection.
-    pub(crate) fn quality(&self) -> LinkQuality {
-        *self.quality.lock().unwrap_or_else(PoisonError::into_inner)
+    /// What a round trip takes as a rule: the last few decide.
+    pub(crate) fn typical_round_trip(&self) -> Option<Duration> {
+        self.measured().typical
+    }
+
+    /// How the peer's clock stands to this side's, as far as PINGs told by the moment `at`.
+    pub(crate) fn clock_at(&self, at: Timestamp) -> Option<ClockRelation> {
+        self.measured().clock.at(at)
+    }
+
+    /// Takes into account what a message and its answer told of the clocks.
+    pub(crate) fn learn_clock(&self, round_trip: RoundTrip) {
+        self.measured().clock.add(round_trip);
+    }
+
+    /// Nothing more is recorded.
+    pub(crate) fn end_recording(&self) {
+        self.measured().recorder.end();
+    }
+
+    fn measured(&self) -> MutexGuard<'_, Measured> {
+        self.measured.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -222,7 +243,7 @@ fn send(sender: &SharedSender, message: &Message, deadline: Deadline) -> Result<
 struct Reader {
     receiver: Box<dyn ControlReceiver>,
     sender: SharedSender,
-    quality: Arc<Mutex<LinkQuality>>,
+    measured: Arc<Mutex<Measured>>,
     peer_timeout: Duration,
     heard: Timestamp,
     /// `None` until the peer was heard, where it may not be asked before.
@@ -230,7 +251,7 @@ struct Reader {
     pings: u32,
     /// The last round trips, and how many there were.
     last: [Duration; TYPICAL_SAMPLES],
-    measured: usize,
+    measured_count: usize,
 }
 
 impl Reader {
@@ -301,26 +322,28 @@ impl Reader {
         let received = self.heard;
         // A peer that makes times up only spoils its own figures.
         let round_trip = received.since(Timestamp(pong.ping_sent_ns));
-        let middle = received.0.saturating_sub(round_trip.as_nanos() as u64 / 2);
-        let slot = self.measured % TYPICAL_SAMPLES;
-        self.measured = self.measured.wrapping_add(1);
+        let slot = self.measured_count % TYPICAL_SAMPLES;
+        self.measured_count = self.measured_count.wrapping_add(1);
         if let Some(slot) = self.last.get_mut(slot) {
             *slot = round_trip;
         }
-        let known = self.last.len().min(self.measured);
+        let known = self.last.len().min(self.measured_count);
         let mut sorted = self.last;
         let sorted = sorted.get_mut(..known).unwrap_or_default();
         sorted.sort_unstable();
         let typical = sorted.get(known / 2).copied().unwrap_or(round_trip);
-        let mut quality = self.quality.lock().unwrap_or_else(PoisonError::into_inner);
-        quality.typical = Some(typical);
-        if quality
-            .round_trip
-            .is_none_or(|shortest| round_trip <= shortest)
-        {
-            quality.round_trip = Some(round_trip);
-            quality.clock_offset_ns = pong.answered_ns.wrapping_sub(middle) as i64;
-        }
+        let mut measured = self.measured.lock().unwrap_or_else(PoisonError::into_inner);
+        measured.typical = Some(typical);
+        measured
+            .recorder
+            .took(Operation::ControlRoundTrip, round_trip);
+        let answered = Timestamp(pong.answered_ns);
+        measured.clock.add(RoundTrip {
+            sent: Timestamp(pong.ping_sent_ns),
+            received_there: answered,
+            answered_there: answered,
+            received,
+        });
     }
 }
 
@@ -331,6 +354,7 @@ mod tests {
 
     use super::*;
     use crate::protocol::MessageKind;
+    use crate::telemetry::{End, Shelf, Track};
 
     /// The side that begins would be turned away if a PING went before its HELLO.
     #[test]
@@ -338,7 +362,8 @@ mod tests {
         let limit = Duration::from_secs(30);
         let (ours, mut theirs) = control_pair(Faults::new());
         let (sender, _events) = sync_channel::<LinkEvent>(4);
-        let link = Link::start(ours, Opening::Ours, limit, sender).unwrap();
+        let recorder = Shelf::new(End::Source).recorder(Track::Control);
+        let link = Link::start(ours, Opening::Ours, limit, sender, recorder).unwrap();
         let heard = theirs
             .receiver
             .receive(frame_limit, Deadline::after(10 * FIRST_PING_INTERVAL));

@@ -224,8 +224,10 @@ pub struct BlackoutReport {
     pub budget_ns: u64,
     /// The cap in force.
     pub cap_ns: u64,
-    /// How far the two sides' clocks may be apart from what was assumed; 0 on one host.
-    pub clock_error_ns: u64,
+    /// How far the two sides' clocks may be apart from what was assumed; 0 on one host. `None`
+    /// where it is not known: then the destination's parts are in those on the link.
+    #[serde(default)]
+    pub clock_error_ns: Option<u64>,
 }
 
 /// A time in which it was not known who owns the guest. Where it ended with the guest moved, the

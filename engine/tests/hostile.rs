@@ -609,6 +609,7 @@ fn a_destination_that_makes_figures_up_spoils_only_figures() {
             different: figure(),
             examples: vec!["\u{1b}[31mlies".repeat(100); 50],
             guest_visible_ns: Some(figure()),
+            recording: None,
             registrations: Some(WireRegistrations {
                 made: figure(),
                 ended: figure(),

@@ -1,13 +1,14 @@
-//! What people see of a move beside its receipt: metrics while it runs and afterwards,
+//! What people see of a move beside its receipt: the trace, metrics while it runs and afterwards,
 //! `dunlin top`, and logs of both ends.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 
 use anyhow::{Context, Result, ensure};
 use dunlin_tests::program::eventually;
 use dunlin_tests::site::{Site, expect_moved};
+use serde_json::Value;
 
 const RUN: [&str; 6] = [
     "--memory",
@@ -17,6 +18,98 @@ const RUN: [&str; 6] = [
     "--guest",
     "process",
 ];
+
+#[test]
+fn in_a_trace() -> Result<()> {
+    let site = Site::new()?;
+    let path = |name: &str| site.directory().join(name).to_string_lossy().into_owned();
+    let (trace, json) = (path("move.trace.json"), path("move.json"));
+    let demo = [
+        "demo",
+        "--memory",
+        "256MiB",
+        "--workload",
+        "hot=16MiB",
+        "--lanes",
+        "2",
+        "--quiet",
+        "--trace",
+        &trace,
+        "--json",
+        &json,
+    ];
+    site.run(&demo)?.expect_code(0)?;
+    let trace: Value = serde_json::from_slice(&std::fs::read(trace)?)?;
+    let report: Value = serde_json::from_slice(&std::fs::read(json)?)?;
+    let events = trace["traceEvents"].as_array().context("no events")?;
+    let (tracks, spans) = tracks(events)?;
+    // Both ends, and each lane on each of them.
+    let names: BTreeSet<_> = tracks.values().map(String::as_str).collect();
+    for end in ["source", "destination"] {
+        for track in ["control", "lane 0", "lane 1"] {
+            let is_it = |name: &&&str| name.starts_with(end) && name.ends_with(track);
+            ensure!(
+                names.iter().any(|name| is_it(&name)),
+                "no {track} of the {end}: {names:?}"
+            );
+        }
+    }
+    for ((process, thread), mut spans) in spans {
+        let track = (process, thread);
+        ensure!(
+            tracks.contains_key(&track),
+            "a track without a name: {track:?}"
+        );
+        spans.sort_by(|one, other| one.0.total_cmp(&other.0).then(other.1.total_cmp(&one.1)));
+        let mut around: Vec<f64> = Vec::new();
+        for (begin, end) in spans {
+            around.retain(|outer| *outer > begin + 1e-4);
+            let nests = around.iter().all(|outer| end <= outer + 1e-4);
+            ensure!(nests, "spans of {track:?} overlap at {begin} µs");
+            around.push(end);
+        }
+    }
+    let told = report["telemetry"]["timeline"]["spans"].as_array();
+    let drawn = events.iter().filter(|event| event["ph"] == "X").count();
+    ensure!(
+        told.map(Vec::len) == Some(drawn),
+        "{drawn} spans in the trace"
+    );
+    Ok(())
+}
+
+type Tracks = BTreeMap<(u64, u64), String>;
+type Spans = BTreeMap<(u64, u64), Vec<(f64, f64)>>;
+
+/// Each track's name with its process's, and its spans.
+fn tracks(events: &[Value]) -> Result<(Tracks, Spans)> {
+    let number = |event: &Value, what: &str| event[what].as_u64().context("no number");
+    let mut processes = BTreeMap::new();
+    for event in events
+        .iter()
+        .filter(|event| event["name"] == "process_name")
+    {
+        let name = event["args"]["name"].as_str().unwrap_or_default();
+        processes.insert(number(event, "pid")?, name.to_owned());
+    }
+    let (mut tracks, mut spans) = (Tracks::new(), Spans::new());
+    for event in events {
+        let process = number(event, "pid")?;
+        let track = (process, number(event, "tid")?);
+        if event["name"] == "thread_name" {
+            let name = event["args"]["name"].as_str().unwrap_or_default();
+            let process = processes
+                .get(&process)
+                .context("a process without a name")?;
+            tracks.insert(track, format!("{process}: {name}"));
+        } else if event["ph"] == "X" {
+            let begin = event["ts"].as_f64().context("no begin")?;
+            let took = event["dur"].as_f64().context("no duration")?;
+            spans.entry(track).or_default().push((begin, begin + took));
+        }
+    }
+    Ok((tracks, spans))
+}
 
 #[test]
 fn by_metrics_and_top_while_it_runs_and_afterwards() -> Result<()> {
@@ -78,6 +171,10 @@ fn by_metrics_and_top_while_it_runs_and_afterwards() -> Result<()> {
     ensure!(!text.contains("dunlin_move_sent_bytes"), "{text}");
     let session = report["session"].as_str().context("no session")?;
     ensure!(text.contains(&format!("session=\"{session}\"")), "{text}");
+    ensure!(
+        text.contains("dunlin_zero_scan_seconds_bucket{guest=\"vm1\""),
+        "{text}"
+    );
     check_exposition(&text)?;
 
     expect_moved(&here.send("vm1", &to, &[], 0)?)?;

@@ -60,10 +60,13 @@ use crate::memory::{MemoryMap, Run};
 
 mod counters;
 mod error;
+mod observing;
 
 pub use counters::{DeviceCounters, LaneCounters, RegistrationCounters};
 pub use error::LaneError;
 use error::{unexpected, unsupported};
+pub(crate) use observing::Observer;
+pub use observing::{LaneObserver, LaneWork};
 
 /// The most lanes that one session may have. Each is a thread and a connection on both sides; more
 /// than this helps on no known NIC, and it bounds what a peer can ask for.
@@ -229,6 +232,11 @@ pub trait SourceLane: Send {
     fn device_counters(&self) -> DeviceCounters {
         DeviceCounters::default()
     }
+
+    /// Tells `observer` from now on how long the lane's work takes. It goes with the lane.
+    fn observe(&mut self, observer: Box<dyn LaneObserver>) {
+        drop(observer);
+    }
 }
 
 /// The destination's end of a lane. Used by one thread, which does nothing else.
@@ -270,6 +278,11 @@ pub trait DestinationLane: Send {
     /// What the lane asked of its device so far.
     fn device_counters(&self) -> DeviceCounters {
         DeviceCounters::default()
+    }
+
+    /// As [`SourceLane::observe`].
+    fn observe(&mut self, observer: Box<dyn LaneObserver>) {
+        drop(observer);
     }
 }
 

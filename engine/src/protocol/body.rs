@@ -402,6 +402,10 @@ pub struct Verified {
     /// The destination's registrations; absent where it registers nothing.
     #[n(6)]
     pub registrations: Option<WireRegistrations>,
+    /// What the destination recorded ([`wire`](crate::telemetry::wire)); only for a source with
+    /// [`capability::RECORDING`](super::capability::RECORDING).
+    #[n(7)]
+    pub recording: Option<ByteVec>,
 }
 
 /// ASK.

@@ -4,6 +4,7 @@ use dunlin_transports::lane::{GRANT_KEY_BYTES_MAX, IDENTITY_BYTES_MAX, LANES_MAX
 
 use super::message::MessageKind;
 use crate::state::STATE_BYTES_MAX;
+use crate::telemetry::wire::WIRE_BYTES_MAX;
 
 /// The longest HELLO: a layout of 1,024 regions (some 40 bytes each) and the guest's configuration
 /// (CPUID and the like, some 10 KiB) fit many times over. It is the one message that is read from a
@@ -48,8 +49,11 @@ const VERIFY_BYTES_MAX: u32 = 24 * VERIFY_PAGES_MAX as u32 + 64;
 /// LANES: an identity for each lane, with its two bytes of CBOR heading, and those of the list.
 const LANES_BYTES_MAX: u32 = LANES_MAX as u32 * (IDENTITY_BYTES_MAX as u32 + 2) + 16;
 
-/// READY, RUNNING, VERIFIED: some timestamps, one for each vCPU among them.
+/// READY, RUNNING: some timestamps, one for each vCPU among them.
 const RECORD_BYTES_MAX: u32 = 64 << 10;
+
+/// VERIFIED: some numbers and examples, and what the destination recorded.
+const VERIFIED_BYTES_MAX: u32 = RECORD_BYTES_MAX + WIRE_BYTES_MAX as u32;
 
 /// Everything else: a few numbers, or a reason.
 const SMALL_BYTES_MAX: u32 = 2048;
@@ -64,7 +68,8 @@ pub fn frame_limit(kind: u16) -> Option<u32> {
         MessageKind::Lanes => LANES_BYTES_MAX,
         MessageKind::Open | MessageKind::Close | MessageKind::Closed => RANGES_BYTES_MAX,
         MessageKind::Grants => GRANTS_BYTES_MAX,
-        MessageKind::Ready | MessageKind::Running | MessageKind::Verified => RECORD_BYTES_MAX,
+        MessageKind::Ready | MessageKind::Running => RECORD_BYTES_MAX,
+        MessageKind::Verified => VERIFIED_BYTES_MAX,
         MessageKind::Refused
         | MessageKind::Ping
         | MessageKind::Pong

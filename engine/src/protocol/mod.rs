@@ -69,8 +69,19 @@ pub mod capability {
     /// memory has to register all of it before WELCOME.
     pub const PIN_WINDOW: u64 = 1 << 2;
 
+    /// The source takes what the destination recorded, in a VERIFIED that is long enough for it.
+    /// A build without recording does not have it.
+    pub const RECORDING: u64 = 1 << 3;
+
     /// All that this build has.
-    pub const ALL: u64 = FULL_DIGESTS | SELF_CHECK | PIN_WINDOW;
+    pub const ALL: u64 = FULL_DIGESTS
+        | SELF_CHECK
+        | PIN_WINDOW
+        | if cfg!(feature = "telemetry") {
+            RECORDING
+        } else {
+            0
+        };
 }
 
 /// The version that two ranges have in common, the newest; `None` when they have none.

@@ -251,6 +251,22 @@ fn golden_fields_of_the_window() {
 }
 
 #[test]
+fn golden_field_of_the_recording_and_the_longest_fits_its_frame() {
+    let told = |bytes: Vec<u8>| {
+        let verified = Verified {
+            recording: Some(bytes.into()),
+            examples: vec!["x".repeat(REASON_BYTES_MAX); 16],
+            ..Verified::default()
+        };
+        Message::Verified(verified).to_frame().payload
+    };
+    assert!(told(vec![1, 2, 3]).ends_with(&[7, 0x43, 1, 2, 3]));
+    let longest = told(vec![0; crate::telemetry::wire::WIRE_BYTES_MAX]).len();
+    let limit = frame_limit(MessageKind::Verified.number()).unwrap() as usize;
+    assert!(longest <= limit, "{longest} bytes, {limit} are agreed");
+}
+
+#[test]
 fn ranges_out_of_bounds_are_refused_and_the_most_fit_their_frame() {
     let kind = MessageKind::Open;
     let many = |count: usize| vec![run(u64::MAX - (1 << 33), u32::MAX); count];

@@ -72,16 +72,25 @@ impl Timeline {
         self.moments.last().map_or(self.begin, |last| last.end)
     }
 
-    /// The parts.
-    pub(super) fn parts(&self) -> Vec<BlackoutPart> {
+    /// The parts, each with its begin and its end.
+    pub(super) fn moments(
+        &self,
+    ) -> impl Iterator<Item = (&'static str, Side, Timestamp, Timestamp)> {
         let begins =
             std::iter::once(self.begin).chain(self.moments.iter().map(|moment| moment.end));
-        let part = |(begin, moment): (Timestamp, &Moment)| BlackoutPart {
-            name: moment.name.to_owned(),
-            side: moment.side,
-            duration_ns: moment.end.since(begin).as_nanos() as u64,
+        let part =
+            |(begin, moment): (Timestamp, &Moment)| (moment.name, moment.side, begin, moment.end);
+        begins.zip(&self.moments).map(part)
+    }
+
+    /// The parts.
+    pub(super) fn parts(&self) -> Vec<BlackoutPart> {
+        let part = |(name, side, begin, end): (&str, Side, Timestamp, Timestamp)| BlackoutPart {
+            name: name.to_owned(),
+            side,
+            duration_ns: end.since(begin).as_nanos() as u64,
         };
-        begins.zip(&self.moments).map(part).collect()
+        self.moments().map(part).collect()
     }
 }
 

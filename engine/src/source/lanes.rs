@@ -23,6 +23,7 @@ use crate::guest::GuestError;
 use crate::pacing::Pacer;
 use crate::runs::{for_each_run, words_of};
 use crate::settings::MoveHandle;
+use crate::telemetry::{Counter, Kept, Moment, Operation, SpanName};
 use crate::untouched::Untouched;
 use crate::zero::ZeroScan;
 
@@ -218,6 +219,7 @@ pub(super) fn serve<E: From<LaneDone>>(
     lane: Box<dyn SourceLane>,
     context: &LaneContext<'_>,
     window: Option<Arc<Window>>,
+    recorder: Kept,
     orders: &Receiver<Order>,
     done: &SyncSender<E>,
 ) {
@@ -226,6 +228,7 @@ pub(super) fn serve<E: From<LaneDone>>(
         lane,
         context,
         window,
+        recorder,
         portion: 0,
         is_fenced: true,
         data: Vec::new(),
@@ -263,6 +266,7 @@ struct LaneWorker<'a> {
     context: &'a LaneContext<'a>,
     /// Where memory is registered: what has to be asked before a chunk is put.
     window: Option<Arc<Window>>,
+    recorder: Kept,
     /// The portion of this round in which the lane is.
     portion: u32,
     /// Whether all that was put is confirmed.
@@ -322,12 +326,38 @@ impl LaneWorker<'_> {
         #[cfg(feature = "planted-slowness")]
         planted.ends();
         let end = Timestamp::now();
+        let (round_begun, fenced) = (Moment::at(begin), Moment::at(end));
+        let fence_begun = Moment::at(fencing);
+        self.recorder
+            .span(SpanName::LaneRound, round_begun, fence_begun);
+        if self.is_fenced {
+            self.recorder.between(Operation::Fence, fence_begun, fenced);
+            self.recorder.span(SpanName::LaneFence, fence_begun, fenced);
+        }
         tally.sending += end.since(fencing);
         let elsewhere = held_back + tally.sending + tally.waiting;
         tally.scanning = end.since(begin).saturating_sub(elsewhere);
         tally.counters = self.lane.counters();
         tally.device = self.lane.device_counters();
+        self.recorder.count(Counter::Zero, tally.zero_pages);
+        self.recorder.count(Counter::Skipped, tally.skipped_pages);
+        self.record_counters(tally.counters, tally.device);
         Ok(tally)
+    }
+
+    fn record_counters(&mut self, lane: LaneCounters, device: DeviceCounters) {
+        for (counter, all) in [
+            (Counter::Payload, lane.payload_bytes),
+            (Counter::Wire, lane.wire_bytes),
+            (Counter::Runs, lane.runs),
+            (Counter::PutZero, lane.zero_pages),
+            (Counter::Submissions, lane.submissions),
+            (Counter::WorkRequests, device.work_requests),
+            (Counter::Doorbells, device.doorbells),
+            (Counter::Completions, device.completions),
+        ] {
+            self.recorder.counted(counter, all);
+        }
     }
 
     fn confirm(&mut self, fence: FenceNumber) -> Result<LaneTally, LaneFailure> {
@@ -335,6 +365,7 @@ impl LaneWorker<'_> {
             self.lane.wait_fence(fence, self.context.peer_timeout)?;
         }
         self.is_fenced = true;
+        self.record_counters(self.lane.counters(), self.lane.device_counters());
         Ok(LaneTally {
             fence,
             counters: self.lane.counters(),
@@ -358,9 +389,12 @@ impl LaneWorker<'_> {
         let is_open = self.pass_gate(chunk, tally)?;
         // Law 1: from here on a write shows up in the next collection. Only now may a byte of
         // these pages be read, or asked about.
+        let begun = self.recorder.now();
         for source in &self.context.sources {
             source.rearm(chunk.first, words)?;
         }
+        self.recorder.done(Operation::Clear, begun);
+        self.recorder.count(Counter::Chunks, 1);
         self.sort(round, chunk, words, tally)?;
         if !is_open {
             self.postpone(round, chunk, tally)?;
@@ -378,6 +412,7 @@ impl LaneWorker<'_> {
                 || context.stopped(),
             );
             held_back = Timestamp::now().since(begin);
+            self.recorder.took(Operation::Pacing, held_back);
         }
         let putting = Timestamp::now();
         self.is_fenced &= self.data.is_empty() && self.zero.is_empty();
@@ -389,7 +424,9 @@ impl LaneWorker<'_> {
             self.lane.put(&self.data)?;
         }
         if !self.zero.is_empty() {
+            let begun = self.recorder.now();
             self.lane.put_zero(&self.zero)?;
+            self.recorder.done(Operation::PutZero, begun);
         }
         tally.sending += Timestamp::now().since(putting);
         tally.sent_bytes += bytes;
@@ -419,14 +456,17 @@ impl LaneWorker<'_> {
         if round.is_first {
             let dirty = count(&self.touched);
             let touched = &mut self.touched;
+            let begun = self.recorder.now();
             self.context
                 .untouched
                 .for_each_range(chunk.run(), |run| clear_bits(touched, chunk.first, run));
+            self.recorder.done(Operation::UntouchedProbe, begun);
             // Law 5, and law 4: proven zero here, and never put, so zero there as well.
             let untouched = dirty - count(&self.touched);
             tally.zero_pages += untouched;
             tally.skipped_pages += untouched;
         }
+        let begun = self.recorder.now();
         self.data_words.clear();
         self.zero_words.clear();
         for (index, word) in self.touched.iter().enumerate() {
@@ -443,6 +483,7 @@ impl LaneWorker<'_> {
             self.data_words.push(word ^ zero);
             self.zero_words.push(written);
         }
+        self.recorder.done(Operation::ZeroScan, begun);
         for (words, runs) in [
             (&self.data_words, &mut self.data),
             (&self.zero_words, &mut self.zero),

@@ -6,6 +6,7 @@
 //! | [`declaration`], [`track`] | what can be measured, in what unit, where and by whom; and the names that follow |
 //! | [`operations`], [`spans`], [`amounts`] | the declarations: everything that is measured stands there once |
 //! | [`recorder`] | what one thread measures: no lock, no allocation |
+//! | `shelf` | where recorders lie once their threads are done |
 //! | [`measurements`], [`buckets`] | what came of it: of one end, and of the whole move |
 //! | [`timeline`] | spans of both ends on one clock |
 //! | [`clock_offset`] | how far two hosts' clocks are apart, and how well that is known |
@@ -25,6 +26,7 @@ pub mod page;
 pub mod prometheus;
 pub mod recorder;
 pub mod schema;
+pub(crate) mod shelf;
 pub mod spans;
 pub mod timeline;
 pub mod trace;
@@ -37,6 +39,7 @@ pub use self::declaration::{Class, Declaration, End, Kind, Sides, Unit};
 pub use self::measurements::{Measurements, MoveTelemetry, Recording};
 pub use self::operations::Operation;
 pub use self::recorder::{Moment, Recorder};
+pub(crate) use self::shelf::{Kept, Shelf};
 pub use self::spans::SpanName;
 pub use self::timeline::Timeline;
 pub use self::track::{Track, TrackKind};

@@ -34,9 +34,10 @@ declare! {
     Submission = 13, "submission": Operation, Nanoseconds, Both, [Lane];
     /// One fence, from sending it until the destination's word that it saw it.
     Fence = 14, "fence": Operation, Nanoseconds, Source, [Lane];
-    /// Taking one batch off a lane and into guest memory, waiting for its bytes included.
+    /// Taking one batch off a lane and into guest memory, waiting for its bytes included; over RDMA
+    /// the device does that by itself, and nobody can time it.
     Receive = 15, "receive": Operation, Nanoseconds, Destination, [Lane];
-    /// Parking one vCPU, from the kick until it was parked.
+    /// Parking one vCPU, from the order to pause, on which all are kicked, until it was parked.
     Kick = 16, "kick": Operation, Nanoseconds, Source, [Control];
     /// Saving the state of vCPUs and devices.
     SaveState = 17, "save-state": Operation, Nanoseconds, Source, [Control];

@@ -22,11 +22,6 @@ fn write_page(page: &mut impl Write) -> std::fmt::Result {
     writeln!(page, "# What a move measures\n")?;
     writeln!(
         page,
-        "**In the making**: the declarations, the recorder and the encoders are in the library; a \
-         move does not record by them yet. What it tells today is in [report.md](report.md).\n"
-    )?;
-    writeln!(
-        page,
         "This page is made from the declarations in `engine/src/telemetry/`; a test compares the \
          two and says how to make it anew. The names in the first column are those of the JSON \
          report and of the trace, the last column has those for Prometheus. *Tracks* are who \
@@ -52,8 +47,14 @@ fn write_page(page: &mut impl Write) -> std::fmt::Result {
     )?;
     writeln!(
         page,
+        "Lanes over TCP time each batch. Over RDMA only requests that ask for their completion can be \
+         timed: a lane asks for one in many. There the destination's device writes what comes into \
+         memory by itself, and nobody could time a `receive`.\n"
+    )?;
+    writeln!(
+        page,
         "The destination's spans are placed on the source's clock by an offset from round trips on \
-         the control connection; `clock.error_ns` says how far they may be misplaced: half of the \
+         the control connection, PREPARE with READY and COMMIT with RUNNING among them; `clock.error_ns` says how far they may be misplaced: half of the \
          best round trip at most, plus {} ns for each millisecond since, as two clocks may differ \
          by {} parts in a million. Where both ends run in one boot of one host they share a clock, \
          and the error is 0.",

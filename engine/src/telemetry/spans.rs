@@ -64,7 +64,8 @@ declare! {
     Handover = 36, "handover": Phase, Nanoseconds, Both, [Control];
     /// Comparing memory once the guest runs.
     Verify = 37, "verify": Phase, Nanoseconds, Both, [Control];
-    /// From RUNNING until everything of the guest was freed.
+    /// From VERIFIED until this side was done with the guest: told, lanes closed, what it held outside
+    /// released.
     Release = 38, "release": Phase, Nanoseconds, Source, [Control];
     /// Making a guest with its memory.
     MakeRoom = 39, "make-room": Phase, Nanoseconds, Destination, [Control];
@@ -80,7 +81,7 @@ declare! {
     LaneReceive = 50, "lane-receive": Phase, Nanoseconds, Destination, [Lane];
     /// Registering memory, one piece.
     Register = 51, "register": Phase, Nanoseconds, Both, [Registrar];
-    /// From kicking this vCPU until it was parked.
+    /// From the order to pause, on which all are kicked, until this vCPU was parked.
     VcpuKick = 56, "vcpu-kick": Phase, Nanoseconds, Source, [Vcpu];
     /// From this vCPU parked until the guest was somebody else's, or it ran here again.
     VcpuParked = 57, "vcpu-parked": Phase, Nanoseconds, Source, [Vcpu];

@@ -19,6 +19,7 @@ pub(crate) mod session;
 
 use std::time::{Duration, Instant};
 
+#[allow(unused_imports, reason = "every scenario's crate uses a part of this")]
 pub(crate) use machine::{Call, Hooks};
 pub(crate) use session::Session;
 

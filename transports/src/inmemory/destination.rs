@@ -10,8 +10,8 @@ use super::registrations::{Registrations, Side};
 use super::wire::{self, Message, Way, WireError};
 use crate::deadline::Deadline;
 use crate::lane::{
-    self, DestinationLane, FenceNumber, Grant, LaneCounters, LaneError, LaneNumber, LaneTicket,
-    LaneToken, RegistrationCounters,
+    self, DestinationLane, FenceNumber, Grant, LaneCounters, LaneError, LaneNumber, LaneObserver,
+    LaneTicket, LaneToken, LaneWork, Observer, RegistrationCounters,
 };
 use crate::memory::{MemoryMap, Run};
 use crate::prepared::{WriteGate, WriterPlace};
@@ -211,6 +211,7 @@ impl lane::DestinationEndpoint for DestinationEndpoint {
                             faults: Arc::clone(faults),
                             confirmed: Arc::clone(&self.confirmed),
                             counters: LaneCounters::default(),
+                            observer: Observer::default(),
                         }));
                     }
                 }
@@ -242,6 +243,7 @@ struct Destination {
     faults: Arc<Faults>,
     confirmed: Arc<Mutex<HashSet<LaneNumber>>>,
     counters: LaneCounters,
+    observer: Observer,
 }
 
 impl Destination {
@@ -291,7 +293,9 @@ impl DestinationLane for Destination {
             }
             match message.map_err(|error| lane_error(lane, error, "waiting for a fence", begun))? {
                 Message::Put { run, bytes } => {
+                    let observed = self.observer.now();
                     self.write(run, Some(&bytes))?;
+                    self.observer.done(LaneWork::Receive, observed);
                     self.counters.runs += 1;
                     self.counters.payload_bytes += run.bytes();
                     self.counters.wire_bytes += run.bytes();
@@ -319,5 +323,9 @@ impl DestinationLane for Destination {
 
     fn counters(&self) -> Option<LaneCounters> {
         Some(self.counters)
+    }
+
+    fn observe(&mut self, observer: Box<dyn LaneObserver>) {
+        self.observer.set(observer);
     }
 }

@@ -13,8 +13,8 @@ use super::registrations::{Registrations, Side};
 use super::wire::{self, Message, WireError};
 use crate::deadline::{Deadline, StallWatch};
 use crate::lane::{
-    self, FenceNumber, Grant, LaneCounters, LaneError, LaneNumber, LaneTicket,
-    RegistrationCounters, SourceLane,
+    self, FenceNumber, Grant, LaneCounters, LaneError, LaneNumber, LaneObserver, LaneTicket,
+    LaneWork, Observer, RegistrationCounters, SourceLane,
 };
 use crate::memory::{MemoryMap, Run};
 use crate::prepared::SourceRanges;
@@ -165,6 +165,7 @@ impl lane::SourceEndpoint for SourceEndpoint {
                     counters: LaneCounters::default(),
                     fences: 0,
                     confirmed: 0,
+                    observer: Observer::default(),
                 }))
             }
         }
@@ -190,6 +191,7 @@ struct Source {
     counters: LaneCounters,
     fences: u64,
     confirmed: u64,
+    observer: Observer,
 }
 
 impl Source {
@@ -227,6 +229,7 @@ impl SourceLane for Source {
         for run in runs {
             self.counters.runs += 1;
             for piece in pieces(*run) {
+                let observed = self.observer.now();
                 let mut bytes = vec![0; piece.bytes() as usize];
                 self.memory
                     .copy_out(piece, &mut bytes)
@@ -234,6 +237,8 @@ impl SourceLane for Source {
                 self.send(Message::Put { run: piece, bytes })?;
                 self.counters.payload_bytes += piece.bytes();
                 self.counters.wire_bytes += piece.bytes();
+                let bytes = piece.bytes();
+                self.observer.done(LaneWork::Put { bytes }, observed);
             }
         }
         Ok(())
@@ -288,6 +293,10 @@ impl SourceLane for Source {
 
     fn counters(&self) -> LaneCounters {
         self.counters
+    }
+
+    fn observe(&mut self, observer: Box<dyn LaneObserver>) {
+        self.observer.set(observer);
     }
 
     fn identity(&self) -> Vec<u8> {

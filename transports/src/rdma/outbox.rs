@@ -6,7 +6,7 @@ use std::io;
 use super::connection::Connection;
 use super::verbs::{DeviceLimits, Request, RequestList, Transfer};
 use super::{REQUEST_BYTES_MAX, WINDOW_BYTES_MAX, WINDOW_BYTES_MIN};
-use crate::lane::DeviceCounters;
+use crate::lane::{DeviceCounters, LaneWork, Observer};
 use crate::memory::PAGE_BYTES;
 
 /// How many requests go out with one doorbell at most. A chunk of scattered single pages is 256
@@ -73,6 +73,9 @@ struct Signalled {
     id: u64,
     requests: u32,
     bytes: u64,
+    /// The bytes of its own request, and when that was posted, by the observer's clock.
+    own_bytes: u64,
+    posted: Option<u64>,
 }
 
 /// Requests under way.
@@ -94,7 +97,10 @@ pub(super) struct Outbox {
     silent_bytes: u64,
     /// Requests in the list that ask for their completion.
     awaited: u32,
+    /// The bytes of the request that was pushed last.
+    last_bytes: u64,
     counters: DeviceCounters,
+    pub(super) observer: Observer,
 }
 
 impl Outbox {
@@ -114,7 +120,9 @@ impl Outbox {
             silent_requests: 0,
             silent_bytes: 0,
             awaited: 0,
+            last_bytes: 0,
             counters: DeviceCounters::default(),
+            observer: Observer::default(),
         }
     }
 
@@ -141,6 +149,7 @@ impl Outbox {
         let id = self.next_id;
         self.silent_requests += 1;
         self.silent_bytes += bytes;
+        self.last_bytes = bytes;
         let signalled = wants_completion
             || self.silent_requests >= self.signal_requests
             || self.silent_bytes >= self.window.in_flight_bytes / SIGNALS_IN_FLIGHT;
@@ -165,6 +174,8 @@ impl Outbox {
             id: self.next_id,
             requests: std::mem::take(&mut self.silent_requests),
             bytes: std::mem::take(&mut self.silent_bytes),
+            own_bytes: self.last_bytes,
+            posted: None,
         });
     }
 
@@ -189,6 +200,10 @@ impl Outbox {
         }
         self.counters.work_requests += self.list.len() as u64;
         self.counters.doorbells += 1;
+        if let Some(now) = self.observer.now() {
+            let posted = self.under_way.iter_mut().rev().take(self.awaited as usize);
+            posted.for_each(|signalled| signalled.posted = Some(now));
+        }
         connection.await_sends(std::mem::take(&mut self.awaited));
         connection.pair().post(&mut self.list)
     }
@@ -202,6 +217,10 @@ impl Outbox {
             self.requests = self.requests.saturating_sub(first.requests);
             self.bytes = self.bytes.saturating_sub(first.bytes);
             self.completed_before = first.id + 1;
+            let (bytes, posted) = (first.own_bytes, first.posted);
+            if bytes > 0 {
+                self.observer.done(LaneWork::Put { bytes }, posted);
+            }
             self.under_way.pop_front();
         }
     }

@@ -21,7 +21,9 @@ use super::verbs::{Completion, CompletionStatus, LocalPiece, MemoryRegion, Trans
 use super::waiting::{Pause, Waiter};
 use super::wire::Message;
 use crate::deadline::StallWatch;
-use crate::lane::{DeviceCounters, FenceNumber, LaneCounters, LaneError, LaneNumber, SourceLane};
+use crate::lane::{
+    DeviceCounters, FenceNumber, LaneCounters, LaneError, LaneNumber, LaneObserver, SourceLane,
+};
 use crate::memory::{PageNumber, Run};
 
 /// How many pieces of a put are cut at a time: some µs in which a range that is prepared or retired
@@ -403,6 +405,10 @@ impl SourceLane for SendingLane {
             submissions: self.outbox.counters().doorbells,
             ..self.counters
         }
+    }
+
+    fn observe(&mut self, observer: Box<dyn LaneObserver>) {
+        self.outbox.observer.set(observer);
     }
 
     fn identity(&self) -> Vec<u8> {

@@ -16,12 +16,14 @@ use rustix::event::PollFlags;
 use super::socket::{SendQueue, wait_ready};
 use super::stream::{ByteStream, Segments, StreamError, Want};
 use crate::deadline::Deadline;
+use crate::lane::Observer;
 
 pub(super) struct PlainStream {
     socket: Arc<TcpStream>,
     stall_limit: Duration,
     sending: Option<Segments>,
     submissions: u64,
+    observer: Observer,
 }
 
 impl PlainStream {
@@ -31,6 +33,7 @@ impl PlainStream {
             stall_limit,
             sending: None,
             submissions: 0,
+            observer: Observer::default(),
         }
     }
 
@@ -150,6 +153,10 @@ impl ByteStream for PlainStream {
 
     fn submissions(&self) -> u64 {
         self.submissions
+    }
+
+    fn observer(&mut self) -> &mut Observer {
+        &mut self.observer
     }
 }
 

@@ -15,7 +15,9 @@ use super::sockets::LaneSockets;
 use super::stream::{ByteStream, Segments, StreamError, Want};
 use super::wire::{self, Entry, HEAD_BYTES_MAX, HEADER_BYTES, Header, RUN_BYTES};
 use crate::deadline::Deadline;
-use crate::lane::{DestinationLane, FenceNumber, LaneCounters, LaneError, LaneNumber};
+use crate::lane::{
+    DestinationLane, FenceNumber, LaneCounters, LaneError, LaneNumber, LaneObserver, LaneWork,
+};
 use crate::memory::{MemoryMap, PageNumber, Run};
 use crate::prepared::{WriteGate, WriterPlace};
 
@@ -169,6 +171,7 @@ impl ReceivingLane {
         packed: Option<(Codec, u32)>,
         deadline: Deadline,
     ) -> Result<(), LaneError> {
+        let observed = self.stream.observer().now();
         let table_bytes = usize::from(count) * RUN_BYTES;
         self.stage_begun(table_bytes, deadline)?;
         let mut entries = std::mem::take(&mut self.entries);
@@ -193,6 +196,7 @@ impl ReceivingLane {
         if packed.is_some() {
             self.counters.compressed_bytes += data_bytes;
         }
+        self.stream.observer().done(LaneWork::Receive, observed);
         Ok(())
     }
 
@@ -360,6 +364,10 @@ impl DestinationLane for ReceivingLane {
                 error
             }
         })
+    }
+
+    fn observe(&mut self, observer: Box<dyn LaneObserver>) {
+        self.stream.observer().set(observer);
     }
 
     fn counters(&self) -> Option<LaneCounters> {

@@ -15,7 +15,9 @@ use super::sockets::LaneSockets;
 use super::stream::{ByteStream, Segments, StreamError, Want};
 use super::wire::{FRAME_BYTES_MAX, HEADER_BYTES, Header};
 use crate::deadline::StallWatch;
-use crate::lane::{FenceNumber, LaneCounters, LaneError, LaneNumber, SourceLane};
+use crate::lane::{
+    FenceNumber, LaneCounters, LaneError, LaneNumber, LaneObserver, LaneWork, SourceLane,
+};
 use crate::memory::{MemoryMap, PAGE_BYTES, Run};
 use crate::prepared::SourceRanges;
 
@@ -58,6 +60,9 @@ pub(super) struct SendingLane {
     batch_pages: u64,
     packing: Option<Packing>,
     counters: LaneCounters,
+    /// When the batch that is leaving was handed over, by the observer's clock, and its bytes of
+    /// data.
+    leaving_since: (Option<u64>, u64),
     fences: u64,
     confirmed: u64,
     /// The destination's next word, as far as it has come.
@@ -92,6 +97,7 @@ impl SendingLane {
             batch_pages: u64::from(batch_bytes) / PAGE_BYTES,
             packing,
             counters: LaneCounters::default(),
+            leaving_since: (None, 0),
             fences: 0,
             confirmed: 0,
             word: vec![0; HEADER_BYTES],
@@ -169,6 +175,12 @@ impl SendingLane {
         }
         std::mem::swap(&mut self.filling, &mut self.leaving);
         self.filling.clear();
+        let observed = if data_bytes > 0 {
+            self.stream.observer().now()
+        } else {
+            None
+        };
+        self.leaving_since = (observed, data_bytes);
         self.stream
             .start_send(segments)
             .map_err(|error| self.error(error, "sending", begun))
@@ -181,6 +193,8 @@ impl SendingLane {
                 // Keeps their memory for a later batch.
                 if let Some(used) = used {
                     self.leaving.reuse(used);
+                    let (begun, bytes) = std::mem::take(&mut self.leaving_since);
+                    self.stream.observer().done(LaneWork::Put { bytes }, begun);
                 }
                 Ok(())
             }
@@ -312,6 +326,10 @@ impl SourceLane for SendingLane {
             self.confirmed = self.receive_word(stall_limit)?;
         }
         Ok(())
+    }
+
+    fn observe(&mut self, observer: Box<dyn LaneObserver>) {
+        self.stream.observer().set(observer);
     }
 
     fn counters(&self) -> LaneCounters {

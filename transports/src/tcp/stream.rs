@@ -22,6 +22,7 @@ use super::plain::PlainStream;
 use super::uring::UringStream;
 use super::{Mechanism, socket};
 use crate::deadline::Deadline;
+use crate::lane::Observer;
 use crate::memory::{MemoryError, MemoryMap, Run};
 
 /// Pieces of guest memory, one behind the other, as the kernel wants them; and a buffer of their
@@ -235,6 +236,9 @@ pub(super) trait ByteStream: Send {
 
     /// System calls made so far.
     fn submissions(&self) -> u64;
+
+    /// Who wants to know how long things take: the lane's observer.
+    fn observer(&mut self) -> &mut Observer;
 }
 
 /// What an endpoint's lanes use, as reports name it.

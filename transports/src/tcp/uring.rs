@@ -44,6 +44,7 @@ use rustix::net::RecvFlags;
 use super::socket::SendQueue;
 use super::stream::{ByteStream, Segments, StreamError, Want};
 use crate::deadline::Deadline;
+use crate::lane::{LaneWork, Observer};
 
 /// Entries in the submission queue: a send, a receive and a cancellation.
 const ENTRIES: u32 = 4;
@@ -100,6 +101,9 @@ pub(super) struct UringStream {
     /// Results that were seen and not yet asked for, by operation.
     results: [Option<i32>; 3],
     submissions: u64,
+    /// When each operation was submitted, by the observer's clock.
+    submitted: [Option<u64>; 3],
+    observer: Observer,
 }
 
 impl UringStream {
@@ -120,6 +124,8 @@ impl UringStream {
             pending: [false; 3],
             results: [None; 3],
             submissions: 0,
+            submitted: [None; 3],
+            observer: Observer::default(),
         })
     }
 
@@ -185,6 +191,11 @@ impl UringStream {
         pushed
             .map_err(|_| StreamError::System(io::Error::other("the submission queue is full")))?;
         self.set_pending(operation);
+        if let Some(submitted) = self.submitted.get_mut(operation as usize)
+            && operation != Operation::Cancel
+        {
+            *submitted = self.observer.now();
+        }
         Ok(())
     }
 
@@ -232,6 +243,9 @@ impl UringStream {
             }
             if let Some(pending) = self.pending.get_mut(place) {
                 *pending = false;
+            }
+            if let Some(submitted) = self.submitted.get_mut(place) {
+                self.observer.done(LaneWork::Submission, submitted.take());
             }
         }
     }
@@ -428,6 +442,10 @@ impl ByteStream for UringStream {
 
     fn submissions(&self) -> u64 {
         self.submissions
+    }
+
+    fn observer(&mut self) -> &mut Observer {
+        &mut self.observer
     }
 }
 

@@ -15,6 +15,7 @@ pub(super) fn let_in<G: IncomingGuest>(
     guest: &G,
     hello: &Hello,
     settings: &ReceiveSettings,
+    shelf: &Shelf,
 ) -> Result<(Vec<Grant>, Option<u64>), ReceiveError> {
     if endpoint.has_registrations() {
         let guest_bytes = hello.offer().layout.bytes();
@@ -30,7 +31,7 @@ pub(super) fn let_in<G: IncomingGuest>(
             )));
         }
     }
-    Ok((prepare_all(endpoint, guest)?, None))
+    Ok((prepare_all(endpoint, guest, shelf)?, None))
 }
 
 /// Prepares all of a guest's memory. Where that means registering it with a device, several threads
@@ -38,6 +39,7 @@ pub(super) fn let_in<G: IncomingGuest>(
 fn prepare_all<G: IncomingGuest>(
     endpoint: &dyn DestinationEndpoint,
     guest: &G,
+    shelf: &Shelf,
 ) -> Result<Vec<Grant>, LaneError> {
     let whole = guest.memory().lane_map().whole();
     if !endpoint.has_registrations() {
@@ -49,9 +51,10 @@ fn prepare_all<G: IncomingGuest>(
     let pieces = pieces(&whole);
     let next = AtomicUsize::new(0);
     let prepare = || {
+        let mut recorder = shelf.registrar();
         let mut grants = Vec::new();
         while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
-            match endpoint.prepare(*piece) {
+            match recorder.time(Operation::Registration, || endpoint.prepare(*piece)) {
                 Ok(grant) => grants.push(grant),
                 Err(error) => {
                     // The others need not go on.
@@ -132,6 +135,7 @@ pub(super) fn start_lanes<'scope>(
     hello: &Hello,
     settings: &ReceiveSettings,
     inputs: SyncSender<Input>,
+    shelf: Shelf,
 ) -> std::io::Result<()> {
     let lanes = u16::try_from(tickets.len()).unwrap_or(u16::MAX);
     let cpus = lane_cpus(
@@ -146,15 +150,17 @@ pub(super) fn start_lanes<'scope>(
     let accept = move || {
         for _ in 0..lanes {
             let accepted = endpoint.accept_lane(&tickets, Deadline::after(peer_timeout));
-            let started = accepted.and_then(|lane| {
+            let started = accepted.and_then(|mut lane| {
                 let number = lane.number();
+                shelf.observe_destination(lane.as_mut());
+                let recorder = shelf.recorder(Track::Lane(number.0));
                 // First of all: behind this the lane can be confirmed.
                 let _ = inputs.send(Input::LaneOpen(number));
                 let cpu = cpus.get(usize::from(number.0)).copied().flatten();
                 let inputs = inputs.clone();
                 let name = format!("dunlin-{}", number.0);
                 inside
-                    .spawn(name, move || serve(lane, cpu, limit, &inputs))
+                    .spawn(name, move || serve(lane, cpu, limit, recorder, &inputs))
                     .map_err(|source| LaneError::System {
                         lane: number,
                         doing: "starting its thread",
@@ -179,13 +185,19 @@ pub(super) fn serve(
     mut lane: Box<dyn DestinationLane>,
     cpu: Option<usize>,
     limit: Deadline,
+    mut recorder: Kept,
     inputs: &SyncSender<Input>,
 ) {
     if let Some(cpu) = cpu {
         pin_current_thread(cpu);
     }
     loop {
-        let input = match lane.next_fence(limit) {
+        let begun = recorder.now();
+        let fence = lane.next_fence(limit);
+        let ended = recorder.now();
+        recorder.span(SpanName::LaneReceive, begun, ended);
+        record_counters(&mut recorder, lane.as_ref());
+        let input = match fence {
             Ok(number) => Input::Fence {
                 lane: lane.number(),
                 number,
@@ -197,6 +209,22 @@ pub(super) fn serve(
         if inputs.send(input).is_err() || last {
             return;
         }
+    }
+}
+
+fn record_counters(recorder: &mut Recorder, lane: &dyn DestinationLane) {
+    let (counters, device) = (lane.counters().unwrap_or_default(), lane.device_counters());
+    for (counter, all) in [
+        (Counter::Payload, counters.payload_bytes),
+        (Counter::Wire, counters.wire_bytes),
+        (Counter::Runs, counters.runs),
+        (Counter::PutZero, counters.zero_pages),
+        (Counter::Submissions, counters.submissions),
+        (Counter::WorkRequests, device.work_requests),
+        (Counter::Doorbells, device.doorbells),
+        (Counter::Completions, device.completions),
+    ] {
+        recorder.counted(counter, all);
     }
 }
 

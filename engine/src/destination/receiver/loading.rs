@@ -48,13 +48,17 @@ impl<F: GuestFactory> Destination<'_, F> {
                 return Err(format!("{} digests came", prepare.digests.len()));
             }
             let deadline = Deadline::after(self.handover_limit);
+            let begun = self.recorder.now();
             let own = digests(guest.memory(), self.seen.len(), deadline)
                 .map_err(|error| error.to_string())?;
+            self.recorder.done(Operation::Digest, begun);
             if let Some(block) = own.iter().zip(&prepare.digests).position(|(a, b)| a != b) {
                 return Err(format!("memory differs in digest block {block}"));
             }
         }
         self.ready.digests_compared_ns = Timestamp::now().0;
+        self.recorder
+            .count(Counter::State, prepare.state.len() as u64);
         let state = DeviceState::decode(&prepare.state).map_err(|error| error.to_string())?;
         guest
             .load_state(&state)

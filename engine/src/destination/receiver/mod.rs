@@ -6,6 +6,7 @@
 //! | `happenings` | messages, lanes and time become events |
 //! | `lanes` | tokens, grants, letting lanes in, a thread for each |
 //! | `loading` | checking PREPARE, loading state, comparing pages |
+//! | `measuring` | what this side tells of how long things took |
 //! | `ranges` | memory that is registered while the move runs |
 //! | `owning` | this side's record, and what the guest holds outside |
 //! | `prefault` | backing all memory beforehand |
@@ -13,6 +14,7 @@
 mod happenings;
 mod lanes;
 mod loading;
+mod measuring;
 mod owning;
 mod prefault;
 mod ranges;
@@ -49,6 +51,9 @@ use crate::session::DestinationSession;
 use crate::session::destination::{Action, Event, State};
 use crate::settings::{VERIFY_PACE, VERIFY_TIME_BASE};
 use crate::state::DeviceState;
+use crate::telemetry::{
+    Counter, End, Gauge, Kept, Moment, Operation, Recorder, Shelf, SpanName, Track, wire,
+};
 
 /// How often a waiting destination looks at the time.
 const TICK: Duration = Duration::from_millis(20);
@@ -107,6 +112,8 @@ pub(super) fn receive<F: GuestFactory>(
         outside,
     } = arrival;
     let hello = &hello;
+    let shelf = Shelf::new(End::Destination);
+    let mut recorder = shelf.recorder(Track::Control);
     let (inputs_sender, waiting) = sync_channel(INPUTS_WAITING);
     // From here on PINGs are answered, however long making room takes.
     let link = Link::start(
@@ -114,6 +121,7 @@ pub(super) fn receive<F: GuestFactory>(
         Opening::Theirs,
         settings.peer_timeout,
         inputs_sender.clone(),
+        shelf.reader(),
     )?;
     // Declared behind the link, so that it goes first: the link's thread may be waiting for room.
     let inputs = waiting;
@@ -132,7 +140,11 @@ pub(super) fn receive<F: GuestFactory>(
     };
     let refuse = |error: &dyn std::fmt::Display| ReceiveError::Refused(error.to_string());
 
-    let guest = match factory.create(hello.offer()) {
+    let begun = recorder.now();
+    let created = factory.create(hello.offer());
+    let made = recorder.now();
+    recorder.span(SpanName::MakeRoom, begun, made);
+    let guest = match created {
         Ok(guest) => guest,
         Err(error) => return refused(refuse(&error)),
     };
@@ -155,7 +167,10 @@ pub(super) fn receive<F: GuestFactory>(
             "lanes over '{wanted}' are asked for, this side has '{here}'"
         )));
     }
-    let (grants, pin_budget_bytes) = match let_in(endpoint.as_ref(), &guest, hello, settings) {
+    let let_in = let_in(endpoint.as_ref(), &guest, hello, settings, &shelf);
+    let prepared = recorder.now();
+    recorder.span(SpanName::PrepareMemory, made, prepared);
+    let (grants, pin_budget_bytes) = match let_in {
         Ok(prepared) => prepared,
         Err(error) => return refused(error),
     };
@@ -234,9 +249,11 @@ pub(super) fn receive<F: GuestFactory>(
             running_since: None,
             source_knows: false,
             has_recorded_running: false,
+            recorder,
+            shelf: shelf.clone(),
         };
         let pool_started = match pin_budget_bytes {
-            Some(_) => start_pool(&scope, &pool, endpoint.as_ref(), &inputs_sender),
+            Some(_) => start_pool(&scope, &pool, endpoint.as_ref(), &inputs_sender, &shelf),
             None => Ok(()),
         };
         let started = pool_started.and_then(|()| {
@@ -247,6 +264,7 @@ pub(super) fn receive<F: GuestFactory>(
                 hello,
                 settings,
                 inputs_sender,
+                shelf.clone(),
             )
         });
         receiver.run(started)
@@ -310,6 +328,8 @@ struct Destination<'a, F: GuestFactory> {
     source_knows: bool,
     /// Whether the record says that the guest runs here.
     has_recorded_running: bool,
+    recorder: Kept,
+    shelf: Shelf,
 }
 
 impl<F: GuestFactory> Destination<'_, F> {
@@ -354,7 +374,9 @@ impl<F: GuestFactory> Destination<'_, F> {
             Action::Acquire => Some(self.acquire()),
             Action::RevokeAccess => {
                 // Law 9: from here on nothing of the source's reaches this memory.
+                let begun = self.recorder.now();
                 self.endpoint.revoke_all();
+                self.recorder.done(Operation::RevokeAccess, begun);
                 self.ready.revoked_ns = Timestamp::now().0;
                 None
             }
@@ -398,6 +420,7 @@ impl<F: GuestFactory> Destination<'_, F> {
             Action::CheckPages => self.check_pages(),
             Action::SendVerified => {
                 self.verified.registrations = self.registrations();
+                self.verified.recording = self.recording().map(Into::into);
                 self.send(&Message::Verified(self.verified.clone()))
             }
             Action::SendAborted => {
@@ -440,8 +463,16 @@ impl<F: GuestFactory> Destination<'_, F> {
         let Some(guest) = self.guest.as_mut() else {
             return Event::NeverEntered;
         };
+        let begun = Timestamp::now();
         match guest.run(epoch) {
             Ok(record) => {
+                self.recorder.done(Operation::Resume, Moment::at(begun));
+                for (vcpu, running) in (0..).zip(&record.running) {
+                    let (begun, running) = (Moment::at(begun), Moment::at(*running));
+                    let track = Track::Vcpu(vcpu);
+                    self.recorder
+                        .span_of(track, SpanName::VcpuEnter, begun, running);
+                }
                 self.running.running_ns = record.running.iter().map(|time| time.0).collect();
                 self.running_since = Some(Timestamp::now());
                 self.factory.reached(Milestone::Entered);

@@ -24,9 +24,11 @@ impl<F: GuestFactory> Destination<'_, F> {
         let deadline = Deadline::after(left.min(self.settings.acquire_timeout));
         if self.outside.holds_something() {
             // So that whoever finds the record knows that there is something to release.
+            let begun = self.recorder.now();
             let added = self
                 .journal
                 .add(Entry::Acquiring, "", Durability::Plain, deadline);
+            self.recorder.done(Operation::CommitRecord, begun);
             if let Err(error) = added {
                 return self.failed(&format!("recording what is acquired: {error}"));
             }
@@ -91,9 +93,11 @@ impl<F: GuestFactory> Destination<'_, F> {
     pub(super) fn record_running(&mut self) {
         let words = format!("guest epoch {}", self.epoch());
         let deadline = Deadline::after(RECORD_TIME);
+        let begun = self.recorder.now();
         let added = self
             .journal
             .add(Entry::Running, &words, Durability::Durable, deadline);
+        self.recorder.done(Operation::CommitRecord, begun);
         self.has_recorded_running = added.is_ok();
     }
 

@@ -138,12 +138,28 @@ impl Pool {
     }
 
     /// One thread: registers and deregisters until the pool is stopped.
-    fn serve(&self, endpoint: &dyn DestinationEndpoint, inputs: &SyncSender<Input>) {
+    fn serve(
+        &self,
+        endpoint: &dyn DestinationEndpoint,
+        recorder: &mut Recorder,
+        inputs: &SyncSender<Input>,
+    ) {
         while let Some(job) = self.jobs.next() {
-            let done = match job {
-                Job::Open(range) => endpoint.prepare(range).map(Done::Opened),
-                Job::Close(range) => endpoint.retire(range).map(|()| Done::Closed(range)),
+            let begun = recorder.now();
+            let (done, operation) = match job {
+                Job::Open(range) => (
+                    endpoint.prepare(range).map(Done::Opened),
+                    Operation::Registration,
+                ),
+                Job::Close(range) => (
+                    endpoint.retire(range).map(|()| Done::Closed(range)),
+                    Operation::Deregistration,
+                ),
             };
+            let ended = recorder.done(operation, begun);
+            if operation == Operation::Registration {
+                recorder.span(SpanName::Register, begun, ended);
+            }
             let told = match done {
                 Ok(done) => match self.note(done) {
                     true => inputs.send(Input::RangesDone),
@@ -164,11 +180,15 @@ pub(super) fn start_pool<'scope>(
     pool: &'scope Pool,
     endpoint: &'scope dyn DestinationEndpoint,
     inputs: &SyncSender<Input>,
+    shelf: &Shelf,
 ) -> std::io::Result<()> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    for _ in 0..cores.min(PREPARERS_MAX) {
+    for index in (0..).take(cores.min(PREPARERS_MAX)) {
         let inputs = inputs.clone();
-        scope.spawn("dunlin-prepare", move || pool.serve(endpoint, &inputs))?;
+        let mut recorder = shelf.recorder(Track::Registrar(index));
+        scope.spawn("dunlin-prepare", move || {
+            pool.serve(endpoint, &mut recorder, &inputs)
+        })?;
     }
     Ok(())
 }

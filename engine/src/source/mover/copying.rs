@@ -40,6 +40,13 @@ impl Mover<'_, '_> {
 
     /// Opens the lanes, starts their threads and the tracking of writes.
     pub(super) fn open(&mut self) -> Event {
+        let begun = Timestamp::now();
+        let event = self.open_all();
+        self.record_phase(SpanName::Open, begun);
+        event
+    }
+
+    fn open_all(&mut self) -> Event {
         let lanes = self.open_lanes();
         let lanes = lanes.map_err(|reason| (StayReason::PeerFailed, reason));
         let lanes = lanes.and_then(|lanes| {
@@ -143,18 +150,20 @@ impl Mover<'_, '_> {
 
     pub(super) fn start_lane(
         &mut self,
-        lane: Box<dyn SourceLane>,
+        mut lane: Box<dyn SourceLane>,
         cpu: Option<usize>,
     ) -> std::io::Result<()> {
         let (orders_sender, orders) = channel();
         let (context, window) = (self.context, self.window());
         let done = self.inputs_sender.clone();
+        self.shelf.observe_source(lane.as_mut());
+        let recorder = self.shelf.recorder(Track::Lane(lane.number().0));
         let name = format!("dunlin-{}", lane.number().0);
         self.scope.spawn(name, move || {
             if let Some(cpu) = cpu {
                 pin_current_thread(cpu);
             }
-            lanes::serve(lane, context, window, &orders, &done);
+            lanes::serve(lane, context, window, recorder, &orders, &done);
         })?;
         self.orders.push(orders_sender);
         Ok(())
@@ -232,6 +241,9 @@ impl Mover<'_, '_> {
         };
         let took = Timestamp::now().since(self.round_begin);
         round.duration_ns = nanoseconds(took);
+        if !round.is_final {
+            self.record_phase(SpanName::Round, self.round_begin);
+        }
         for tally in &tallies {
             round.zero_pages += tally.zero_pages;
             round.skipped_pages += tally.skipped_pages;
@@ -266,6 +278,13 @@ impl Mover<'_, '_> {
 
     /// Collects what was written, and decides whether to go on.
     pub(super) fn judge(&mut self) -> Event {
+        let begun = Timestamp::now();
+        let event = self.judge_round();
+        self.record_phase(SpanName::Judge, begun);
+        event
+    }
+
+    fn judge_round(&mut self) -> Event {
         if let Err(reason) = self.collect() {
             return self.stop(StayReason::Failed, &reason);
         }
@@ -281,7 +300,7 @@ impl Mover<'_, '_> {
         self.prediction = self.convergence.predict(Circumstances {
             dirty_pages,
             collect: self.collect_took,
-            round_trip: self.link.quality().typical,
+            round_trip: self.link.typical_round_trip(),
             costs: self.handover_costs(),
             records: [self.record_takes, self.told_cost(|told| told.record_ns)],
             lanes: u32::from(self.report.lanes),
@@ -350,7 +369,9 @@ impl Mover<'_, '_> {
     pub(super) fn collect(&mut self) -> Result<(), String> {
         let begin = Timestamp::now();
         for source in &self.sources {
+            let begun = self.recorder.now();
             let collected = source.collect(&mut self.pending);
+            self.recorder.done(Operation::Harvest, begun);
             collected.map_err(|error| format!("collecting ({}): {error}", source.name()))?;
         }
         if let Some(window) = self.window() {

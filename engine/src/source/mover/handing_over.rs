@@ -20,6 +20,7 @@ impl Mover<'_, '_> {
         let mut timeline = Timeline::new(first);
         timeline.mark_now("park");
         self.parked = record.parked;
+        self.record_parking(begin);
         let collected = self.collect();
         timeline.mark_now("collect");
         self.timeline = Some(timeline);
@@ -32,6 +33,7 @@ impl Mover<'_, '_> {
 
     /// Saves device state. The lanes send the last pages meanwhile.
     pub(super) fn save(&mut self) -> Event {
+        let begun = Timestamp::now();
         let saved = self.guest.save_state();
         let saved = saved.map_err(|error| format!("saving state: {error}"));
         let saved = saved.and_then(|state| {
@@ -39,6 +41,7 @@ impl Mover<'_, '_> {
             encoded.map_err(|error| format!("saving state: {error}"))
         });
         self.mark("save-state");
+        self.record_operation(Operation::SaveState, begun);
         self.observer.reached(Milestone::Saved);
         match saved {
             Ok(state) => {
@@ -91,7 +94,10 @@ impl Mover<'_, '_> {
             let deadline = self
                 .pause_deadline
                 .unwrap_or_else(|| Deadline::after(Duration::ZERO));
-            match digests(self.guest.memory(), threads, deadline) {
+            let begun = Timestamp::now();
+            let all = digests(self.guest.memory(), threads, deadline);
+            self.record_operation(Operation::Digest, begun);
+            match all {
                 Ok(digests) => all_digests = digests,
                 Err(error) => {
                     // Past the cap, that is the reason.
@@ -111,7 +117,12 @@ impl Mover<'_, '_> {
             state: std::mem::take(&mut self.state).into(),
             blackout_cap_ns: nanoseconds(self.blackout_cap()),
         };
+        let begun = Timestamp::now();
+        self.recorder
+            .count(Counter::State, prepare.state.len() as u64);
+        self.prepare_sent = Some(begun);
         let event = self.send(&Message::Prepare(prepare));
+        self.record_operation(Operation::SendState, begun);
         if let Some(timeline) = &mut self.timeline {
             timeline.mark_sent("send-prepare");
         }
@@ -120,6 +131,7 @@ impl Mover<'_, '_> {
     }
 
     pub(super) fn send_commit(&mut self) -> Option<Event> {
+        self.commit_begun = Some(Timestamp::now());
         let event = self.send(&Message::Commit);
         self.commit_sent = Some(Timestamp::now());
         if let Some(timeline) = &mut self.timeline {
@@ -161,6 +173,7 @@ impl Mover<'_, '_> {
 
     pub(super) fn resume(&mut self) {
         // Once more: what failed may have been a thread that was slow to answer.
+        let begun = Timestamp::now();
         let resumed = self.guest.resume().or_else(|_| self.guest.resume());
         if let Err(error) = resumed {
             self.not_resumed = true;
@@ -172,6 +185,7 @@ impl Mover<'_, '_> {
             });
         }
         self.mark("resume");
+        self.record_operation(Operation::Resume, begun);
         self.pause_deadline = None;
     }
 

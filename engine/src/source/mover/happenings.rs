@@ -101,6 +101,7 @@ impl Mover<'_, '_> {
                 let here = boot_id();
                 self.same_clock = !here.is_empty() && welcome.host.boot_id == here;
                 self.welcome = Some(welcome);
+                self.record_phase(SpanName::Connect, self.began);
                 self.observer.reached(Milestone::Welcome);
                 Event::Welcome
             }
@@ -134,18 +135,24 @@ impl Mover<'_, '_> {
                 if let Some(event) = self.overdue() {
                     return event;
                 }
-                let offset = self.clock_offset_ns();
-                if let Some(timeline) = &mut self.timeline {
-                    let received = Timestamp::now();
-                    let [prepare, fences, digests, loaded, acquired, revoked] = ready
-                        .moments()
-                        .map(|moment| moment.shifted(offset.saturating_neg()));
+                let received = Timestamp::now();
+                let there = ready.moments();
+                if let Some(sent) = self.prepare_sent {
+                    self.learn_clock(sent, [there[0], there[5]], received);
+                }
+                let clock = self.clock();
+                if let (Some(timeline), Some(clock)) = (&mut self.timeline, clock) {
+                    let [prepare, fences, digests, loaded, acquired, revoked] =
+                        there.map(|moment| clock.here(moment));
                     timeline.mark("prepare-on-link", Side::Link, prepare.min(received));
                     timeline.mark("fences", Side::Destination, fences.min(received));
                     timeline.mark("digests", Side::Destination, digests.min(received));
                     timeline.mark("load-state", Side::Destination, loaded.min(received));
                     timeline.mark("acquire", Side::Destination, acquired.min(received));
                     timeline.mark("revoke-access", Side::Destination, revoked.min(received));
+                }
+                // Without a clock, the way there and what was done there as well.
+                if let Some(timeline) = &mut self.timeline {
                     timeline.mark("ready-on-link", Side::Link, received);
                 }
                 self.ready = Some(ready);
@@ -153,11 +160,19 @@ impl Mover<'_, '_> {
                 Event::Ready
             }
             Message::Running(running) => {
+                self.running_heard = Timestamp::now();
+                let last = running.running_ns.iter().max().copied();
+                let answered = last.or(running.owned_ns);
+                if let (Some(sent), Some(answered)) = (self.commit_begun, answered) {
+                    let there = [running.commit_received_ns, answered].map(Timestamp);
+                    self.learn_clock(sent, there, self.running_heard);
+                }
                 self.running = Some(running);
                 self.observer.reached(Milestone::Running);
                 Event::Running
             }
-            Message::Verified(verified) => {
+            Message::Verified(mut verified) => {
+                self.verified_recording = verified.recording.take().map(Into::into);
                 self.verified = Some(verified);
                 Event::Verified
             }

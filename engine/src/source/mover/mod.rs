@@ -8,6 +8,7 @@
 //! | `opening` | ranges of memory that are registered while the move runs |
 //! | `handing_over` | the guest is paused, and what follows |
 //! | `in_doubt` | the connection was lost behind the give-up: holding the guest, asking |
+//! | `measuring` | what this thread records of how long things take |
 //! | `recording` | this side's record, and what the guest holds outside |
 //! | `telling` | progress and the report |
 
@@ -15,6 +16,7 @@ mod copying;
 mod handing_over;
 mod happenings;
 mod in_doubt;
+mod measuring;
 mod opening;
 mod recording;
 mod telling;
@@ -66,6 +68,10 @@ use crate::report::{
 use crate::session::source::{Action, Event, State};
 use crate::session::{Decision, SourceSession, StayReason};
 use crate::settings::{MoveHandle, MoveSettings, VERIFY_PACE, VERIFY_TIME_BASE, Verify};
+use crate::telemetry::{
+    ClockRelation, Counter, End, Gauge, Kept, Kind, Moment, MoveTelemetry, Operation, Recording,
+    RoundTrip, Shelf, Sides, SpanName, Track, wire,
+};
 use crate::untouched::Untouched;
 
 /// How often a waiting source looks at what nobody tells it: a cancel, a deadline.
@@ -151,11 +157,13 @@ pub(super) fn migrate(
         }
     };
     let (inputs_sender, inputs) = sync_channel(64 + usize::from(LANES_MAX));
+    let shelf = Shelf::new(End::Source);
     let link = Link::start(
         control,
         Opening::Ours,
         settings.peer_timeout,
         inputs_sender.clone(),
+        shelf.reader(),
     );
     let link = match link {
         Ok(link) => link,
@@ -169,7 +177,7 @@ pub(super) fn migrate(
         handle,
         settings.peer_timeout,
     );
-    runtime::scope(|scope| {
+    let ended = runtime::scope(|scope| {
         let mover = Mover {
             scope,
             report: Report::not_started(&offer, Outcome::Failed, ""),
@@ -223,14 +231,36 @@ pub(super) fn migrate(
             running: None,
             verified: None,
             not_resumed: false,
+            prepare_sent: None,
+            commit_begun: None,
             commit_sent: None,
+            running_heard: Timestamp::now(),
             verify_begin: None,
+            verified_at: None,
             doubt: None,
             has_recorded_end: false,
             link_is_lost: false,
+            verified_recording: None,
+            recorder: shelf.recorder(Track::Control),
+            shelf: shelf.clone(),
         };
         mover.run()
-    })
+    });
+    let mut report = ended.report;
+    if cfg!(feature = "telemetry") {
+        // All threads have ended, so all recorders are here.
+        let here = shelf.merge(Deadline::after(Duration::ZERO));
+        report.telemetry = Some(MoveTelemetry::new(here, ended.there, ended.clock));
+    }
+    report
+}
+
+/// What is left of a move.
+struct Ended {
+    report: Report,
+    /// What the destination recorded, where it told.
+    there: Option<Recording>,
+    clock: Option<ClockRelation>,
 }
 
 struct Mover<'scope, 'env> {
@@ -306,19 +336,32 @@ struct Mover<'scope, 'env> {
     verified: Option<Verified>,
     /// The guest could be run neither there nor here.
     not_resumed: bool,
+    /// When PREPARE began to go out.
+    prepare_sent: Option<Timestamp>,
+    /// When COMMIT began to go out.
+    commit_begun: Option<Timestamp>,
     commit_sent: Option<Timestamp>,
+    /// When RUNNING came.
+    running_heard: Timestamp,
     verify_begin: Option<Timestamp>,
+    /// When VERIFIED came.
+    verified_at: Option<Timestamp>,
     /// Once it is not known who owns the guest.
     doubt: Option<Doubt>,
     /// Whether this side's record has its end.
     has_recorded_end: bool,
     /// Whether the connection is of no use any more.
     link_is_lost: bool,
+    /// What the destination recorded, as it said it.
+    verified_recording: Option<Vec<u8>>,
+    recorder: Kept,
+    /// Where the recorders of the other threads come from.
+    shelf: Shelf,
     report: Report,
 }
 
 impl Mover<'_, '_> {
-    fn run(mut self) -> Report {
+    fn run(mut self) -> Ended {
         let mut events = VecDeque::from([Event::Begin]);
         while !self.session.is_over() {
             let event = match events.pop_front() {
@@ -374,6 +417,7 @@ impl Mover<'_, '_> {
             Action::SendCommit => self.send_commit(),
             Action::Verify => self.verify(),
             Action::SendReleased => {
+                self.record_verified();
                 self.observer.reached(Milestone::Verified);
                 // The guest is the destination's whether or not this word arrives. Who hears it
                 // forgets the move: it must not, where it is all that can end this side's record.

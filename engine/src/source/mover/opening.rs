@@ -89,6 +89,7 @@ impl Mover<'_, '_> {
             self.context,
             self.link.speaker(),
             &self.inputs_sender,
+            &self.shelf,
         );
         let orders = started.map_err(|error| {
             window.stop();

@@ -14,9 +14,11 @@ impl Mover<'_, '_> {
             .pause_deadline
             .unwrap_or_else(|| Deadline::after(Duration::ZERO));
         let words = format!("COMMIT follows; guest epoch {}", self.offer.identity.epoch);
+        let begun = Timestamp::now();
         let added = self
             .journal
             .add(Entry::GivenUp, &words, Durability::Plain, deadline);
+        self.record_operation(Operation::CommitRecord, begun);
         self.mark("record-give-up");
         if let Err(error) = added {
             return self.stop(
@@ -46,7 +48,9 @@ impl Mover<'_, '_> {
             true => Durability::Durable,
             false => Durability::Plain,
         };
+        let begun = Timestamp::now();
         let added = self.journal.add(entry, &words, durability, deadline);
+        self.record_operation(Operation::CommitRecord, begun);
         self.has_recorded_end = added.is_ok();
         if let Err(error) = added {
             self.observer
@@ -81,7 +85,10 @@ impl Mover<'_, '_> {
             State::Discarded => ReleaseReason::Discarded,
             _ => ReleaseReason::MovedAway,
         };
-        if let Err(error) = self.outside.release(reason) {
+        let begun = Timestamp::now();
+        let released = self.outside.release(reason);
+        self.record_operation(Operation::Outside, begun);
+        if let Err(error) = released {
             self.observer
                 .note(&format!("releasing what the guest holds outside: {error}"));
         }

@@ -76,35 +76,34 @@ impl Mover<'_, '_> {
 
     /// Adds the destination's last parts, placed on the source's clock.
     pub(super) fn close_timeline(&mut self) {
-        let offset = self.clock_offset_ns();
+        let clock = self.clock();
         let (Some(timeline), Some(running)) = (&mut self.timeline, &self.running) else {
             return;
         };
-        let here = |nanoseconds: u64| Timestamp(nanoseconds).shifted(offset.saturating_neg());
-        // RUNNING is here: nothing of it can have happened later than now.
-        let now = Timestamp::now();
-        timeline.mark(
-            "commit-on-link",
-            Side::Link,
-            here(running.commit_received_ns).min(now),
-        );
-        let received = here(running.commit_received_ns);
-        let owned = running.owned_ns.map_or(received, here);
-        timeline.mark("record-ownership", Side::Destination, owned.min(now));
-        let last = running.running_ns.iter().max().copied();
-        let last = last.map_or(now, here).min(now);
-        timeline.mark("resume", Side::Destination, last);
+        // RUNNING is here: nothing of it can have happened later.
+        let heard = self.running_heard;
+        let mut vcpus_ns = Vec::new();
+        match clock {
+            Some(clock) => {
+                let here = |nanoseconds: u64| clock.here(Timestamp(nanoseconds)).min(heard);
+                let received = here(running.commit_received_ns);
+                timeline.mark("commit-on-link", Side::Link, received);
+                let owned = running.owned_ns.map_or(received, here);
+                timeline.mark("record-ownership", Side::Destination, owned);
+                let last = running.running_ns.iter().max().copied();
+                timeline.mark("resume", Side::Destination, last.map_or(heard, here));
+                if self.parked.len() == running.running_ns.len() {
+                    let pairs = self.parked.iter().zip(&running.running_ns);
+                    let own = pairs.map(|(parked, running)| here(*running).since(*parked));
+                    vcpus_ns = own.map(nanoseconds).collect();
+                }
+            }
+            // Where in this time the guest began to run nobody can say: it is the link's, whole.
+            None => timeline.mark("commit-on-link", Side::Link, heard),
+        }
         let begin = timeline.begin();
         let end = timeline.end();
         self.report.total_ns = nanoseconds(end.since(self.began));
-        let vcpus_ns = if self.parked.len() == running.running_ns.len() {
-            let pairs = self.parked.iter().zip(&running.running_ns);
-            pairs
-                .map(|(parked, running)| nanoseconds(here(*running).since(*parked)))
-                .collect()
-        } else {
-            Vec::new()
-        };
         self.report.blackout = Some(self.blackout_report(begin, end, vcpus_ns));
     }
 
@@ -114,7 +113,6 @@ impl Mover<'_, '_> {
         end: Timestamp,
         vcpus_ns: Vec<u64>,
     ) -> BlackoutReport {
-        let round_trip = self.link.quality().round_trip.unwrap_or_default();
         BlackoutReport {
             total_ns: nanoseconds(end.since(begin)),
             predicted_ns: nanoseconds(self.prediction.total()),
@@ -128,15 +126,11 @@ impl Mover<'_, '_> {
             vcpus_ns,
             budget_ns: nanoseconds(self.handle.max_blackout()),
             cap_ns: nanoseconds(self.blackout_cap()),
-            clock_error_ns: if self.same_clock {
-                0
-            } else {
-                nanoseconds(round_trip / 2)
-            },
+            clock_error_ns: self.clock().map(|clock| clock.error_ns),
         }
     }
 
-    pub(super) fn finish(mut self) -> Report {
+    pub(super) fn finish(mut self) -> Ended {
         self.stop_window();
         let now = Timestamp::now();
         let mut report = self.report.clone();
@@ -202,7 +196,12 @@ impl Mover<'_, '_> {
                 .as_ref()
                 .map(|timeline| self.blackout_report(timeline.begin(), timeline.end(), Vec::new()));
         }
-        report
+        self.record_end_of_move(&report);
+        Ended {
+            report,
+            there: self.recorded_there(),
+            clock: self.clock(),
+        }
     }
 
     pub(super) fn report_verification(&mut self, report: &mut Report, now: Timestamp) {
@@ -258,12 +257,24 @@ impl Mover<'_, '_> {
         }
     }
 
-    /// The destination's clock minus this side's.
-    pub(super) fn clock_offset_ns(&self) -> i64 {
-        if self.same_clock {
-            0
-        } else {
-            self.link.quality().clock_offset_ns
+    /// How the destination's clock stands to this side's, as far as that is known now.
+    pub(super) fn clock(&self) -> Option<ClockRelation> {
+        match self.same_clock {
+            true => Some(ClockRelation::SAME),
+            false => self.link.clock_at(Timestamp::now()),
+        }
+    }
+
+    /// PREPARE and READY, COMMIT and RUNNING are a way there and back as PINGs are, at just the
+    /// right time: `sent`, when the one began to go out, `heard`, when the other was here whole.
+    pub(super) fn learn_clock(&self, sent: Timestamp, there: [Timestamp; 2], heard: Timestamp) {
+        if !self.same_clock {
+            self.link.learn_clock(RoundTrip {
+                sent,
+                received_there: there[0],
+                answered_there: there[1],
+                received: heard,
+            });
         }
     }
 }

@@ -10,6 +10,7 @@ use super::super::lanes::{LaneContext, Round};
 use super::{Job, NAP, Step, Walk, Window, list_dirty};
 use crate::link::Speaker;
 use crate::protocol::{Message, RANGES_IN_MESSAGE_MAX, Ranges};
+use crate::telemetry::{Operation, Recorder, Shelf, SpanName, Track};
 
 /// How many threads register at most: beyond some few they wait for the same locks of the kernel,
 /// and the lanes need processors too.
@@ -52,15 +53,17 @@ pub(in crate::source) fn start<'scope, 'env, E>(
     context: &'env LaneContext<'env>,
     speaker: Speaker,
     done: &SyncSender<E>,
+    shelf: &Shelf,
 ) -> std::io::Result<Sender<WalkOrder>>
 where
     E: From<WindowDone> + Send + 'static,
 {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    for _ in 0..cores.min(REGISTERING_MAX) {
+    for index in (0..).take(cores.min(REGISTERING_MAX)) {
         let (window, done) = (Arc::clone(window), done.clone());
+        let mut recorder = shelf.recorder(Track::Registrar(index));
         scope.spawn("dunlin-register", move || {
-            register(&window, endpoint, &done)
+            register(&window, endpoint, &mut recorder, &done)
         })?;
     }
     let (sender, orders) = channel();
@@ -81,13 +84,19 @@ where
 fn register<E: From<WindowDone>>(
     window: &Window,
     endpoint: &dyn SourceEndpoint,
+    recorder: &mut Recorder,
     done: &SyncSender<E>,
 ) {
     while let Some(job) = window.jobs.next() {
-        let result = match job {
-            Job::Prepare(named) => endpoint.prepare(named.run),
-            Job::Retire(named) => endpoint.retire(named.run),
+        let begun = recorder.now();
+        let (result, operation) = match job {
+            Job::Prepare(named) => (endpoint.prepare(named.run), Operation::Registration),
+            Job::Retire(named) => (endpoint.retire(named.run), Operation::Deregistration),
         };
+        let done_at = recorder.done(operation, begun);
+        if operation == Operation::Registration {
+            recorder.span(SpanName::Register, begun, done_at);
+        }
         match result {
             Ok(()) => window.job_done(job),
             Err(error) => {

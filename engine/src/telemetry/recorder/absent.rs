@@ -36,6 +36,12 @@ impl Recorder {
         Self
     }
 
+    /// Nothing.
+    #[inline]
+    pub fn beside(_end: End, _track: Track, _others: &[Operation]) -> Self {
+        Self
+    }
+
     /// Reads no clock.
     #[inline]
     pub fn now(&self) -> Moment {

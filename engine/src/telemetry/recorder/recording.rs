@@ -48,17 +48,26 @@ impl Recorder {
     /// The recorder of the thread `track` of the end `end`, with everything that such a one
     /// measures. Make it before the move: this allocates.
     pub fn new(end: End, track: Track) -> Self {
-        let spans_max = match track.kind() {
-            TrackKind::Control => CONTROL_SPANS,
-            _ => LANE_SPANS,
-        };
-        Self::with(end, track, Operation::ALL, spans_max)
+        Self::beside(end, track, &[])
     }
 
     /// The recorder of a thread that does a few things only and has no spans: one that helps the
     /// thread `track`, such as the reader of the control connection.
     pub fn of_operations(end: End, track: Track, operations: &[Operation]) -> Self {
         Self::with(end, track, operations, 0)
+    }
+
+    /// As [`Recorder::new`], without the operations that another recorder of the same thread has.
+    pub fn beside(end: End, track: Track, others: &[Operation]) -> Self {
+        let own = Operation::ALL
+            .iter()
+            .filter(|operation| !others.contains(operation));
+        let own: Vec<_> = own.copied().collect();
+        let spans_max = match track.kind() {
+            TrackKind::Control => CONTROL_SPANS,
+            _ => LANE_SPANS,
+        };
+        Self::with(end, track, &own, spans_max)
     }
 
     fn with(end: End, track: Track, operations: &[Operation], spans_max: usize) -> Self {
@@ -231,7 +240,12 @@ impl Recording {
                 *all = all.saturating_add(count);
             }
             if let Track::Lane(lane) = recorder.track {
-                measurements.lanes.push(lane_measurements(lane, &recorder));
+                let told = lane_measurements(lane, &recorder);
+                let mut lanes = measurements.lanes.iter_mut();
+                match lanes.find(|known| known.lane == lane) {
+                    Some(known) => add_to_lane(known, told),
+                    None => measurements.lanes.push(told),
+                }
             }
             for (all, tally) in together.iter_mut().zip(recorder.tallies) {
                 match (all, tally.filter(|tally| !tally.is_empty())) {
@@ -269,6 +283,15 @@ fn lane_measurements(lane: u16, recorder: &Recorder) -> LaneMeasurements {
         lane,
         operations: operations.collect(),
         counters: told(&recorder.counters),
+    }
+}
+
+/// Adds what another recorder of the same lane has: other operations.
+fn add_to_lane(known: &mut LaneMeasurements, told: LaneMeasurements) {
+    known.operations.extend(told.operations);
+    known.operations.sort_by_key(|operation| operation.name);
+    for (counter, count) in told.counters {
+        *known.counters.entry(counter).or_default() += count;
     }
 }
 

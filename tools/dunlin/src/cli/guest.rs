@@ -284,6 +284,9 @@ pub(crate) struct Demo {
     /// latencies, as one HTML file that needs nothing else
     #[arg(long, value_name = "FILE")]
     pub(crate) html: Option<PathBuf>,
+    /// Write the timeline of both ends to this file, for ui.perfetto.dev or Chrome
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trace: Option<PathBuf>,
     /// Write which pages the guest makes dirty, and when, to this file, for 'dunlin bench --replay'
     #[arg(long, value_name = "FILE")]
     pub(crate) dirty_trace: Option<PathBuf>,
@@ -298,7 +301,7 @@ fn demo_help() -> String {
   dunlin demo
   dunlin demo --memory 4GiB --vcpus 2 --workload pattern=random,hot=512MiB,rate=50MiB/s
   dunlin demo --guest process --lanes 4 --json report.json
-  dunlin demo --html move.html
+  dunlin demo --html move.html --trace move.trace.json
 
 It exits with 0 only if the guest was moved, runs on, and its memory was found equal.
 

@@ -83,7 +83,7 @@ fn top_help() -> String {
     name = "report",
     long_about = "\
 Shows the report of a move again, from the JSON that 'send --report', 'send --json' and 'demo \
---json' write: prints the receipt, and makes the page that --html names.",
+--json' write: prints the receipt, and makes the page and the trace that --html and --trace name.",
     after_long_help = report_help()
 )]
 pub(crate) struct ShowReport {
@@ -94,6 +94,9 @@ pub(crate) struct ShowReport {
     /// latencies, as one HTML file that needs nothing else
     #[arg(long, value_name = "FILE")]
     pub(crate) html: Option<PathBuf>,
+    /// Write the timeline of both ends to this file, for ui.perfetto.dev or Chrome
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trace: Option<PathBuf>,
     /// Print no receipt
     #[arg(long)]
     pub(crate) quiet: bool,
@@ -103,7 +106,7 @@ fn report_help() -> String {
     format!(
         "Examples:
   dunlin report move.json
-  dunlin report move.json --html move.html --quiet
+  dunlin report move.json --html move.html --trace move.trace.json --quiet
 
 {}",
         help(&[Exit::Done, Exit::Usage, Exit::Local])

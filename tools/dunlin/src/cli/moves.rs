@@ -100,6 +100,9 @@ pub(crate) struct Send {
     /// latencies, as one HTML file that needs nothing else
     #[arg(long, value_name = "FILE")]
     pub(crate) html: Option<PathBuf>,
+    /// Write the timeline of both ends to this file, for ui.perfetto.dev or Chrome
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trace: Option<PathBuf>,
     /// Write which pages the guest makes dirty, and when, to this file, for 'dunlin bench --replay'.
     /// The guest's process writes it; it costs a little time in each round and in the pause
     #[arg(long, value_name = "FILE")]
@@ -150,7 +153,7 @@ fn send_help() -> String {
   dunlin send vm1 --to tcp://host-far-away --compress auto
   dunlin send vm1 --to auto://host-b --max-bandwidth 200MiB/s --on-stall switchover
   dunlin send vm1 --to tcp://host-b --json --quiet --timeout 5min
-  dunlin send vm1 --to tcp://host-b --html move.html
+  dunlin send vm1 --to tcp://host-b --html move.html --trace move.trace.json
   dunlin send vm1 --to tcp://host-b --dirty-trace vm1.dirty
 
 {}",

@@ -45,6 +45,7 @@ pub(crate) fn run(arguments: &Demo) -> Result<Exit, Failure> {
     let files = ReportFiles::open(&[
         (Form::Json, arguments.json.as_deref()),
         (Form::Html, arguments.html.as_deref()),
+        (Form::Trace, arguments.trace.as_deref()),
     ])?;
     let interrupts = Interrupts::watch()?;
     let teller = Teller {

@@ -19,7 +19,10 @@ const REPORT_BYTES_MAX: u64 = 256 << 20;
 /// Shows the report.
 pub(super) fn run(arguments: &ShowReport) -> Result<Exit, Failure> {
     let report = read(&arguments.file)?;
-    let files = ReportFiles::open(&[(Form::Html, arguments.html.as_deref())])?;
+    let files = ReportFiles::open(&[
+        (Form::Html, arguments.html.as_deref()),
+        (Form::Trace, arguments.trace.as_deref()),
+    ])?;
     if let Some(failure) = files.write(&report).into_iter().next() {
         return Err(failure);
     }

@@ -3,7 +3,9 @@
 
 use std::path::Path;
 
-use dunlin_engine::report::Report;
+use dunlin_engine::report::{Host, Report};
+use dunlin_engine::telemetry::trace::{self, TraceNames};
+use dunlin_engine::telemetry::{MoveTelemetry, Recording};
 
 use crate::failure::Failure;
 use crate::output_file::OutputFile;
@@ -16,13 +18,16 @@ pub(super) enum Form {
     Json,
     /// A page to look at.
     Html,
+    /// The timeline, for Perfetto and the like.
+    Trace,
 }
 
 impl Form {
-    fn of(self, report: &Report) -> Result<String, Failure> {
+    fn of(self, report: &Report) -> Result<Vec<u8>, Failure> {
         match self {
-            Self::Json => super::json(report),
-            Self::Html => page::page(report),
+            Self::Json => super::json(report).map(String::into_bytes),
+            Self::Html => page::page(report).map(String::into_bytes),
+            Self::Trace => timeline(report),
         }
     }
 
@@ -30,8 +35,31 @@ impl Form {
         match self {
             Self::Json => "the report",
             Self::Html => "the page",
+            Self::Trace => "the trace",
         }
     }
+}
+
+/// The timeline. Empty where nothing was measured: a move that reached nobody has none.
+fn timeline(report: &Report) -> Result<Vec<u8>, Failure> {
+    let nothing;
+    let told = match &report.telemetry {
+        Some(told) => told,
+        None => {
+            nothing = MoveTelemetry::new(Recording::default(), None, None);
+            &nothing
+        }
+    };
+    let host = |host: &Host| format!("Linux {}", host.kernel);
+    let (source, destination) = (host(&report.hosts.source), host(&report.hosts.destination));
+    let names = TraceNames {
+        guest: &report.guest.name,
+        source: &source,
+        destination: &destination,
+    };
+    let mut text = Vec::new();
+    trace::write(told, names, &mut text).map_err(|error| Failure::system("the trace", error))?;
+    Ok(text)
 }
 
 /// Open files for a report.
@@ -61,7 +89,7 @@ impl ReportFiles {
     /// Those of the files that could not be written.
     pub(super) fn write(self, report: &Report) -> Vec<Failure> {
         let files = self.0.into_iter();
-        let written = files.map(|(form, file)| file.write(form.of(report)?.as_bytes()));
+        let written = files.map(|(form, file)| file.write(&form.of(report)?));
         written.filter_map(Result::err).collect()
     }
 }
@@ -76,7 +104,12 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("report.json");
         let page = directory.path().join("report.html");
-        let wanted = [(Form::Json, Some(&*path)), (Form::Html, Some(&*page))];
+        let trace = directory.path().join("trace.json");
+        let wanted = [
+            (Form::Json, Some(&*path)),
+            (Form::Html, Some(&*page)),
+            (Form::Trace, Some(&*trace)),
+        ];
         let files = ReportFiles::open(&wanted).unwrap();
         let report = example::moved();
         assert!(files.write(&report).is_empty());
@@ -84,6 +117,9 @@ mod tests {
         assert_eq!(read, report);
         let page = std::fs::read_to_string(&page).unwrap();
         assert!(page.starts_with("<!DOCTYPE html>"), "{page}");
+        let trace: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(&trace).unwrap()).unwrap();
+        assert!(trace["traceEvents"].is_array(), "{trace}");
         let unwritable = [(Form::Html, Some(Path::new("/nowhere/page.html")))];
         assert!(ReportFiles::open(&unwritable).is_err());
     }

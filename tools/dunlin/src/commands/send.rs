@@ -32,6 +32,7 @@ pub(crate) fn run(arguments: &Send) -> Result<Exit, Failure> {
     let files = ReportFiles::open(&[
         (Form::Json, arguments.report.as_deref()),
         (Form::Html, arguments.html.as_deref()),
+        (Form::Trace, arguments.trace.as_deref()),
     ])?;
     let metrics = Port::open(arguments.metrics)?;
     let interrupts = Interrupts::watch()?;

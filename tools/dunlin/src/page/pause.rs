@@ -144,9 +144,13 @@ fn waterfall(blackout: &BlackoutReport) -> Markup {
     let caption = html! {
         "Its parts, in order, on the source's clock: without gap or overlap, they add up to the \
          whole. Outlines are what was predicted."
-        @if blackout.clock_error_ns > 0 {
-            " The destination's parts may be misplaced by up to "
-            (figure::duration("/blackout/clock_error_ns", blackout.clock_error_ns)) "."
+        @match blackout.clock_error_ns {
+            Some(0) => {}
+            Some(error_ns) => {
+                " The destination's parts may be misplaced by up to "
+                (figure::duration("/blackout/clock_error_ns", error_ns)) "."
+            }
+            None => " How the destination's clock stands is not known: its parts are in the link's."
         }
     };
     table(&caption, &columns, Some(&axis.drawn()), &rows)

@@ -76,11 +76,15 @@ pub(super) fn lines(blackout: &BlackoutReport, palette: Palette) -> Vec<String> 
     if blackout.predicted_parts.iter().any(shown) {
         lines.push(palette.faint("    ~ was assumed: nothing of it was measured before the pause"));
     }
-    if blackout.clock_error_ns > 0 {
-        lines.push(palette.faint(&format!(
+    match blackout.clock_error_ns {
+        Some(0) => {}
+        Some(error_ns) => lines.push(palette.faint(&format!(
             "    the destination's parts are placed with an error of up to {}",
-            nanoseconds(blackout.clock_error_ns)
-        )));
+            nanoseconds(error_ns)
+        ))),
+        None => lines.push(palette.faint(
+            "    how the destination's clock stands is not known: its parts are in the link's",
+        )),
     }
     lines
 }

@@ -96,7 +96,7 @@ pub(crate) fn moved() -> Report {
             vcpus_ns: vec![3_000_000, 3_050_000],
             budget_ns: 50_000_000,
             cap_ns: 500_000_000,
-            clock_error_ns: 0,
+            clock_error_ns: Some(0),
         }),
         in_doubt: None,
         registration: None,
