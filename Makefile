@@ -26,7 +26,7 @@ RUNS ?= 300
 SETUP := tools/setup.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test model simulate chaos planted-bug planted-slowness softroce softroce-bench softroce-chaos rdma-test bench bench-blackout bench-suite lint format deny
+.PHONY: help demo build test model simulate chaos planted-bug planted-slowness softroce softroce-bench softroce-chaos rdma-test bench bench-blackout bench-peers bench-scaling bench-suite lint format deny
 
 help: ## Say what there is
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -122,6 +122,18 @@ bench-suite: build ## Compare transports, guests and other programs on this host
 	@$(SETUP) --want iperf3 perftest qemu
 	@mkdir -p $(BENCH_RESULTS)
 	$(DUNLIN) bench $(SUITE) --json $(BENCH_RESULTS)/suite.json --csv $(BENCH_RESULTS)/suite.csv --html $(BENCH_RESULTS)/suite.html $(ARGS)
+
+bench-peers: build ## Compare with QEMU, iperf3 and plain send and recv (half an hour; ARGS="--link loopback --passes 3")
+	@$(SETUP) --want ip iperf3 qemu
+	$(CARGO) build --release --locked -p dunlin-bench --bin peers --bin raw_socket
+	@mkdir -p $(BENCH_RESULTS)
+	$(CARGO_TARGET_DIR)/release/peers --dunlin $(DUNLIN) --raw-socket $(CARGO_TARGET_DIR)/release/raw_socket \
+		--json $(BENCH_RESULTS)/peers.json $(ARGS)
+
+bench-scaling: build ## Measure how a move grows with the guest (ten minutes; ARGS="--only used --passes 3")
+	$(CARGO) build --release --locked -p dunlin-bench --bin scaling
+	@mkdir -p $(BENCH_RESULTS)
+	$(CARGO_TARGET_DIR)/release/scaling --dunlin $(DUNLIN) --json $(BENCH_RESULTS)/scaling.json $(ARGS)
 
 lint: ## Check formatting, lints, documentation, and the licences and sources of dependencies
 	@$(SETUP) rust cc rustfmt clippy --want cargo-deny rdma-headers

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::program::PATIENCE;
 
 /// A connection to a QEMU's monitor.
+#[derive(Debug)]
 pub struct Monitor {
     to: UnixStream,
     from: BufReader<UnixStream>,

@@ -100,7 +100,8 @@ impl Site {
         let mut address = None;
         wait_for("dunlin receive", || {
             if program.has_ended() {
-                bail!("dunlin receive ended: {}", said(&log));
+                // With --json, what is wrong with the command line is told on standard output.
+                bail!("dunlin receive ended: {} {}", said(&log), said(&output));
             }
             address = listening_address(&output);
             Ok(address.is_some())

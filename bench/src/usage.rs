@@ -219,6 +219,11 @@ impl Tree {
     }
 }
 
+/// What this process has used so far, by ticks.
+pub fn own_cpu() -> Cpu {
+    cpu_in("/proc/self/stat").unwrap_or_default()
+}
+
 /// The processor time in a `stat` file of `/proc`.
 fn cpu_in(path: &str) -> Option<Cpu> {
     let text = fs::read_to_string(path).ok()?;
@@ -235,18 +240,29 @@ fn cpu_in(path: &str) -> Option<Cpu> {
     })
 }
 
+/// From when on a run's two sides are counted: from its order, or from their beginning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Since {
+    /// Both from the order.
+    Order,
+    /// The destination from its beginning: what it does to be ready is a part of the move.
+    DestinationBirth,
+    /// Both from their beginning.
+    Birth,
+}
+
 /// Looks at a run until it is told that it is over.
 pub struct Watch {
     is_over: Arc<AtomicBool>,
     thread: JoinHandle<(Vec<Look>, Threads)>,
-    from_birth: bool,
+    since: Since,
 }
 
 impl Watch {
-    /// Of the processes that began with these two. `from_birth` counts all that they ever used,
-    /// otherwise from here on. `arrivals` gives the bytes that have come to the destination's
+    /// Of the processes that began with these two, and those that they start. `arrivals` gives the
+    /// bytes that have come to the destination's
     /// network device; where that is 0 for ever, the run has no middle.
-    pub fn start(source: u32, destination: u32, from_birth: bool, arrivals: fn() -> u64) -> Self {
+    pub fn start(source: u32, destination: u32, since: Since, arrivals: fn() -> u64) -> Self {
         let is_over = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&is_over);
         let mut trees = (Tree::new(source), Tree::new(destination));
@@ -267,7 +283,7 @@ impl Watch {
         Self {
             is_over,
             thread,
-            from_birth,
+            since,
         }
     }
 
@@ -276,7 +292,7 @@ impl Watch {
         self.is_over.store(true, Ordering::Release);
         let ended = self.thread.join();
         let (looks, threads) = ended.map_err(|_| anyhow!("the watching thread died"))?;
-        Ok((usage(&looks, self.from_birth), threads))
+        Ok((usage(&looks, self.since), threads))
     }
 }
 
@@ -297,15 +313,17 @@ fn look(trees: &mut (Tree, Tree), begun: Instant, arrivals: fn() -> u64) -> Look
     }
 }
 
-fn usage(looks: &[Look], from_birth: bool) -> Usage {
+fn usage(looks: &[Look], since: Since) -> Usage {
     let (Some(first), Some(last)) = (looks.first(), looks.last()) else {
         return Usage::default();
     };
-    let before = if from_birth { Look::default() } else { *first };
+    let counted_before = |cpu, counts_all: bool| if counts_all { Cpu::default() } else { cpu };
+    let source_before = counted_before(first.source, since == Since::Birth);
+    let destination_before = counted_before(first.destination, since != Since::Order);
     let guest_s = last.guest_s - first.guest_s;
     Usage {
-        source: last.source.minus(before.source),
-        destination: last.destination.minus(before.destination),
+        source: last.source.minus(source_before),
+        destination: last.destination.minus(destination_before),
         source_memory: memory(looks.iter().map(|look| look.source_held)),
         destination_memory: memory(looks.iter().map(|look| look.destination_held)),
         machine_s: (last.machine_s - first.machine_s - guest_s).max(0.0),
@@ -368,18 +386,21 @@ mod tests {
             guest_s: f64::from(number),
         };
         let looks: Vec<Look> = (0..=10).map(look).collect();
-        let used = usage(&looks, false);
+        let used = usage(&looks, Since::Order);
         assert_eq!(used.source.user_s, 10.0);
         assert_eq!(used.destination.total_s(), 5.0);
         assert_eq!(used.machine_s, 20.0);
-        assert_eq!(usage(&looks, true).source.user_s, 15.0);
+        assert_eq!(usage(&looks, Since::Birth).source.user_s, 15.0);
+        let late = usage(&looks, Since::DestinationBirth);
+        assert_eq!(late.source.user_s, 10.0);
+        assert_eq!(late.destination.total_s(), 6.0);
         let bulk = used.bulk.unwrap();
         assert_eq!((bulk.seconds, bulk.wire_bytes), (8.0, 800));
         assert_eq!(
             (bulk.destination_user_s, bulk.destination_run_s),
             (4.0, 16.0)
         );
-        assert!(usage(&looks[..1], false).bulk.is_none());
+        assert!(usage(&looks[..1], Since::Order).bulk.is_none());
         let memories = [used.source_memory, used.destination_memory];
         assert_eq!(memories.map(|memory| memory.peak_bytes), [110, 70]);
         assert_eq!(memories.map(|memory| memory.growth_bytes), [0, 70]);

@@ -4,7 +4,7 @@ use anyhow::{Context, bail};
 use dunlin_bench::moved::Move;
 use dunlin_bench::program::PATIENCE;
 use dunlin_bench::site::{SYSTEM_AREA_BYTES, Site, give_way};
-use dunlin_bench::usage::Usage;
+use dunlin_bench::usage::{Since, Usage};
 
 use crate::results::{ACK_TIMEOUT, DeviceWork, Outcome, PAUSE_BUDGET_MS};
 use crate::runs::Run;
@@ -59,7 +59,7 @@ pub(crate) fn run(
     if let Some(window) = window {
         arguments.extend(["--rdma-window", window]);
     }
-    let watched = run.watch(guest.id(), receiver.program.id(), false)?;
+    let watched = run.watch(guest.id(), receiver.program.id(), Since::Order)?;
     let made = source.send(GUEST, scheme, &receiver, &arguments);
     let usage = run.end(watched)?;
     let made = made?;

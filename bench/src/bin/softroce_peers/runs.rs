@@ -1,15 +1,16 @@
 //! One run of a row: where it has its files, who watches it, and who counts its system calls.
 
+use std::cell::OnceCell;
 use std::fs;
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::Context;
-use dunlin_bench::SplitMix;
 use dunlin_bench::ends::Ends;
 use dunlin_bench::program::output_of;
-use dunlin_bench::usage::{Usage, Watch};
+use dunlin_bench::qemu as qemu_pair;
+use dunlin_bench::random_memory::RandomMemory;
+use dunlin_bench::usage::{Since, Usage, Watch};
 use tempfile::TempDir;
 
 use crate::calls::{Counter, SideCalls, SystemCalls};
@@ -20,9 +21,6 @@ use crate::{counts, dunlin, iperf, qemu, writebw};
 /// The source's address on the wire, and the destination's.
 pub(crate) const SOURCE: &str = "10.77.0.1";
 pub(crate) const DESTINATION: &str = "10.77.0.2";
-
-/// Where memory is that has a name.
-const MEMORY_DIRECTORY: &str = "/dev/shm";
 
 /// What is known of a run while it goes on.
 pub(crate) struct Watched {
@@ -40,6 +38,7 @@ pub(crate) struct Bench {
     /// How much random memory each moves.
     pub(crate) bytes: u64,
     pub(crate) ends: Ends,
+    random_memory: OnceCell<RandomMemory>,
     site: TempDir,
 }
 
@@ -55,15 +54,13 @@ impl Bench {
     /// Sees to it that what every row needs is there.
     pub(crate) fn new(dunlin: PathBuf, qemu: Option<PathBuf>, bytes: u64) -> anyhow::Result<Self> {
         output_of(Command::new(&dunlin).arg("--version")).context("this is not dunlin")?;
-        let version = |program: &PathBuf| {
-            let text = output_of(Command::new(program).arg("--version")).ok()?;
-            Some(text.lines().next()?.to_owned())
-        };
         let site = TempDir::with_prefix("peers")?;
-        let qemu_version = qemu.as_ref().and_then(version);
+        let qemu_version = qemu.as_deref().and_then(qemu_pair::version);
         Ok(Self {
             qemu_has_rdma: match &qemu {
-                Some(program) if qemu_version.is_some() => qemu::has_rdma(program, site.path())?,
+                Some(program) if qemu_version.is_some() => {
+                    qemu_pair::has_rdma(program, site.path())?
+                }
                 _ => false,
             },
             qemu_version,
@@ -71,6 +68,7 @@ impl Bench {
             qemu,
             bytes,
             ends: Ends::existing(SOURCE.parse()?, DESTINATION.parse()?),
+            random_memory: OnceCell::new(),
             site,
         })
     }
@@ -141,17 +139,16 @@ impl Run<'_> {
         self.directory.join(name)
     }
 
-    /// Watches the two sides' processes from here on. With `from_birth` all counts that they ever
-    /// used.
+    /// Watches the two sides' processes from here on.
     pub(crate) fn watch(
         &self,
         source: u32,
         destination: u32,
-        from_birth: bool,
+        since: Since,
     ) -> anyhow::Result<Watched> {
         Ok(Watched {
             counter: self.counts_calls.then(Counter::start).transpose()?,
-            watch: Watch::start(source, destination, from_birth, counts::arrived_bytes),
+            watch: Watch::start(source, destination, since, counts::arrived_bytes),
         })
     }
 
@@ -166,19 +163,15 @@ impl Run<'_> {
         Ok(usage)
     }
 
-    /// A file in memory with random bytes, made once.
+    /// Random bytes for a guest of another program, made once.
     pub(crate) fn random_memory(&self) -> anyhow::Result<PathBuf> {
-        let bytes = self.bench.bytes;
-        let path = Path::new(MEMORY_DIRECTORY).join("softroce-peers");
-        if path.metadata().is_ok_and(|file| file.len() == bytes) {
-            return Ok(path);
-        }
-        let mut file = std::io::BufWriter::with_capacity(1 << 20, fs::File::create(&path)?);
-        let mut random = SplitMix(7);
-        for _ in 0..bytes / 8 {
-            file.write_all(&random.next_u64().to_le_bytes())?;
-        }
-        file.flush()?;
-        Ok(path)
+        let made = match self.bench.random_memory.get() {
+            Some(made) => made,
+            None => {
+                let made = RandomMemory::make(self.bench.bytes)?;
+                self.bench.random_memory.get_or_init(|| made)
+            }
+        };
+        Ok(made.path().to_owned())
     }
 }

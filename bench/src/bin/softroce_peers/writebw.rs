@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, ensure};
 use dunlin_bench::host::listens;
 use dunlin_bench::program::{Program, wait_for};
+use dunlin_bench::usage::Since;
 
 use crate::results::{ACK_TIMEOUT, MEBIBYTE, Outcome};
 use crate::runs::{DESTINATION, Run};
@@ -33,7 +34,7 @@ pub(crate) fn run(run: &mut Run<'_>, message_bytes: u64, pairs: u32) -> anyhow::
     let mut client = command("rxe0")?;
     client.arg(DESTINATION).stdout(std::fs::File::create(&log)?);
     let mut client = Program::start(&mut client)?;
-    let watched = run.watch(client.id(), server.id(), true)?;
+    let watched = run.watch(client.id(), server.id(), Since::Birth)?;
     client.wait_until_ended()?;
     server.wait_until_ended()?;
     let usage = run.end(watched)?;

@@ -22,9 +22,10 @@ use crate::exit::{Exit, help};
 
 const WORKLOAD_HELP: &str = "\
 What the guest does: pattern=sequential|random,hot=SIZE,rate=SIZE/s|max,zero=PERCENT,block=PAGES,\
-beat=TIME. 'hot' is how much memory it rewrites over and over, 'rate' how fast, 'zero' how many in \
-a hundred of its other pages are zero, 'block' how many in a row are alike in that, 'beat' how often \
-it prints a line on its serial port. What is left out keeps its default.";
+unused=PERCENT,beat=TIME. 'hot' is how much memory it rewrites over and over, 'rate' how fast, 'zero' \
+how many in a hundred of its other pages are zero, 'block' how many in a row are alike in that, \
+'unused' how much of its memory in a hundred parts nobody ever touches, 'beat' how often it prints a \
+line on its serial port. What is left out keeps its default.";
 
 /// Run a guest in the foreground, ready to be moved
 #[derive(Clone, Debug, Args)]

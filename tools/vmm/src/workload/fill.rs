@@ -17,10 +17,13 @@ use super::words::PageWords;
 /// How many pages one task fills: 8 MiB, enough for its start to cost nothing.
 const TASK_PAGES: u64 = 2048;
 
+/// What is unused begins at such a border: a huge page is used as a whole or not at all.
+const HUGE_PAGE_BYTES: u64 = 2 << 20;
+
 /// Fills fresh memory, on all processors, through the guest's mapping.
 ///
 /// `seed` decides the fixed pages' bytes. Of the zero pages every other one is written with zeros,
-/// the others are never touched.
+/// the others are never touched; nor are the unused ones.
 ///
 /// # Errors
 ///
@@ -53,18 +56,22 @@ pub fn fill(
 }
 
 /// How many bytes of memory a guest of `memory_bytes` takes from its host at once, as far as that
-/// is known before it is made: all but the half of its zero pages that [`fill`] leaves alone. The
-/// system area counts in full, though little of it may be used.
+/// is known before it is made: all but its unused pages and the half of its zero pages that
+/// [`fill`] leaves alone. The system area counts in full, though little of it may be used.
 ///
-/// Only memfd leaves pages out. Huge pages are reserved together, and anonymous memory is backed by
-/// transparent huge pages, each of which has a page that is written.
+/// Only memfd leaves single pages out. Huge pages are reserved together, and anonymous memory is
+/// backed by transparent huge pages, each of which has a page that is written.
 pub fn bytes_taken(workload: &Workload, memory_bytes: u64, backing: Backing) -> u64 {
+    let cold = memory_bytes.saturating_sub(workload.hot_bytes);
+    // What rounding and an unused hot set's end add.
+    let unused = memory_bytes / 100 * u64::from(workload.unused_percent.min(100));
+    let unused = unused.saturating_sub(HUGE_PAGE_BYTES).min(cold);
     match backing {
-        Backing::Hugetlb | Backing::Anonymous => memory_bytes,
+        Backing::Hugetlb => memory_bytes,
+        Backing::Anonymous => memory_bytes - unused,
         Backing::Memfd => {
-            let fixed = memory_bytes.saturating_sub(workload.hot_bytes);
-            let untouched = fixed / 200 * u64::from(workload.zero_percent.min(100));
-            memory_bytes - untouched
+            let untouched = (cold - unused) / 200 * u64::from(workload.zero_percent.min(100));
+            memory_bytes - unused - untouched
         }
     }
 }
@@ -89,6 +96,7 @@ fn fill_page(
             page::write(PageWords::new(map, number)?, address, FIRST_GENERATION);
             Ok(())
         }
+        PageClass::Fixed if number >= first_unused(plan, workload) => Ok(()),
         PageClass::Fixed if is_zero(number, workload) => {
             if number.0.is_multiple_of(2) {
                 map.fill_zero(run)
@@ -98,6 +106,13 @@ fn fill_page(
         }
         PageClass::Fixed => map.copy_in(run, &random_page(seed, number)),
     }
+}
+
+/// The first page of what is unused, as far as it is a fixed one.
+fn first_unused(plan: &Plan, workload: &Workload) -> PageNumber {
+    let span = plan.layout().page_span();
+    let unused = span * u64::from(workload.unused_percent.min(100)) / 100;
+    PageNumber((span - unused).next_multiple_of(HUGE_PAGE_BYTES / PAGE_BYTES))
 }
 
 /// Whether a fixed page is zero: `zero_percent` in a hundred blocks are, evenly spread.
@@ -189,6 +204,28 @@ mod tests {
         let taken = bytes_taken(&workload, 16 << 20, Backing::Memfd);
         assert!((8 << 20..9 << 20).contains(&taken), "{taken}");
         assert!(taken >= u64::try_from(blocks).unwrap() * 512);
+    }
+
+    #[test]
+    fn unused_memory_is_never_touched() {
+        for backing in [Backing::Memfd, Backing::Anonymous] {
+            let memory = allocate(pc_layout(40 << 20, backing).unwrap()).unwrap();
+            let workload: Workload = "hot=0,zero=0,unused=75%".parse().unwrap();
+            let plan = Plan::new(memory.layout(), 1, &workload).unwrap();
+            fill(&memory, &plan, &workload, CLOCK, 7).unwrap();
+            let mut page = [0; PAGE_BYTES as usize];
+            for (number, used) in [(2047, false), (2048, true), (2559, true), (2560, false)] {
+                let run = Run {
+                    first: PageNumber(number),
+                    pages: 1,
+                };
+                memory.lane_map().copy_out(run, &mut page).unwrap();
+                assert_eq!(page != [0; PAGE_BYTES as usize], used, "page {number}");
+            }
+            // A quarter of 40 MiB, and what a border of 2 MiB adds.
+            let taken = bytes_taken(&workload, 40 << 20, backing);
+            assert!((10 << 20..13 << 20).contains(&taken), "{taken}");
+        }
     }
 
     #[test]

@@ -31,7 +31,7 @@ use crate::size::{SizeError, format_rate, format_size, parse_rate, parse_size};
 
 /// What the built-in guest does, for the whole guest: vCPUs share it out evenly.
 ///
-/// As text: `pattern=sequential|random|replay,hot=SIZE,rate=SIZE/s|max,zero=PERCENT,block=PAGES,beat=TIME`,
+/// As text: `pattern=sequential|random|replay,hot=SIZE,rate=SIZE/s|max,zero=PERCENT,block=PAGES,unused=PERCENT,beat=TIME`,
 /// each at most once, in any order; what is left out has its [`Default`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Workload {
@@ -45,6 +45,9 @@ pub struct Workload {
     pub zero_percent: u8,
     /// How many pages in a row are zero, and how many in a row are not, at least.
     pub block_pages: u16,
+    /// How much of the guest's memory, in a hundred parts, nobody ever touches: what lies at its
+    /// end, without the hot set.
+    pub unused_percent: u8,
     /// How often the guest prints a line on its serial port.
     pub beat: BeatInterval,
 }
@@ -66,11 +69,15 @@ pub enum Pattern {
 pub enum WorkloadError {
     /// A part is not `key=value`.
     #[error(
-        "workload: '{0}' is not KEY=VALUE; the keys are pattern, hot, rate, zero, block and beat"
+        "workload: '{0}' is not KEY=VALUE; the keys are pattern, hot, rate, zero, block, unused \
+         and beat"
     )]
     NotAPair(String),
     /// A key is not known.
-    #[error("workload: '{0}' is not a key; the keys are pattern, hot, rate, zero, block and beat")]
+    #[error(
+        "workload: '{0}' is not a key; the keys are pattern, hot, rate, zero, block, unused and \
+         beat"
+    )]
     UnknownKey(String),
     /// A key is there twice.
     #[error("workload: '{0}' is there twice")]
@@ -98,8 +105,13 @@ pub enum WorkloadError {
     )]
     RateZero,
     /// The percentage is none.
-    #[error("workload: zero={0}: allowed are 0 to 100, with or without a percent sign")]
-    Percent(String),
+    #[error("workload: {key}={value}: allowed are 0 to 100, with or without a percent sign")]
+    Percent {
+        /// Which one.
+        key: &'static str,
+        /// What was given.
+        value: String,
+    },
     /// The length of blocks is none.
     #[error("workload: block={0}: allowed are 1 to 65535 pages")]
     Block(String),
@@ -117,6 +129,7 @@ impl Default for Workload {
             zero_percent: 25,
             // As memory of real guests has them: an extent at a time, not page by page.
             block_pages: 16,
+            unused_percent: 0,
             beat: BeatInterval::default(),
         }
     }
@@ -139,12 +152,14 @@ impl Workload {
     const FIELD_BEAT_MS: u16 = 5;
     /// Missing: the default.
     const FIELD_BLOCK_PAGES: u16 = 6;
+    /// Missing: none.
+    const FIELD_UNUSED_PERCENT: u16 = 7;
 
     /// Checks the values against each other and their limits.
     ///
     /// # Errors
     ///
-    /// When the hot set is not made of whole pages, the rate or the blocks' length is 0, or the
+    /// When the hot set is not made of whole pages, the rate or the blocks' length is 0, or a
     /// percentage is above 100.
     pub fn validate(&self) -> Result<(), WorkloadError> {
         if !self.hot_bytes.is_multiple_of(PAGE_BYTES) {
@@ -156,8 +171,11 @@ impl Workload {
         if self.rate == Some(0) {
             return Err(WorkloadError::RateZero);
         }
-        if self.zero_percent > 100 {
-            return Err(WorkloadError::Percent(self.zero_percent.to_string()));
+        for (key, percent) in [("zero", self.zero_percent), ("unused", self.unused_percent)] {
+            if percent > 100 {
+                let value = percent.to_string();
+                return Err(WorkloadError::Percent { key, value });
+            }
         }
         if self.block_pages == 0 {
             return Err(WorkloadError::Block(self.block_pages.to_string()));
@@ -167,7 +185,8 @@ impl Workload {
 
     /// The section that tells a destination of it. Fields: 1 pattern (0 sequential, 1 random, 2 replay),
     /// 2 hot bytes, 3 rate in bytes a second (missing: no limit), 4 percentage of zero pages,
-    /// 5 milliseconds from one beat to the next, 6 pages of a block (missing: the default).
+    /// 5 milliseconds from one beat to the next, 6 pages of a block (missing: the default),
+    /// 7 percentage of memory that is never touched (missing: none).
     pub fn to_section(&self) -> Section {
         let mut section = Section::new(Self::SECTION, Self::SECTION_VERSION);
         section
@@ -183,6 +202,9 @@ impl Workload {
         }
         if self.block_pages != Self::default().block_pages {
             section.put_u64(Self::FIELD_BLOCK_PAGES, self.block_pages.into());
+        }
+        if self.unused_percent != 0 {
+            section.put_u64(Self::FIELD_UNUSED_PERCENT, self.unused_percent.into());
         }
         section
     }
@@ -207,6 +229,7 @@ impl Workload {
             None => Self::default().block_pages,
             Some(pages) => u16::try_from(pages).unwrap_or(0),
         };
+        let unused = optional_u64(&mut section, Self::FIELD_UNUSED_PERCENT)?.unwrap_or(0);
         let percent = section.require_u64(Self::FIELD_ZERO_PERCENT)?;
         let workload = Self {
             pattern,
@@ -214,6 +237,7 @@ impl Workload {
             rate,
             zero_percent: u8::try_from(percent).unwrap_or(u8::MAX),
             block_pages,
+            unused_percent: u8::try_from(unused).unwrap_or(u8::MAX),
             beat,
         };
         workload.validate().map_err(|error| {
@@ -223,6 +247,7 @@ impl Workload {
                 }
                 WorkloadError::RateZero => Self::FIELD_RATE,
                 WorkloadError::Block(_) => Self::FIELD_BLOCK_PAGES,
+                WorkloadError::Percent { key: "unused", .. } => Self::FIELD_UNUSED_PERCENT,
                 _ => Self::FIELD_ZERO_PERCENT,
             };
             section.bad(field, error.to_string())
@@ -230,6 +255,18 @@ impl Workload {
         section.finish()?;
         Ok(workload)
     }
+}
+
+fn parse_percent(key: &'static str, value: &str) -> Result<u8, WorkloadError> {
+    let digits = value.strip_suffix('%').unwrap_or(value);
+    Some(digits)
+        .filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))
+        .and_then(|digits| digits.parse().ok())
+        .filter(|percent| *percent <= 100)
+        .ok_or_else(|| WorkloadError::Percent {
+            key,
+            value: value.to_owned(),
+        })
 }
 
 fn optional_u64(section: &mut Section, field: u16) -> Result<Option<u64>, StateError> {
@@ -305,14 +342,8 @@ impl FromStr for Workload {
                         })?),
                     };
                 }
-                "zero" => {
-                    let digits = value.strip_suffix('%').unwrap_or(value);
-                    workload.zero_percent = Some(digits)
-                        .filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))
-                        .and_then(|digits| digits.parse().ok())
-                        .filter(|percent| *percent <= 100)
-                        .ok_or_else(|| WorkloadError::Percent(value.to_owned()))?;
-                }
+                "zero" => workload.zero_percent = parse_percent("zero", value)?,
+                "unused" => workload.unused_percent = parse_percent("unused", value)?,
                 "block" => {
                     workload.block_pages = Some(value)
                         .filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))
@@ -345,6 +376,9 @@ impl fmt::Display for Workload {
         )?;
         if self.block_pages != Self::default().block_pages {
             write!(formatter, ",block={}", self.block_pages)?;
+        }
+        if self.unused_percent != 0 {
+            write!(formatter, ",unused={}", self.unused_percent)?;
         }
         if self.beat != BeatInterval::default() {
             write!(formatter, ",beat={}", self.beat)?;
@@ -379,6 +413,7 @@ mod tests {
                 rate: None,
                 zero_percent: 30,
                 block_pages: 16,
+                unused_percent: 0,
                 beat: BeatInterval::default(),
             }
         );
@@ -411,6 +446,7 @@ mod tests {
             ("zero=+1", "zero=+1: allowed are 0 to 100"),
             ("zero=", "zero=: allowed are 0 to 100"),
             ("zero=300", "zero=300: allowed are 0 to 100"),
+            ("unused=101", "unused=101: allowed are 0 to 100"),
             ("block=0", "block=0: allowed are 1 to 65535"),
             ("block=+1", "block=+1: allowed are 1 to 65535"),
             ("block=65536", "block=65536: allowed are 1 to 65535"),
@@ -439,6 +475,7 @@ mod tests {
             (5, 0),
             (6, 0),
             (6, 1 << 16),
+            (7, 101),
             (9, 0),
         ] {
             let mut section = Workload::default().to_section();
@@ -464,6 +501,9 @@ mod tests {
         golden.put_u64(6, 1);
         let text = "pattern=random,hot=8KiB,rate=77/s,zero=50,block=1,beat=20ms";
         assert_eq!(parse(text).unwrap().to_section(), golden);
+        golden.put_u64(7, 95);
+        let text = format!("{text},unused=95%");
+        assert_eq!(parse(&text).unwrap().to_section(), golden);
     }
 
     proptest! {
@@ -474,6 +514,7 @@ mod tests {
             rate in proptest::option::of(1_u64..),
             zero_percent in 0_u8..=100,
             block_pages in 1_u16..,
+            unused_percent in 0_u8..=100,
             beat_ms in 1_u64..=3_600_000,
         ) {
             let workload = Workload {
@@ -482,6 +523,7 @@ mod tests {
                 rate,
                 zero_percent,
                 block_pages,
+                unused_percent,
                 beat: BeatInterval::from_milliseconds(beat_ms).unwrap(),
             };
             prop_assert_eq!(parse(&workload.to_string()), Ok(workload.clone()));

@@ -48,6 +48,7 @@ fn spec(vcpus: u32, hot_bytes: u64, pattern: Pattern, tracking: DirtyTracking) -
             rate: None,
             zero_percent: 50,
             block_pages: 16,
+            unused_percent: 0,
             beat: BeatInterval::default(),
         },
         tracking,
