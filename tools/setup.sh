@@ -25,6 +25,7 @@ left_out() {
         ip) echo 'tests between network namespaces are skipped' ;;
         chromium) echo 'pages are not looked at in a browser' ;;
         rdma-headers) echo 'RDMA is not built' ;;
+        iperf3 | perftest | qemu) echo "what it reaches is not measured beside" ;;
         cargo-deny) echo "licences and sources of dependencies are not checked" ;;
         *) echo 'something is left out' ;;
     esac
@@ -42,6 +43,9 @@ present() {
         chromium) command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null ;;
         cargo-deny | make) command -v "$1" >/dev/null ;;
         ip) command -v ip >/dev/null || [ -x /sbin/ip ] || [ -x /usr/sbin/ip ] ;;
+        iperf3) command -v iperf3 >/dev/null ;;
+        perftest) command -v ib_write_bw >/dev/null && command -v ib_read_lat >/dev/null ;;
+        qemu) command -v qemu-system-x86_64 >/dev/null ;;
         rdma-tools) command -v ibv_devinfo >/dev/null && command -v rping >/dev/null && PATH=$PATH:/usr/sbin:/sbin command -v rdma >/dev/null ;;
         *) die "there is no tool '$1' that this script knows" ;;
     esac
@@ -84,9 +88,21 @@ install() {
         chromium) apt chromium fonts-dejavu-core ;;
         ip) apt iproute2 ;;
         rdma-tools) apt ibverbs-utils ibverbs-providers rdmacm-utils iproute2 ;;
+        iperf3) apt iperf3 ;;
+        perftest) apt perftest ibverbs-providers ;;
+        # The newest that the package sources of this host have: an old one is no fair measure.
+        # shellcheck disable=SC2046 # none or two words
+        qemu) apt $(from_backports) qemu-system-x86 ;;
         # The one package with a clang that is not too new; Debian 12 has it.
         rdma-headers) apt pkg-config libibverbs-dev librdmacm-dev libclang-14-dev ;;
     esac
+}
+
+# What makes apt-get prefer backports; nothing where it has no such source.
+from_backports() {
+    local suite
+    suite=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)-backports
+    if apt-cache policy 2>/dev/null | grep -q "n=$suite,"; then echo "-t $suite"; fi
 }
 
 apt() {

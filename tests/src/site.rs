@@ -14,6 +14,7 @@ use tempfile::TempDir;
 use crate::program::{
     Output, Running, dunlin, eventually, is_alive, processes_with, signal_process,
 };
+use crate::schema::Schema;
 
 /// A site. What was started on it ends with it.
 pub struct Site {
@@ -236,7 +237,9 @@ impl Site {
             all.extend(["--max-blackout", "2s"]);
         }
         all.extend(arguments);
-        self.run(&all)?.expect_code(code)?.json()
+        let report = self.run(&all)?.expect_code(code)?.json()?;
+        Schema::Report.check(&report)?;
+        Ok(report)
     }
 
     /// How a guest is.

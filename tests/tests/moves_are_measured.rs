@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use dunlin_tests::program::{Running, eventually};
+use dunlin_tests::schema::Schema;
 use dunlin_tests::site::Site;
 use serde_json::Value;
 
@@ -49,7 +50,7 @@ fn a_small_matrix_is_measured() -> Result<()> {
     }
 
     let result: Value = serde_json::from_str(&read(&json)?)?;
-    assert_eq!(result["schema"], "dunlin.bench/1");
+    Schema::Bench.check(&result)?;
     assert_eq!(
         (&result["passes"], &result["is_interrupted"]),
         (&2.into(), &false.into())
@@ -207,7 +208,7 @@ fn what_can_not_run_says_why() -> Result<()> {
     site.run(&elsewhere)?.expect_code(2)?;
     let nowhere = ["bench", "--json", "/nowhere/result.json"];
     let output = site.run(&nowhere)?.expect_code(2)?;
-    assert!(output.stderr.contains("nothing was measured"), "{output:?}");
+    assert!(output.stderr.contains("nothing was done"), "{output:?}");
     let file = site.directory().join("report.json");
     std::fs::write(&file, r#"{"schema":"dunlin.report/1"}"#)?;
     let path = file.to_string_lossy().into_owned();

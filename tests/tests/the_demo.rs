@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use dunlin_tests::program::eventually;
+use dunlin_tests::schema::Schema;
 use dunlin_tests::site::{Site, expect_moved};
 use serde_json::Value;
 
@@ -64,7 +65,7 @@ fn a_guest_moves_and_the_report_says_how() -> Result<()> {
     );
     let report: Value = serde_json::from_str(&std::fs::read_to_string(&file)?)?;
     expect_moved(&report)?;
-    assert_eq!(report["schema"], "dunlin.report/1");
+    Schema::Report.check(&report)?;
     for field in FIELDS {
         assert!(
             !report.pointer(field).unwrap_or(&Value::Null).is_null(),

@@ -1,5 +1,5 @@
-//! The page of a move, in a browser: it asks for nothing, complains of nothing, fits a telephone,
-//! and its figures are the report's. With `DUNLIN_PICTURES=FOLDER` it leaves pictures there.
+//! The pages of a move and of a bench, in a browser: they ask for nothing, complain of nothing, fit a
+//! telephone, and their figures are the report's and the results'. With `DUNLIN_PICTURES=FOLDER` it leaves pictures there.
 
 use std::path::Path;
 
@@ -30,6 +30,7 @@ const LOOKS: [Look; 4] = [
 /// What is asked of the page. No script of its own runs: this is the tester's.
 const QUESTIONS: &str = r#"(() => {
     const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+    all('details').forEach(details => { details.open = true; });
     const wide = all('body *').filter(element => {
         const box = element.getBoundingClientRect();
         return box.width > 0 && (box.right > innerWidth + 0.5 || box.left < -0.5)
@@ -58,7 +59,7 @@ const QUESTIONS: &str = r#"(() => {
     });
     return {
         figures: all('data').map(data => [data.dataset.from, data.value, data.textContent]),
-        report: JSON.parse(document.getElementById('report').textContent),
+        report: JSON.parse(document.querySelector('script[type="application/json"]').textContent),
         overflow: document.documentElement.scrollWidth - innerWidth,
         wide: wide.map(element => element.outerHTML.slice(0, 200)),
         pale: pale.map(element => element.outerHTML.slice(0, 200)),
@@ -102,6 +103,60 @@ fn the_page_of_a_move_shows_its_report_and_nothing_else() -> Result<()> {
         let name = format!("move-{}-{}.png", look.width, scheme(look));
         keep_picture(&mut browser, &name)?;
         check(&browser, &answers, &report).with_context(|| format!("{look:?}"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn the_page_of_a_bench_shows_its_results_and_nothing_else() -> Result<()> {
+    let Some(program) = chromium() else {
+        return Ok(());
+    };
+    let site = Site::new()?;
+    let page = site.directory().join("bench.html");
+    let file = site.directory().join("bench.json");
+    let bench = [
+        "bench",
+        "--transports",
+        "tcp,tcp-writev",
+        "--lanes",
+        "1,2",
+        "--memory",
+        "64MiB",
+        "--dirty-rate",
+        "0,16MiB/s",
+        "--guest",
+        "process",
+        "--references",
+        "memcpy,iperf3,ib_write_bw",
+        "--repeat",
+        "1",
+        "--warm-up",
+        "0",
+        "--quiet",
+        "--html",
+        &page.to_string_lossy(),
+        "--json",
+        &file.to_string_lossy(),
+    ];
+    site.run(&bench)?.expect_code(0)?;
+    let results: Value = serde_json::from_slice(&std::fs::read(&file)?)?;
+    let mut browser = Browser::start(&program)?;
+    for look in LOOKS {
+        let answers = open(&mut browser, &page, look)?;
+        let name = format!("bench-{}-{}.png", look.width, scheme(look));
+        keep_picture(&mut browser, &name)?;
+        check(&browser, &answers, &results).with_context(|| format!("{look:?}"))?;
+        // Goodput, blackout and processor time: against lanes for each dirty rate, and against
+        // dirty rate for each number of lanes; a run is a dot in both, and in its row.
+        let drawn = browser.evaluate(
+            "[document.querySelectorAll('figure.chart').length, \
+              document.querySelectorAll('.plot circle').length, \
+              document.querySelectorAll('.strip circle').length]",
+        )?;
+        ensure!(drawn[0] == 3 * (2 + 2), "charts: {drawn}");
+        ensure!(drawn[1] == 3 * 2 * 8, "dots in charts: {drawn}");
+        ensure!(drawn[2].as_u64() >= Some(3 * 8), "dots in rows: {drawn}");
     }
     Ok(())
 }
@@ -186,7 +241,10 @@ fn check(browser: &Browser, answers: &Value, report: &Value) -> Result<()> {
     );
     let complaints = browser.complaints();
     ensure!(complaints.is_empty(), "complaints: {complaints:?}");
-    ensure!(answers["report"] == *report, "the data is not the report");
+    ensure!(
+        is_same(&answers["report"], report),
+        "the data is not what was written"
+    );
     for (what, none) in [
         ("wider than the window", &answers["wide"]),
         ("too pale to read", &answers["pale"]),
@@ -217,15 +275,36 @@ fn check(browser: &Browser, answers: &Value, report: &Value) -> Result<()> {
     check_figures(answers, report)
 }
 
+/// Whether two documents say the same. A browser tells 1.0 as 1.
+fn is_same(left: &Value, right: &Value) -> bool {
+    match (left, right) {
+        (Value::Number(left), Value::Number(right)) => left.as_f64() == right.as_f64(),
+        (Value::Array(left), Value::Array(right)) => {
+            left.len() == right.len()
+                && left
+                    .iter()
+                    .zip(right)
+                    .all(|(left, right)| is_same(left, right))
+        }
+        (Value::Object(left), Value::Object(right)) => {
+            left.len() == right.len()
+                && left
+                    .iter()
+                    .all(|(name, left)| right.get(name).is_some_and(|right| is_same(left, right)))
+        }
+        _ => left == right,
+    }
+}
+
 fn check_figures(answers: &Value, report: &Value) -> Result<()> {
     let figures = answers["figures"].as_array().context("no figures")?;
     ensure!(figures.len() > 40, "only {} figures", figures.len());
     for figure in figures {
         let part = |place: usize| figure[place].as_str().context("no figure");
         let (from, value, text) = (part(0)?, part(1)?, part(2)?);
-        let there = report.pointer(from).and_then(Value::as_u64);
+        let there = report.pointer(from).and_then(Value::as_f64);
         ensure!(
-            there == value.parse().ok(),
+            there.is_some() && there == value.parse().ok(),
             "{from}: {value} on the page, {there:?} in the report"
         );
         let value: f64 = value.parse()?;

@@ -14,6 +14,8 @@
 //! | [`page`] | a move as a page of HTML |
 //! | [`top`] | guests and moves, live |
 //! | [`fabric`] | RDMA, where it is built in |
+//! | [`output_file`] | files that results go to |
+//! | [`places`] | how many may connect at a time |
 //! | [`exit`] | exit codes |
 //! | [`failure`] | why a command did not do what it was asked |
 //! | [`console`] | what a process says of itself |
@@ -34,12 +36,15 @@ mod guest;
 mod local;
 mod logs;
 mod metrics;
+mod output_file;
 mod page;
+mod places;
 mod render;
 mod signals;
 mod supervisor;
 mod top;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -75,8 +80,8 @@ fn usage(error: &clap::Error) -> ExitCode {
         error.kind(),
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
     );
-    let json = std::env::args_os().any(|argument| argument == "--json");
-    if json && !asked_for {
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    if asks_for_json(&arguments) && !asked_for {
         let text = error.render().to_string();
         console::tell(Failure::new(Exit::Usage, text.trim()).json());
     } else {
@@ -84,4 +89,36 @@ fn usage(error: &clap::Error) -> ExitCode {
         let _ = error.print();
     }
     ExitCode::from(if asked_for { Exit::Done } else { Exit::Usage }.code())
+}
+
+/// Whether a command line that can't be read asks for JSON on standard output. Where `--json` names
+/// a file, it does not.
+fn asks_for_json(arguments: &[OsString]) -> bool {
+    let has = |wanted: &str| arguments.iter().any(|argument| argument == wanted);
+    let names_a_file = match arguments.first().and_then(|command| command.to_str()) {
+        Some("demo") => true,
+        Some("bench") => !has("compare"),
+        _ => false,
+    };
+    has("--json") && !names_a_file
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_is_asked_for_where_the_flag_has_no_file() {
+        for (line, expected) in [
+            ("send vm1 --json", true),
+            ("send vm1", false),
+            ("demo --json report.json", false),
+            ("bench --json result.json", false),
+            ("bench compare a b --json", true),
+            ("--json", true),
+        ] {
+            let arguments: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+            assert_eq!(asks_for_json(&arguments), expected, "{line}");
+        }
+    }
 }

@@ -17,6 +17,7 @@ use dunlin_engine::state::DeviceState;
 use dunlin_transports::deadline::Deadline;
 use dunlin_transports::memory::PageNumber;
 
+use crate::dirty_trace::DirtyTrace;
 use crate::kvm_guest::{self, KvmGuest};
 use crate::process_guest::{self, ProcessGuest};
 use crate::spec::{DirtyTracking, GuestSpec, VCPUS_MAX};
@@ -94,6 +95,21 @@ impl Machine {
                 Kind::Process(Box::new(guest))
             }
         }))
+    }
+
+    /// Makes a guest of threads that rewrites memory as a trace says: see [`ProcessGuest::replay`].
+    ///
+    /// # Errors
+    ///
+    /// When the trace is of a guest with other memory, or the host lacks what it needs.
+    pub fn replay(
+        spec: &GuestSpec,
+        trace: DirtyTrace,
+        serial: SerialOutput,
+    ) -> Result<Self, GuestError> {
+        let guest = ProcessGuest::replay(spec, trace, serial)
+            .map_err(|error| GuestError::message(error.to_string()))?;
+        Ok(Self(Kind::Process(Box::new(guest))))
     }
 
     /// Makes room for the guest that an offer describes.

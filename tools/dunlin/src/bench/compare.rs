@@ -9,7 +9,7 @@ use super::matrix::Cell;
 use super::results::{CellResult, Figure, Results};
 use super::statistics::Ratio;
 use super::table::aligned;
-use super::verdict::{Finding, pairs};
+use super::verdict::{Finding, pairs, together};
 use crate::exit::Exit;
 use crate::render::palette::Palette;
 
@@ -117,7 +117,7 @@ pub(crate) fn compare(base: &Results, judged: &Results, threshold: f64, seed: u6
             }
         }
         if matched.len() > 1
-            && let Some(ratio) = together(&matched, figure, seed)
+            && let Some(ratio) = Ratio::of(&together(&matched, figure), seed)
         {
             rows.push(Row::new(None, figure, ratio, threshold));
         }
@@ -139,32 +139,6 @@ pub(crate) fn compare(base: &Results, judged: &Results, threshold: f64, seed: u6
         unmatched,
         words,
     }
-}
-
-/// All cells as one: in each pass the geometric mean of the cells' figures. Noise that differs from
-/// cell to cell averages out, so a slowdown of everything shows here first.
-fn together(matched: &[(&CellResult, &CellResult)], figure: Figure, seed: u64) -> Option<Ratio> {
-    let passes: std::collections::BTreeSet<u32> = matched
-        .iter()
-        .flat_map(|(left, _)| left.runs.iter().map(|run| run.pass))
-        .collect();
-    let value = |cell: &CellResult, pass: u32| {
-        let run = cell.runs.iter().find(|run| run.pass == pass)?;
-        figure.of(run).filter(|value| *value > 0.0)
-    };
-    let mean = |logs: Vec<f64>| (logs.iter().sum::<f64>() / logs.len() as f64).exp();
-    let mut pairs = Vec::new();
-    for pass in passes {
-        let both: Option<(Vec<f64>, Vec<f64>)> = matched
-            .iter()
-            .map(|(left, right)| Some((value(left, pass)?.ln(), value(right, pass)?.ln())))
-            .collect();
-        // A pass in which a cell failed says nothing of all of them.
-        if let Some((left, right)) = both {
-            pairs.push((mean(left), mean(right)));
-        }
-    }
-    Ratio::of(&pairs, seed)
 }
 
 fn is_measured(cell: &CellResult) -> bool {

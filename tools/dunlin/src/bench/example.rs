@@ -14,12 +14,14 @@ pub(crate) fn results(passes: u32) -> Results {
         ReferenceResult {
             name: "memcpy".to_owned(),
             what: "from memory to memory, one thread".to_owned(),
+            version: None,
             left_out: None,
             runs: (1..=passes).map(reference_run).collect(),
         },
         ReferenceResult {
             name: "iperf3 -P 2".to_owned(),
             what: "1 GiB over TCP, 2 streams".to_owned(),
+            version: None,
             left_out: Some("iperf3 is not installed (package iperf3)".to_owned()),
             runs: Vec::new(),
         },

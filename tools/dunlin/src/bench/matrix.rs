@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use dunlin_vmm::dirty_trace::DirtyTrace;
 use dunlin_vmm::machine::MachineKind;
 use dunlin_vmm::size::{format_rate, format_size};
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,9 @@ use crate::cli::values::{GuestKind, Lanes};
 use crate::fabric;
 use crate::render::amounts::{bytes, counted};
 use crate::supervisor::admission::value_name;
+
+/// The pattern of a guest that does as a trace says.
+const REPLAY: &str = "replay";
 
 /// One combination of everything that is varied.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,7 +28,8 @@ pub(crate) struct Cell {
     pub(crate) memory_bytes: u64,
     /// What it rewrites, in bytes a second; `None`: as much as it can.
     pub(crate) dirty_bytes_per_s: Option<u64>,
-    /// `sequential`, `random`; `none` for a guest that writes nothing.
+    /// `sequential`, `random`; `none` for a guest that writes nothing; `replay` for one that does as
+    /// a trace says, at the trace's average rate.
     pub(crate) pattern: String,
     /// How much memory it rewrites over and over.
     pub(crate) hot_bytes: u64,
@@ -41,6 +46,9 @@ impl Cell {
         if self.hot_bytes == 0 {
             return "hot=0,zero=0".to_owned();
         }
+        if self.is_replay() {
+            return "pattern=replay,zero=0".to_owned();
+        }
         let rate = self
             .dirty_bytes_per_s
             .map_or_else(|| "max".to_owned(), format_rate);
@@ -49,6 +57,11 @@ impl Cell {
             self.pattern,
             format_size(self.hot_bytes)
         )
+    }
+
+    /// Whether the guest does as a trace says.
+    pub(crate) fn is_replay(&self) -> bool {
+        self.pattern == REPLAY
     }
 
     /// The cell in words.
@@ -74,6 +87,10 @@ impl Cell {
     pub(crate) fn dirtying(&self) -> String {
         if self.hot_bytes == 0 {
             return "idle".to_owned();
+        }
+        if self.is_replay() {
+            let rate = self.dirty_bytes_per_s.unwrap_or_default();
+            return format!("{}/s replayed", bytes(rate));
         }
         let rate = self
             .dirty_bytes_per_s
@@ -127,6 +144,30 @@ impl Means {
                 .map(|error| error.to_string()),
         }
     }
+}
+
+/// The cells of a guest that does as a trace says: every transport, every number of lanes.
+pub(crate) fn replayed(asked: &Matrix, trace: &DirtyTrace, means: &Means) -> Vec<Entry> {
+    let mut entries: Vec<Entry> = Vec::new();
+    for transport in &asked.transports {
+        for lanes in &asked.lanes {
+            let cell = Cell {
+                transport: value_name(transport),
+                lanes: lanes.0,
+                memory_bytes: trace.memory_bytes(),
+                dirty_bytes_per_s: Some(trace.bytes_per_s()),
+                pattern: REPLAY.to_owned(),
+                hot_bytes: trace.distinct_pages() * 4096,
+                guest: MachineKind::Process.name().to_owned(),
+                vcpus: asked.vcpus,
+            };
+            if entries.iter().all(|entry| entry.cell != cell) {
+                let left_out = missing(&cell, *transport, means);
+                entries.push(Entry { cell, left_out });
+            }
+        }
+    }
+    entries
 }
 
 /// Every cell that was asked for, in order, each once.
@@ -271,6 +312,34 @@ mod tests {
                 None
             ]
         );
+    }
+
+    #[test]
+    fn a_replay_has_the_recorded_guests_memory() {
+        let trace = DirtyTrace {
+            regions: vec![(0, 32_768)],
+            is_cut: false,
+            intervals: vec![dunlin_vmm::dirty_trace::Interval {
+                length: std::time::Duration::from_secs(2),
+                runs: vec![(4096, 512)],
+            }],
+        };
+        let means = Means {
+            rdma: Err("no device".to_owned()),
+            no_kvm: None,
+        };
+        let line = "line --transports rdma,tcp --lanes 1,2";
+        let asked = Line::parse_from(line.split(' ')).matrix;
+        let entries = replayed(&asked, &trace, &means);
+        assert_eq!(entries.len(), 4);
+        let cell = &entries[3].cell;
+        assert_eq!(
+            cell.words(),
+            "tcp, 2 lanes, 128 MiB, 1 MiB/s replayed, process"
+        );
+        assert_eq!(cell.workload(), "pattern=replay,zero=0");
+        assert_eq!(cell.hot_bytes, 2 << 20);
+        assert!(entries[0].left_out.is_some());
     }
 
     #[test]

@@ -20,7 +20,6 @@
 //! | [`progress`] | where the passes stand |
 //! | [`table`], [`csv`] | all of it for people, and for spreadsheets |
 //! | [`page`] | all of it as a page of HTML |
-//! | [`output_file`] | the files that results go to |
 
 pub(crate) mod bundle;
 pub(crate) mod compare;
@@ -29,7 +28,6 @@ pub(crate) mod csv;
 pub(crate) mod example;
 pub(crate) mod matrix;
 pub(crate) mod one_move;
-pub(crate) mod output_file;
 pub(crate) mod page;
 pub(crate) mod passes;
 pub(crate) mod processes;

@@ -50,6 +50,8 @@ pub(crate) struct Mover<'a> {
     pub(crate) means: &'a Means,
     /// Another host, if so.
     pub(crate) to: Option<&'a Endpoint>,
+    /// A trace that the guest replays, if so.
+    pub(crate) replay: Option<&'a Path>,
     /// The pause's budget.
     pub(crate) max_blackout: Duration,
     /// The longest that one move may take.
@@ -97,7 +99,7 @@ impl Mover<'_> {
             (None, Some(destination)) => destination.authority.clone(),
             (None, None) => String::new(),
         };
-        let source = stage.source(cell, self.interrupted)?;
+        let source = stage.source(cell, self.replay, self.interrupted)?;
         pause(OVERTURE, self.interrupted)?;
         let watch = Watch::start(
             source.id(),
@@ -321,7 +323,12 @@ impl Stage {
     }
 
     /// Starts a source, and waits until the guest runs.
-    fn source(&self, cell: &Cell, interrupted: Interrupted<'_>) -> Result<Process, Stop> {
+    fn source(
+        &self,
+        cell: &Cell,
+        replay: Option<&Path>,
+        interrupted: Interrupted<'_>,
+    ) -> Result<Process, Stop> {
         let side = "source";
         let log = self.path("source.log");
         let output = create(&log)?;
@@ -332,8 +339,12 @@ impl Stage {
         command
             .args(["--memory", &format_size(cell.memory_bytes)])
             .args(["--vcpus", &cell.vcpus.to_string()])
-            .args(["--guest", &cell.guest])
-            .args(["--workload", &cell.workload()])
+            .args(["--guest", &cell.guest]);
+        match replay {
+            Some(trace) => command.arg("--replay").arg(trace),
+            None => command.args(["--workload", &cell.workload()]),
+        };
+        command
             .arg("--state-dir")
             .arg(self.path("source-state"))
             .stdin(Stdio::null())

@@ -2,7 +2,7 @@
 //! of each reference, so that whatever slows the machine down for a while hits all alike. Every other
 //! pass goes backwards, so that nobody always comes after the same neighbour.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use dunlin_engine::report::Host;
@@ -26,6 +26,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) against: Option<PathBuf>,
     /// Another host.
     pub(crate) to: Option<&'a Endpoint>,
+    /// A trace that guests replay.
+    pub(crate) replay: Option<&'a Path>,
     /// What this host has.
     pub(crate) means: Means,
     /// Passes that count.
@@ -179,6 +181,7 @@ impl Passes<'_> {
         let mover = Mover {
             means: &self.plan.means,
             to: self.plan.to,
+            replay: self.plan.replay,
             max_blackout: self.plan.max_blackout,
             limit: self.plan.limit,
             interrupted: self.plan.interrupted,
@@ -286,6 +289,7 @@ impl Passes<'_> {
             .map(|(row, runs)| ReferenceResult {
                 name: row.name.clone(),
                 what: row.what.clone(),
+                version: row.version.clone(),
                 left_out: row.left_out.clone(),
                 runs: runs.clone(),
             })

@@ -225,6 +225,33 @@ pub(crate) fn installed(name: &str) -> bool {
     std::env::split_paths(&path).any(|directory| directory.join(name).is_file())
 }
 
+/// How long a program may take to tell its version.
+const VERSION_MAX: Duration = Duration::from_secs(5);
+
+/// The version that an installed program tells of itself: the first number with a point in it.
+pub(crate) fn version_of(program: &str) -> Option<String> {
+    let directory = tempfile::tempdir().ok()?;
+    let printed = directory.path().join("printed");
+    let output = create(&printed).ok()?;
+    let errors = output.try_clone().ok()?;
+    let mut command = Command::new(program);
+    command.arg("--version").stdin(Stdio::null());
+    let mut process = Process::start(command.stdout(output).stderr(errors)).ok()?;
+    // Some end with a failure where they have done what was asked.
+    process.wait(VERSION_MAX, &|| false).ok()?;
+    let text = text_of(&printed).ok()?;
+    let words = text.split_whitespace();
+    let mut words = words.map(|word| word.trim_end_matches(','));
+    let is_version = |word: &&str| {
+        word.contains('.')
+            && word.split('.').all(|part| {
+                !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric())
+            })
+            && word.starts_with(|letter: char| letter.is_ascii_digit())
+    };
+    words.find(is_version).map(str::to_owned)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -247,6 +274,8 @@ mod tests {
         assert!(reason.contains("exit status: 3: why"), "{reason}");
         assert!(run("sleep 60", Duration::ZERO).is_err());
         assert!(installed("sh") && !installed("no such program"));
+        assert_eq!(version_of("no such program"), None);
+        assert!(version_of("bash").is_none_or(|version| version.starts_with(char::is_numeric)));
     }
 
     #[test]

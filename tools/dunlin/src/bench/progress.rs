@@ -1,14 +1,11 @@
 //! Where the passes stand, in one line that is drawn over itself on a terminal, and in a plain line
 //! for each run elsewhere.
 
-use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use crate::render::amounts::nanoseconds;
+use crate::render::status_line::StatusLine;
 use crate::render::text::printable;
-
-/// The width of a terminal that does not tell.
-const COLUMNS_DEFAULT: usize = 80;
 
 /// How long a kind of run takes, as far as it is known.
 #[derive(Clone, Copy, Debug, Default)]
@@ -19,9 +16,7 @@ struct Known {
 
 /// Tells where the passes stand.
 pub(crate) struct Progress {
-    is_quiet: bool,
-    is_terminal: bool,
-    is_drawn: bool,
+    line: StatusLine,
     known: Vec<Known>,
     passes: u32,
     pass: u32,
@@ -33,9 +28,7 @@ impl Progress {
     /// For so many passes (warm-up ones among them) of so many kinds of runs.
     pub(crate) fn new(is_quiet: bool, passes: u32, kinds: usize) -> Self {
         Self {
-            is_quiet,
-            is_terminal: std::io::stderr().is_terminal(),
-            is_drawn: false,
+            line: StatusLine::new(is_quiet),
             known: vec![Known::default(); kinds],
             passes,
             pass: 0,
@@ -87,51 +80,24 @@ impl Progress {
     }
 
     fn show(&mut self, line: &str) {
-        if self.is_quiet {
-            return;
-        }
         let line = printable(line);
-        if self.is_terminal {
-            let columns = rustix::termios::tcgetwinsize(std::io::stderr())
-                .map(|size| usize::from(size.ws_col))
-                .ok()
-                .filter(|columns| *columns > 0)
-                .unwrap_or(COLUMNS_DEFAULT);
-            let fitted: String = line.chars().take(columns.saturating_sub(1)).collect();
-            write(&format!("\r{fitted}\u{1b}[K"));
-            self.is_drawn = true;
-        } else {
-            write(&format!("{line}\n"));
+        match self.line.columns() {
+            Some(columns) => self
+                .line
+                .draw(&line.chars().take(columns).collect::<String>()),
+            None => self.line.draw(&line),
         }
     }
 
     /// Says something on a line of its own.
     pub(crate) fn note(&mut self, text: &str) {
-        if !self.is_quiet {
-            self.clear();
-            write(&format!("{}\n", printable(text)));
-        }
+        self.line.note(text);
     }
 
     /// Takes the line away.
     pub(crate) fn clear(&mut self) {
-        if std::mem::take(&mut self.is_drawn) {
-            write("\r\u{1b}[K");
-        }
+        self.line.clear();
     }
-}
-
-impl Drop for Progress {
-    fn drop(&mut self) {
-        self.clear();
-    }
-}
-
-fn write(text: &str) {
-    let mut stream = std::io::stderr().lock();
-    // Nobody is harmed by a progress line that can't be written.
-    let _ = stream.write_all(text.as_bytes());
-    let _ = stream.flush();
 }
 
 #[cfg(test)]

@@ -222,6 +222,9 @@ pub(crate) struct ReferenceResult {
     pub(crate) name: String,
     /// What it did.
     pub(crate) what: String,
+    /// Its version, as it tells.
+    #[serde(default)]
+    pub(crate) version: Option<String>,
     /// Why it was not run, if so.
     pub(crate) left_out: Option<String>,
     /// Each run, in order.

@@ -2,7 +2,7 @@
 
 use super::results::{CellResult, ReferenceResult, Results};
 use super::statistics::{PASSES_MIN, Spread};
-use super::verdict::{Finding, Verdict};
+use super::verdict::{Finding, Verdict, foremost, passes};
 use crate::render::amounts::{counted, nanoseconds, rate};
 use crate::render::palette::Palette;
 use crate::render::text::printable;
@@ -28,11 +28,19 @@ pub(crate) fn all(results: &Results, palette: Palette) -> String {
     let references = references.filter(|reference| reference.left_out.is_none());
     rows.extend(references.map(reference_row));
     text.push_str(&aligned(&rows));
+    let versions = versions(results);
+    if !versions.is_empty() {
+        let line = format!("beside: {}", versions.join(", "));
+        text.push_str(&format!("  {}\n", palette.faint(&printable(&line))));
+    }
     for line in left_out(results) {
         text.push_str(&format!("  {}\n", palette.faint(&printable(&line))));
     }
     for cell in &results.cells {
         text.push_str(&failures(cell, palette));
+    }
+    for reference in &results.references {
+        text.push_str(&reference_failures(reference, palette));
     }
     let is_too_few = |verdict: &Verdict| verdict.finding == Finding::TooFewPasses;
     if !results.verdicts.is_empty() && results.verdicts.iter().all(is_too_few) {
@@ -41,8 +49,19 @@ pub(crate) fn all(results: &Results, palette: Palette) -> String {
         ));
     } else {
         text.push('\n');
-        for verdict in &results.verdicts {
+        let foremost = foremost(&results.verdicts);
+        for verdict in &foremost {
             text.push_str(&format!("  {}\n", verdict.words));
+        }
+        if foremost.len() < results.verdicts.len() {
+            let is_seen =
+                |verdict: &&Verdict| matches!(verdict.finding, Finding::Better | Finding::Worse);
+            let parts = results.verdicts.iter().filter(|verdict| verdict.cells == 1);
+            let seen = parts.clone().filter(is_seen).count();
+            text.push_str(&format!(
+                "  pair by pair: a difference in {seen} of {}; --html and --json have each\n",
+                parts.count()
+            ));
         }
     }
     text.push_str(&format!(
@@ -52,28 +71,52 @@ pub(crate) fn all(results: &Results, palette: Palette) -> String {
     text
 }
 
-/// What was not run, and why: a line for each reason.
-fn left_out(results: &Results) -> Vec<String> {
+/// The programs that were measured beside, each with its version.
+fn versions(results: &Results) -> Vec<String> {
+    let mut versions = Vec::new();
+    for reference in &results.references {
+        let program = reference.name.split(' ').next();
+        if let (Some(program), Some(version)) = (program, &reference.version) {
+            versions.push(format!("{program} {version}"));
+        }
+    }
+    versions.dedup();
+    versions
+}
+
+/// What was not run, and why: a line for each reason. Other programs are named one by one, since
+/// each was looked for by itself.
+pub(super) fn left_out(results: &Results) -> Vec<String> {
     let cells = results.cells.iter();
     let cells = cells.filter_map(|cell| Some((cell.cell.words(), cell.left_out.as_ref()?)));
     let references = results.references.iter();
     let references = references.filter_map(|row| Some((row.name.clone(), row.left_out.as_ref()?)));
+    let of_cells = by_reason(cells).into_iter().map(|(reason, names)| {
+        let first = names.first().map(String::as_str).unwrap_or_default();
+        match names.len() - 1 {
+            0 => format!("not run: {first}: {reason}"),
+            1 => format!("not run: {first}, and another cell: {reason}"),
+            others => format!("not run: {first}, and {others} more cells: {reason}"),
+        }
+    });
+    let of_references = by_reason(references).into_iter();
+    let of_references =
+        of_references.map(|(reason, names)| format!("not run: {}: {reason}", names.join(", ")));
+    of_cells.chain(of_references).collect()
+}
+
+/// What has the same reason, in order; each list has a name.
+fn by_reason<'a>(
+    all: impl Iterator<Item = (String, &'a String)>,
+) -> Vec<(&'a String, Vec<String>)> {
     let mut reasons: Vec<(&String, Vec<String>)> = Vec::new();
-    for (name, reason) in cells.chain(references) {
+    for (name, reason) in all {
         match reasons.iter_mut().find(|(known, _)| *known == reason) {
             Some((_, names)) => names.push(name),
             None => reasons.push((reason, vec![name])),
         }
     }
-    let line = |(reason, names): (&String, Vec<String>)| {
-        let others = names.len() - 1;
-        let first = names.first().map(String::as_str).unwrap_or_default();
-        match others {
-            0 => format!("not run: {first}: {reason}"),
-            _ => format!("not run: {first}, and {others} more: {reason}"),
-        }
-    };
-    reasons.into_iter().map(line).collect()
+    reasons
 }
 
 pub(super) fn headline(results: &Results) -> String {
@@ -81,7 +124,7 @@ pub(super) fn headline(results: &Results) -> String {
         (Some(other), false) => format!("from {} to {}", host(&results.host), host(other)),
         _ => format!("two processes of one host, {}", host(&results.host)),
     };
-    let passes = counted(results.passes.into(), "pass").replace("passs", "passes");
+    let passes = passes(results.passes.into());
     let ended = if results.is_interrupted {
         ", interrupted"
     } else {
@@ -116,8 +159,8 @@ fn cell_row(cell: &CellResult) -> [String; 7] {
         spread(summary.total_ns, nanoseconds),
         spread(summary.blackout_ns, nanoseconds),
         spread(summary.guest_visible_ns, nanoseconds),
-        predicted.unwrap_or_default(),
-        cpu_per_gib(cell).unwrap_or_default(),
+        predicted.unwrap_or_else(|| "-".to_owned()),
+        cpu_per_gib(cell).unwrap_or_else(|| "-".to_owned()),
     ]
 }
 
@@ -149,14 +192,15 @@ fn reference_row(reference: &ReferenceResult) -> [String; 7] {
         Some(_) => spread(latency, nanoseconds),
         None => spread(of(|run| run.goodput_bytes_per_s), rate),
     };
+    let none = || "-".to_owned();
     [
         reference.name.clone(),
         goodput,
         spread(of(|run| run.total_ns), nanoseconds),
         spread(of(|run| run.blackout_ns), nanoseconds),
-        String::new(),
-        String::new(),
-        String::new(),
+        none(),
+        none(),
+        none(),
     ]
 }
 
@@ -192,6 +236,21 @@ fn failures(cell: &CellResult, palette: Palette) -> String {
         counted(cell.runs.len() as u64, "run"),
         first.outcome,
         first.reason.as_deref().unwrap_or_default()
+    );
+    format!("  {}\n", palette.bad(&printable(&line)))
+}
+
+/// Runs of another program that gave no figures, by reason.
+fn reference_failures(reference: &ReferenceResult, palette: Palette) -> String {
+    let reasons = || reference.runs.iter().filter_map(|run| run.reason.as_ref());
+    let Some(first) = reasons().next() else {
+        return String::new();
+    };
+    let line = format!(
+        "{}: {} of {} gave no figures: {first}",
+        reference.name,
+        reasons().count(),
+        counted(reference.runs.len() as u64, "run"),
     );
     format!("  {}\n", palette.bad(&printable(&line)))
 }
@@ -242,7 +301,7 @@ mod tests {
             cell.left_out = Some("no RDMA".to_owned());
         }
         let text = all(&results, Palette::PLAIN);
-        assert!(text.contains("kvm, and 1 more: no RDMA"), "{text}");
+        assert!(text.contains("kvm, and another cell: no RDMA"), "{text}");
         assert!(text.contains("too few passes to say"), "{text}");
     }
 

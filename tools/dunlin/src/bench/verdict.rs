@@ -1,5 +1,7 @@
 //! What the figures say, in words, and how sure that is.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use super::matrix::Cell;
@@ -11,6 +13,9 @@ use super::statistics::{PASSES_MIN, RESOLUTION, Ratio};
 pub(crate) struct Verdict {
     /// What is compared with what.
     pub(crate) subject: String,
+    /// How many pairs of cells it is about, taken together; 0: a cell and another program.
+    #[serde(default)]
+    pub(crate) cells: usize,
     /// By which figure.
     pub(crate) figure: Figure,
     /// The ratio; `None` where no pass has both.
@@ -69,7 +74,7 @@ impl Finding {
     }
 
     /// In words, as the end of a sentence.
-    fn words(self, figure: Figure) -> String {
+    pub(crate) fn words(self, figure: Figure) -> String {
         match self {
             Self::Better if figure.more_is_better() => "more".to_owned(),
             Self::Worse if figure.more_is_better() => "less".to_owned(),
@@ -86,14 +91,23 @@ impl Finding {
 /// A ratio with its interval.
 pub(crate) fn ratio_words(ratio: &Ratio) -> String {
     format!(
-        "{:.2} times (95 %: {:.2} to {:.2}, {} passes)",
-        ratio.ratio, ratio.low, ratio.high, ratio.passes
+        "{:.2} times (95 %: {:.2} to {:.2}, {})",
+        ratio.ratio,
+        ratio.low,
+        ratio.high,
+        passes(ratio.passes as u64)
     )
 }
 
 impl Verdict {
-    /// About pairs `(measure, judged)`, one a pass.
-    pub(crate) fn about(subject: String, figure: Figure, pairs: &[(f64, f64)], seed: u64) -> Self {
+    /// About pairs `(measure, judged)`, one a pass; `cells` as in the field.
+    pub(crate) fn about(
+        subject: String,
+        cells: usize,
+        figure: Figure,
+        pairs: &[(f64, f64)],
+        seed: u64,
+    ) -> Self {
         let ratio = Ratio::of(pairs, seed);
         let finding = Finding::of(ratio, figure.more_is_better());
         let measured = ratio.as_ref().map(ratio_words).unwrap_or_default();
@@ -109,6 +123,7 @@ impl Verdict {
         };
         Self {
             subject,
+            cells,
             figure,
             ratio,
             finding,
@@ -125,6 +140,37 @@ pub(crate) fn pairs(base: &[Run], judged: &[Run], figure: Figure) -> Vec<(f64, f
     };
     base.iter()
         .filter_map(|run| Some((figure.of(run)?, value_in(judged, run.pass)?)))
+        .collect()
+}
+
+/// Passes, counted in words.
+pub(crate) fn passes(count: u64) -> String {
+    match count {
+        1 => "1 pass".to_owned(),
+        _ => format!("{} passes", crate::render::amounts::count(count)),
+    }
+}
+
+/// All pairs of cells as one: in each pass the geometric mean of the cells' figures. Noise that
+/// differs from cell to cell averages out, so a difference in everything shows here first. A pass in
+/// which a cell failed says nothing of all of them.
+pub(crate) fn together(matched: &[(&CellResult, &CellResult)], figure: Figure) -> Vec<(f64, f64)> {
+    let all = matched.iter().flat_map(|(left, _)| &left.runs);
+    let numbers: BTreeSet<u32> = all.map(|run| run.pass).collect();
+    let value = |cell: &CellResult, pass: u32| {
+        let run = cell.runs.iter().find(|run| run.pass == pass)?;
+        figure.of(run).filter(|value| *value > 0.0)
+    };
+    let mean = |logs: &[f64]| (logs.iter().sum::<f64>() / logs.len() as f64).exp();
+    let both = |pass: u32| -> Option<(Vec<f64>, Vec<f64>)> {
+        let pairs = matched.iter();
+        pairs
+            .map(|(left, right)| Some((value(left, pass)?.ln(), value(right, pass)?.ln())))
+            .collect()
+    };
+    let means = numbers.into_iter().filter_map(both);
+    means
+        .map(|(left, right)| (mean(&left), mean(&right)))
         .collect()
 }
 
@@ -165,32 +211,72 @@ const DIMENSIONS: [Dimension; 3] = [
     },
 ];
 
-/// What the matrix says: each cell against the first that differs from it in one dimension alone,
-/// then the best cell against each reference.
+/// The figures that cells are judged by.
+const FIGURES: [Figure; 2] = [Figure::Goodput, Figure::Blackout];
+
+/// Two cells that differ in one dimension alone.
+struct Match<'a> {
+    /// The values there, judged against base.
+    values: String,
+    base: &'a CellResult,
+    judged: &'a CellResult,
+}
+
+/// Each cell and the first that differs from it in this dimension alone.
+fn matches<'a>(cells: &'a [CellResult], dimension: &Dimension) -> Vec<Match<'a>> {
+    let run = |cell: &&CellResult| !cell.runs.is_empty();
+    let mut matches = Vec::new();
+    for (place, judged) in cells.iter().enumerate().filter(|(_, cell)| run(cell)) {
+        let rest = (dimension.without)(judged.cell.clone());
+        let base = cells.iter().take(place).filter(run).find(|base| {
+            base.cell != judged.cell && (dimension.without)(base.cell.clone()) == rest
+        });
+        let Some(base) = base else { continue };
+        let values = format!(
+            "{} against {}",
+            (dimension.value)(&judged.cell),
+            (dimension.value)(&base.cell)
+        );
+        matches.push(Match {
+            values,
+            base,
+            judged,
+        });
+    }
+    matches
+}
+
+/// What the matrix says: where cells differ in one dimension alone, all of them together and then
+/// pair by pair; then the best cell against each reference.
 pub(crate) fn of_matrix(
     cells: &[CellResult],
     references: &[ReferenceResult],
     seed: u64,
 ) -> Vec<Verdict> {
     let mut verdicts = Vec::new();
-    let run = |cell: &&CellResult| !cell.runs.is_empty();
     for dimension in &DIMENSIONS {
-        for (place, judged) in cells.iter().enumerate().filter(|(_, cell)| run(cell)) {
-            let rest = (dimension.without)(judged.cell.clone());
-            let base = cells.iter().take(place).filter(run).find(|base| {
-                base.cell != judged.cell && (dimension.without)(base.cell.clone()) == rest
-            });
-            let Some(base) = base else { continue };
-            for figure in [Figure::Goodput, Figure::Blackout] {
-                let subject = format!(
-                    "{} against {} ({})",
-                    (dimension.value)(&judged.cell),
-                    (dimension.value)(&base.cell),
-                    judged.cell.words()
-                );
-                let pairs = pairs(&base.runs, &judged.runs, figure);
-                verdicts.push(Verdict::about(subject, figure, &pairs, seed));
+        let matches = matches(cells, dimension);
+        let mut groups: Vec<(&str, Vec<(&CellResult, &CellResult)>)> = Vec::new();
+        for found in &matches {
+            let pair = (found.base, found.judged);
+            match groups.iter_mut().find(|(name, _)| *name == found.values) {
+                Some((_, pairs)) => pairs.push(pair),
+                None => groups.push((&found.values, vec![pair])),
             }
+        }
+        for (values, matched) in groups.iter().filter(|(_, matched)| matched.len() > 1) {
+            let subject = format!("{values} ({} pairs of cells together)", matched.len());
+            verdicts.extend(FIGURES.map(|figure| {
+                let pairs = together(matched, figure);
+                Verdict::about(subject.clone(), matched.len(), figure, &pairs, seed)
+            }));
+        }
+        for found in &matches {
+            let subject = format!("{} ({})", found.values, found.judged.cell.words());
+            verdicts.extend(FIGURES.map(|figure| {
+                let pairs = pairs(&found.base.runs, &found.judged.runs, figure);
+                Verdict::about(subject.clone(), 1, figure, &pairs, seed)
+            }));
         }
     }
     let goodput = |cell: &CellResult| cell.summary.goodput_bytes_per_s.map(|spread| spread.median);
@@ -214,7 +300,7 @@ pub(crate) fn of_matrix(
             best.cell.words(),
             reference.name
         );
-        for figure in [Figure::Goodput, Figure::Blackout] {
+        for figure in FIGURES {
             let value = |pass: u32| {
                 let run = reference.runs.iter().find(|run| run.pass == pass)?;
                 match figure {
@@ -228,11 +314,28 @@ pub(crate) fn of_matrix(
                 .filter_map(|run| Some((value(run.pass)? as f64, figure.of(run)?)))
                 .collect();
             if !pairs.is_empty() {
-                verdicts.push(Verdict::about(subject.clone(), figure, &pairs, seed));
+                verdicts.push(Verdict::about(subject.clone(), 0, figure, &pairs, seed));
             }
         }
     }
     verdicts
+}
+
+/// The verdicts that a person reads first: of cells together, and of what stands alone. The others
+/// are their parts.
+pub(crate) fn foremost(verdicts: &[Verdict]) -> Vec<&Verdict> {
+    let values = |verdict: &Verdict| {
+        let end = verdict.subject.find(" (");
+        verdict.subject.get(..end.unwrap_or(0)).map(str::to_owned)
+    };
+    let groups: BTreeSet<_> = verdicts
+        .iter()
+        .filter(|verdict| verdict.cells > 1)
+        .map(values)
+        .collect();
+    let is_part = |verdict: &Verdict| verdict.cells == 1 && groups.contains(&values(verdict));
+    let all = verdicts.iter();
+    all.filter(|verdict| !is_part(verdict)).collect()
 }
 
 #[cfg(test)]
@@ -240,7 +343,7 @@ mod tests {
     use super::*;
 
     fn about(values: &[(f64, f64)], figure: Figure) -> Verdict {
-        Verdict::about("B against A".to_owned(), figure, values, 1)
+        Verdict::about("B against A".to_owned(), 1, figure, values, 1)
     }
 
     #[test]
@@ -308,6 +411,36 @@ mod tests {
         assert_eq!(
             pairs(&base, &judged, Figure::Goodput),
             [(10.0, 11.0), (30.0, 33.0)]
+        );
+    }
+
+    #[test]
+    fn pairs_of_cells_are_judged_together_and_come_first() {
+        let results = crate::bench::example::results(7);
+        let other_memory = |result: &CellResult| {
+            let mut other = result.clone();
+            other.cell.memory_bytes *= 2;
+            other
+        };
+        let mut cells = results.cells.clone();
+        cells.extend(results.cells.iter().map(other_memory));
+        let verdicts = of_matrix(&cells, &[], 1);
+        let counts: Vec<usize> = verdicts.iter().map(|verdict| verdict.cells).collect();
+        assert_eq!(counts, [2, 2, 1, 1, 1, 1]);
+        let first = &verdicts[0];
+        assert_eq!(
+            first.subject,
+            "2 lanes against 1 lane (2 pairs of cells together)"
+        );
+        // Twice the same pair says what the pair says.
+        let ratio = |place: usize| verdicts[place].ratio.unwrap().ratio;
+        assert!((ratio(0) - ratio(2)).abs() < 1e-9);
+        let foremost = foremost(&verdicts);
+        assert_eq!(foremost.len(), 2);
+        assert!(foremost.iter().all(|verdict| verdict.cells == 2));
+        assert_eq!(
+            super::foremost(&results.verdicts).len(),
+            results.verdicts.len()
         );
     }
 }

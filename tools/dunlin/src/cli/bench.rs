@@ -96,6 +96,14 @@ pub(crate) struct Matrix {
     /// How much memory it rewrites over and over [default: a quarter of its memory]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(crate) hot: Option<u64>,
+    /// Instead: a guest of threads that rewrites memory as this trace says, which 'dunlin send
+    /// --dirty-trace' recorded, over and over until it is moved
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with_all = ["memory", "dirty_rate", "pattern", "guest", "hot"]
+    )]
+    pub(crate) replay: Option<PathBuf>,
     /// The budget for the pause
     #[arg(long, value_name = "TIME", default_value = "50ms", value_parser = some_duration)]
     pub(crate) max_blackout: Duration,
@@ -287,6 +295,7 @@ fn bench_help() -> String {
   dunlin bench
   dunlin bench --transports tcp --lanes 1,2,4 --memory 4GiB --dirty-rate 0,100MiB/s,max
   dunlin bench --transports rdma,tcp --repeat 15 --json result.json
+  dunlin bench --replay vm1.dirty --transports tcp,tcp-lz4 --lanes 1,4
   dunlin bench --to auto://host-b --lanes 4,8 --memory 16GiB
   dunlin bench --against ./dunlin-before --json new.json --against-json old.json
   dunlin bench compare old.json new.json --threshold 5%

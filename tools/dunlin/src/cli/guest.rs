@@ -60,6 +60,11 @@ pub(crate) struct Run {
     pub(crate) dirty_tracking: TrackingChoice,
     #[arg(long, value_name = "SPEC", default_value_t, help = WORKLOAD_HELP)]
     pub(crate) workload: Workload,
+    /// Rewrite memory as this trace says ('dunlin send --dirty-trace' writes them), from the moment
+    /// on in which a move begins, instead of what --workload says. The guest is one of threads, and
+    /// has the memory of the one that was recorded
+    #[arg(long, value_name = "FILE", conflicts_with = "workload")]
+    pub(crate) replay: Option<PathBuf>,
     /// Where its serial port writes: stdout, null, or file:PATH
     #[arg(long, value_name = "TO", default_value = "null")]
     pub(crate) serial: Serial,
@@ -283,6 +288,9 @@ pub(crate) struct Demo {
     /// Write the timeline of both ends to this file, for ui.perfetto.dev or Chrome
     #[arg(long, value_name = "FILE")]
     pub(crate) trace: Option<PathBuf>,
+    /// Write which pages the guest makes dirty, and when, to this file, for 'dunlin bench --replay'
+    #[arg(long, value_name = "FILE")]
+    pub(crate) dirty_trace: Option<PathBuf>,
     /// Print nothing but errors
     #[arg(long)]
     pub(crate) quiet: bool,

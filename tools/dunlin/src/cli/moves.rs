@@ -103,6 +103,10 @@ pub(crate) struct Send {
     /// Write the timeline of both ends to this file, for ui.perfetto.dev or Chrome
     #[arg(long, value_name = "FILE")]
     pub(crate) trace: Option<PathBuf>,
+    /// Write which pages the guest makes dirty, and when, to this file, for 'dunlin bench --replay'.
+    /// The guest's process writes it; it costs a little time in each round and in the pause
+    #[arg(long, value_name = "FILE")]
+    pub(crate) dirty_trace: Option<PathBuf>,
     /// Answer Prometheus at this address, as in 127.0.0.1:9471 (GET /metrics), for
     /// as long as this command watches. There is no
     /// authentication
@@ -134,6 +138,7 @@ impl Send {
             io: self.io,
             compress: self.compress.to_string(),
             rdma: self.rdma.clone(),
+            dirty_trace: None,
         }
     }
 }
@@ -149,6 +154,7 @@ fn send_help() -> String {
   dunlin send vm1 --to auto://host-b --max-bandwidth 200MiB/s --on-stall switchover
   dunlin send vm1 --to tcp://host-b --json --quiet --timeout 5min
   dunlin send vm1 --to tcp://host-b --html move.html --trace move.trace.json
+  dunlin send vm1 --to tcp://host-b --dirty-trace vm1.dirty
 
 {}",
         help(&[

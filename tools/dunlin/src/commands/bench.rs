@@ -3,12 +3,13 @@
 use std::io;
 use std::path::Path;
 
+use dunlin_vmm::dirty_trace::DirtyTrace;
+
 use super::send::Interrupts;
 use crate::bench::bundle;
 use crate::bench::compare::compare;
 use crate::bench::csv;
-use crate::bench::matrix::{Entry, Means, entries};
-use crate::bench::output_file::OutputFile;
+use crate::bench::matrix::{Entry, Means, entries, replayed};
 use crate::bench::page;
 use crate::bench::passes::{Plan, lanes_max, run as run_passes};
 use crate::bench::references;
@@ -17,6 +18,7 @@ use crate::bench::table;
 use crate::cli::bench::{Bench, BenchCommand, Compare, Matrix, Report};
 use crate::exit::Exit;
 use crate::failure::Failure;
+use crate::output_file::OutputFile;
 use crate::render::palette::Palette;
 
 /// Measures, or does something with what was measured.
@@ -29,11 +31,13 @@ pub(crate) fn run(arguments: &Bench) -> Result<Exit, Failure> {
 }
 
 fn measure(asked: &Matrix) -> Result<Exit, Failure> {
-    let open = |path: Option<&Path>| path.map(OutputFile::open).transpose();
-    let file = open(asked.json.as_deref())?;
-    let csv_file = open(asked.csv.as_deref())?;
-    let page_file = open(asked.html.as_deref())?;
-    let other_file = open(asked.against_json.as_deref())?;
+    let open = |what: &'static str, path: Option<&Path>| {
+        path.map(|path| OutputFile::open(what, path)).transpose()
+    };
+    let file = open("the results", asked.json.as_deref())?;
+    let csv_file = open("the table", asked.csv.as_deref())?;
+    let page_file = open("the page", asked.html.as_deref())?;
+    let other_file = open("the other's results", asked.against_json.as_deref())?;
     if let Some(program) = &asked.against
         && !program.is_file()
     {
@@ -41,12 +45,16 @@ fn measure(asked: &Matrix) -> Result<Exit, Failure> {
         return Err(Failure::new(Exit::Usage, words));
     }
     let means = Means::of_this_host();
-    let entries = entries(asked, &means);
+    let trace = asked.replay.as_deref().map(read_trace).transpose()?;
+    let entries = match &trace {
+        None => entries(asked, &means),
+        Some(trace) => replayed(asked, trace, &means),
+    };
     see_that_some_can_run(&entries)?;
     let references = references::all(
         &asked.references,
         lanes_max(&entries),
-        asked.memory.first().copied().unwrap_or_default(),
+        entries.first().map_or(0, |entry| entry.cell.memory_bytes),
         &means,
         asked.to.is_none(),
     );
@@ -57,6 +65,7 @@ fn measure(asked: &Matrix) -> Result<Exit, Failure> {
         references,
         against: asked.against.clone(),
         to: asked.to.as_ref(),
+        replay: asked.replay.as_deref(),
         means,
         repeat: asked.repeat,
         warm_up: asked.warm_up,
@@ -67,16 +76,16 @@ fn measure(asked: &Matrix) -> Result<Exit, Failure> {
         interrupted: &interrupted,
     });
     if let Some(file) = file {
-        file.write(&super::json(&measured.own)?)?;
+        file.write(super::json(&measured.own)?.as_bytes())?;
     }
     if let Some(file) = csv_file {
-        file.write(&csv::all(&measured.own))?;
+        file.write(csv::all(&measured.own).as_bytes())?;
     }
     if let Some(file) = page_file {
-        file.write(&page::page(&measured.own)?)?;
+        file.write(page::page(&measured.own)?.as_bytes())?;
     }
     if let (Some(file), Some(other)) = (other_file, &measured.other) {
-        file.write(&super::json(other)?)?;
+        file.write(super::json(other)?.as_bytes())?;
     }
     let palette = Palette::of(&io::stdout());
     if !asked.quiet {
@@ -96,6 +105,19 @@ fn measure(asked: &Matrix) -> Result<Exit, Failure> {
         }
     }
     Ok(exit)
+}
+
+/// The trace that guests are to replay. One of nothing would make all of them idle.
+fn read_trace(path: &Path) -> Result<DirtyTrace, Failure> {
+    let wrong = |words: String| {
+        let path = path.display();
+        Failure::new(Exit::Usage, format!("--replay {path}: {words}"))
+    };
+    let trace = DirtyTrace::read(path).map_err(|error| wrong(error.to_string()))?;
+    match trace.pages() {
+        0 => Err(wrong("in this trace no page becomes dirty".to_owned())),
+        _ => Ok(trace),
+    }
 }
 
 /// A cell that can't run here is a line that says so; where none can, there is nothing to tell.
@@ -143,9 +165,9 @@ fn judge(arguments: &Compare) -> Result<Exit, Failure> {
 fn report(arguments: &Report) -> Result<Exit, Failure> {
     let results = arguments.results.iter().map(|path| Results::read(path));
     let results: Vec<Results> = results.collect::<Result<_, _>>()?;
-    let output = OutputFile::open(&arguments.output)?;
+    let output = OutputFile::open("the bundle", &arguments.output)?;
     let text = bundle::bundle(&super::doctor::facts(), &results, &bundle::own_names())
         .map_err(|error| Failure::system("the bundle as JSON", error))?;
-    output.write(&text)?;
+    output.write(text.as_bytes())?;
     Ok(Exit::Done)
 }

@@ -14,7 +14,7 @@ use dunlin_vmm::workload::{Pattern, Workload};
 use self::stage::{GUEST, Stage};
 use super::report_file::{Form, ReportFiles};
 use super::run::kind;
-use super::send::{Interrupts, Watched, watch_move};
+use super::send::{Interrupts, Watched, traced_to, watch_move};
 use crate::cli::guest::{Demo, TransportChoice};
 use crate::exit::Exit;
 use crate::fabric;
@@ -75,6 +75,7 @@ pub(crate) fn run(arguments: &Demo) -> Result<Exit, Failure> {
     order.max_blackout_ns = nanoseconds(arguments.max_blackout);
     order.lanes = arguments.lanes.0;
     order.rdma.pin_budget = Some(arguments.pin_budget);
+    order.dirty_trace = traced_to(arguments.dirty_trace.as_deref())?;
     teller.step("move", "begins; the guest keeps running")?;
     let mut live = LiveLine::new(arguments.quiet);
     let watched = watch_move(
@@ -136,6 +137,7 @@ fn activity(workload: &Workload) -> String {
     let order = match workload.pattern {
         Pattern::Sequential => "in order",
         Pattern::Random => "at random",
+        Pattern::Replay => "as a trace says",
     };
     let speed = workload.rate.map_or_else(
         || "as fast as it can".to_owned(),

@@ -1,16 +1,14 @@
 //! The files that a move's report goes to. They are opened before the move is ordered, so that a
 //! path that can't be written stops the command while nothing has happened yet.
 
-use std::fs::{File, OpenOptions};
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use dunlin_engine::report::{Host, Report};
 use dunlin_engine::telemetry::trace::{self, TraceNames};
 use dunlin_engine::telemetry::{MoveTelemetry, Recording};
 
-use crate::exit::Exit;
 use crate::failure::Failure;
+use crate::output_file::OutputFile;
 use crate::page;
 
 /// In what form a report is written.
@@ -66,7 +64,7 @@ fn timeline(report: &Report) -> Result<Vec<u8>, Failure> {
 
 /// Open files for a report.
 #[derive(Default)]
-pub(super) struct ReportFiles(Vec<ReportFile>);
+pub(super) struct ReportFiles(Vec<(Form, OutputFile)>);
 
 impl ReportFiles {
     /// Opens the files that are asked for. What is in them stays until there is a report.
@@ -74,11 +72,13 @@ impl ReportFiles {
     /// # Errors
     ///
     /// [`Exit::Usage`] when one can't be written.
+    ///
+    /// [`Exit::Usage`]: crate::exit::Exit::Usage
     pub(super) fn open(wanted: &[(Form, Option<&Path>)]) -> Result<Self, Failure> {
         let wanted = wanted
             .iter()
             .filter_map(|(form, path)| Some((*form, (*path)?)));
-        let files = wanted.map(|(form, path)| ReportFile::open(form, path));
+        let files = wanted.map(|(form, path)| Ok((form, OutputFile::open(form.name(), path)?)));
         files.collect::<Result<_, _>>().map(Self)
     }
 
@@ -88,55 +88,9 @@ impl ReportFiles {
     ///
     /// Those of the files that could not be written.
     pub(super) fn write(self, report: &Report) -> Vec<Failure> {
-        let written = self.0.into_iter().map(|file| file.write(report));
+        let files = self.0.into_iter();
+        let written = files.map(|(form, file)| file.write(&form.of(report)?));
         written.filter_map(Result::err).collect()
-    }
-}
-
-/// An open file for a report.
-struct ReportFile {
-    form: Form,
-    path: PathBuf,
-    file: File,
-}
-
-impl ReportFile {
-    fn open(form: Form, path: &Path) -> Result<Self, Failure> {
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(path)
-            .map_err(|error| {
-                let (what, path) = (form.name(), path.display());
-                Failure::new(
-                    Exit::Usage,
-                    format!("{what} can't be written to {path}: {error}; nothing was moved"),
-                )
-            })?;
-        Ok(Self {
-            form,
-            path: path.to_owned(),
-            file,
-        })
-    }
-
-    fn write(mut self, report: &Report) -> Result<(), Failure> {
-        let text = self.form.of(report)?;
-        self.empty()
-            .and_then(|()| self.file.write_all(&text))
-            .map_err(|error| {
-                let what = format!("{} {}", self.form.name(), self.path.display());
-                Failure::system(what, error)
-            })
-    }
-
-    fn empty(&self) -> std::io::Result<()> {
-        // A pipe or a device has nothing to be emptied of.
-        if self.file.metadata()?.is_file() {
-            self.file.set_len(0)?;
-        }
-        Ok(())
     }
 }
 
@@ -146,10 +100,9 @@ mod tests {
     use crate::render::example;
 
     #[test]
-    fn a_report_replaces_a_longer_one() {
+    fn a_report_goes_to_each_file_in_its_form() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("report.json");
-        std::fs::write(&path, "x".repeat(1 << 20)).unwrap();
         let page = directory.path().join("report.html");
         let trace = directory.path().join("trace.json");
         let wanted = [
@@ -158,7 +111,6 @@ mod tests {
             (Form::Trace, Some(&*trace)),
         ];
         let files = ReportFiles::open(&wanted).unwrap();
-        assert_eq!(std::fs::metadata(&path).unwrap().len(), 1 << 20);
         let report = example::moved();
         assert!(files.write(&report).is_empty());
         let read: Report = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
@@ -168,15 +120,7 @@ mod tests {
         let trace: serde_json::Value =
             serde_json::from_slice(&std::fs::read(&trace).unwrap()).unwrap();
         assert!(trace["traceEvents"].is_array(), "{trace}");
-    }
-
-    #[test]
-    fn a_path_that_can_not_be_written_is_known_at_once() {
-        let path = Path::new("/nowhere/page.html");
-        let failure = ReportFiles::open(&[(Form::Html, Some(path))])
-            .err()
-            .unwrap();
-        assert_eq!(failure.exit, Exit::Usage);
-        assert!(failure.message.contains("the page"), "{}", failure.message);
+        let unwritable = [(Form::Html, Some(Path::new("/nowhere/page.html")))];
+        assert!(ReportFiles::open(&unwritable).is_err());
     }
 }

@@ -2,15 +2,18 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::path::Path;
 
 use dunlin_engine::layout::Backing;
 use dunlin_engine::records::directory::StateDirectory;
 use dunlin_engine::records::{Role, Subject};
 use dunlin_transports::lane::SessionId;
+use dunlin_vmm::dirty_trace::DirtyTrace;
 use dunlin_vmm::machine::{Machine, MachineKind};
 use dunlin_vmm::size::format_size;
 use dunlin_vmm::spec::GuestSpec;
 use dunlin_vmm::workload::fill::bytes_taken;
+use dunlin_vmm::workload::{Pattern, Workload};
 use uuid::Uuid;
 
 use crate::cli::guest::{Run, Serial};
@@ -47,14 +50,26 @@ pub(crate) fn run(arguments: &Run) -> Result<Exit, Failure> {
     let metrics = Port::open(arguments.metrics)?;
     let (_claim, listener) = runtime.claim(name)?;
     let serial = serial(&arguments.serial)?;
-    let kind = kind(arguments.guest);
+    let trace = arguments
+        .replay
+        .as_deref()
+        .map(|path| trace(path, arguments))
+        .transpose()?;
+    let kind = match trace {
+        None => kind(arguments.guest),
+        Some(_) => MachineKind::Process,
+    };
+    let workload = match trace {
+        None => arguments.workload.clone(),
+        Some(_) => replayed(),
+    };
     let spec = GuestSpec {
         name: name.clone(),
         uuid: arguments.uuid.unwrap_or_else(Uuid::new_v4),
         memory_bytes: arguments.memory,
         vcpus: arguments.vcpus,
         backing: arguments.memory_backing.into(),
-        workload: arguments.workload.clone(),
+        workload,
         tracking: arguments.dirty_tracking.into(),
     };
     // Without this, a guest that is too large is ended by the kernel while its memory is filled.
@@ -80,8 +95,12 @@ pub(crate) fn run(arguments: &Run) -> Result<Exit, Failure> {
         refuse_twin(&runtime, name, uuid)?;
         refuse_given_up(&provisions.records, uuid)?;
     }
-    let machine = Machine::start(kind, &spec, serial)
-        .map_err(|error| Failure::system(format!("guest '{name}' can't start"), error))?;
+    let machine = match trace {
+        None => Machine::start(kind, &spec, serial),
+        Some(trace) => Machine::replay(&spec, trace, serial),
+    };
+    let machine =
+        machine.map_err(|error| Failure::system(format!("guest '{name}' can't start"), error))?;
     desk.heed_signals()?;
     console::tell(format_args!(
         "{name} runs: {} of {} memory, {} vcpus, {}; control socket {}",
@@ -105,6 +124,33 @@ pub(crate) fn run(arguments: &Run) -> Result<Exit, Failure> {
         subject: identity,
     };
     super::see_off(desk.keep(machine, |_| ()), name, &mut hooks)
+}
+
+/// The trace that is replayed, which has to be of a guest with as much memory.
+fn trace(path: &Path, arguments: &Run) -> Result<DirtyTrace, Failure> {
+    let usage =
+        |words: String| Failure::new(Exit::Usage, format!("--replay {}: {words}", path.display()));
+    if arguments.guest == GuestKind::Kvm {
+        return Err(usage(
+            "only guests of threads replay; leave --guest out".to_owned(),
+        ));
+    }
+    let trace = DirtyTrace::read(path).map_err(|error| usage(error.to_string()))?;
+    if trace.memory_bytes() != arguments.memory {
+        let memory = format_size(trace.memory_bytes());
+        return Err(usage(format!("it is of a guest with --memory {memory}")));
+    }
+    Ok(trace)
+}
+
+/// The workload of a guest that replays. Nothing in it is zero, so that all of it is carried.
+fn replayed() -> Workload {
+    Workload {
+        pattern: Pattern::Replay,
+        hot_bytes: 0,
+        zero_percent: 0,
+        ..Workload::default()
+    }
 }
 
 /// Refuses a UUID whose guest was handed over from here, while it is not known whether it runs

@@ -1,6 +1,7 @@
 //! `dunlin send`: asks a guest's process to move it, shows the move, prints the receipt.
 
 use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -41,10 +42,12 @@ pub(crate) fn run(arguments: &Send) -> Result<Exit, Failure> {
     }
     let mut live = LiveLine::new(arguments.quiet);
     let name = &arguments.name.0;
+    let mut order = arguments.order();
+    order.dirty_trace = traced_to(arguments.dirty_trace.as_deref())?;
     let watched = watch_move(
         &runtime,
         name,
-        arguments.order(),
+        order,
         arguments.doubt_wait,
         &mut live,
         &seen,
@@ -73,6 +76,15 @@ pub(crate) fn run(arguments: &Send) -> Result<Exit, Failure> {
         ));
     }
     Ok(Exit::of(report.outcome))
+}
+
+/// The file for the guest's dirty pages as the guest's process needs it, which has a working
+/// directory of its own.
+pub(super) fn traced_to(path: Option<&Path>) -> Result<Option<PathBuf>, Failure> {
+    path.map(std::path::absolute).transpose().map_err(|error| {
+        let words = format!("the dirty trace can't be written: {error}; nothing was moved");
+        Failure::new(Exit::Usage, words)
+    })
 }
 
 /// What came of watching a move.

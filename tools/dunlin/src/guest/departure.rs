@@ -15,12 +15,14 @@ use dunlin_transports::tcp::{
     CompressionError, Mechanism, Options, SourceEndpoint as TcpEndpoint, dial_control,
     dial_settling,
 };
+use dunlin_vmm::dirty_trace::{RecordedGuest, Recorder};
 use dunlin_vmm::machine::Machine;
 use uuid::Uuid;
 
 use super::Provisions;
 use super::hooks::Hooks;
 use super::logged::Logged;
+use super::trace_file::TraceFile;
 use crate::cli::endpoint::{Endpoint, Scheme};
 use crate::fabric;
 use crate::local::protocol::{IoChoice, MoveOrder};
@@ -38,7 +40,7 @@ pub(crate) fn depart(
     observer: &dyn MoveObserver,
 ) -> Report {
     let begun = Instant::now();
-    let mut settings = order.settings();
+    let settings = order.settings();
     let endpoint: Endpoint = match order.to.parse() {
         Ok(endpoint) => endpoint,
         Err(reason) => {
@@ -46,38 +48,28 @@ pub(crate) fn depart(
             return Report::not_started(offer, Outcome::Failed, reason);
         }
     };
+    let trace = match order
+        .dirty_trace
+        .as_deref()
+        .map(TraceFile::open)
+        .transpose()
+    {
+        Ok(trace) => trace.map(|file| (file, Recorder::new(machine.guest_memory().layout()))),
+        Err(reason) => return Report::not_started(offer, Outcome::Failed, reason),
+    };
     let departure = Departure {
         offer,
         order,
         endpoint,
         provisions,
         observer,
+        recorder: trace.as_ref().map(|(_, recorder)| recorder),
     };
-    let peer = match departure.reach(machine, departure.endpoint.scheme) {
-        Ok(peer) => peer,
-        Err((outcome, reason)) => return Report::not_started(offer, outcome, reason),
-    };
-    let may_be_another =
-        departure.endpoint.scheme == Scheme::Auto && peer.endpoint.transport() == fabric::TRANSPORT;
-    let report = departure.migrate(machine, peer, &settings, handle);
-    if !may_be_another || !report.another_transport_may_do || handle.cancelled() {
-        return report;
+    let report = departure.by_any_transport(machine, settings, handle, begun);
+    if let Some((file, recorder)) = trace {
+        observer.note(&file.write(recorder.finish()));
     }
-    let what = match report.outcome {
-        Outcome::Refused => "the destination refused rdma",
-        _ => "rdma failed",
-    };
-    let reason = report.reason.as_deref().unwrap_or_default();
-    let reason = reason.strip_prefix("refused: ").unwrap_or(reason);
-    observer.note(&format!("auto: using tcp, as {what}: {reason}"));
-    settings.timeout = settings
-        .timeout
-        .map(|limit| limit.saturating_sub(begun.elapsed()));
-    // A session of its own: nobody at the destination expects a second try of the first.
-    match departure.reach(machine, Scheme::Tcp) {
-        Ok(peer) => departure.migrate(machine, peer, &settings, handle),
-        Err((outcome, reason)) => Report::not_started(offer, outcome, reason),
-    }
+    report
 }
 
 /// What a move is made from, beside the guest.
@@ -87,9 +79,48 @@ struct Departure<'a> {
     endpoint: Endpoint,
     provisions: &'a Provisions,
     observer: &'a dyn MoveObserver,
+    /// What records the guest's dirty pages, if anything does.
+    recorder: Option<&'a Recorder>,
 }
 
 impl Departure<'_> {
+    /// Moves the guest over the transport that was asked for; where that is left to this side, RDMA,
+    /// and TCP where RDMA fails before the first page.
+    fn by_any_transport(
+        &self,
+        machine: &mut Machine,
+        mut settings: MoveSettings,
+        handle: &MoveHandle,
+        begun: Instant,
+    ) -> Report {
+        let peer = match self.reach(machine, self.endpoint.scheme) {
+            Ok(peer) => peer,
+            Err((outcome, reason)) => return Report::not_started(self.offer, outcome, reason),
+        };
+        let may_be_another =
+            self.endpoint.scheme == Scheme::Auto && peer.endpoint.transport() == fabric::TRANSPORT;
+        let report = self.migrate(machine, peer, &settings, handle);
+        if !may_be_another || !report.another_transport_may_do || handle.cancelled() {
+            return report;
+        }
+        let what = match report.outcome {
+            Outcome::Refused => "the destination refused rdma",
+            _ => "rdma failed",
+        };
+        let reason = report.reason.as_deref().unwrap_or_default();
+        let reason = reason.strip_prefix("refused: ").unwrap_or(reason);
+        self.observer
+            .note(&format!("auto: using tcp, as {what}: {reason}"));
+        settings.timeout = settings
+            .timeout
+            .map(|limit| limit.saturating_sub(begun.elapsed()));
+        // A session of its own: nobody at the destination expects a second try of the first.
+        match self.reach(machine, Scheme::Tcp) {
+            Ok(peer) => self.migrate(machine, peer, &settings, handle),
+            Err((outcome, reason)) => Report::not_started(self.offer, outcome, reason),
+        }
+    }
+
     /// Moves the guest to a destination that was reached.
     fn migrate(
         &self,
@@ -102,7 +133,13 @@ impl Departure<'_> {
         let transport = peer.endpoint.transport();
         let to = &self.order.to;
         let logged = Logged::begin(self.observer, peer.session, guest, to, transport);
-        let report = migrate(machine, peer, settings, handle, &logged);
+        let report = match self.recorder {
+            None => migrate(machine, peer, settings, handle, &logged),
+            Some(recorder) => {
+                let mut recorded = RecordedGuest::new(machine, recorder);
+                migrate(&mut recorded, peer, settings, handle, &logged)
+            }
+        };
         logged.over(&report);
         report
     }

@@ -11,6 +11,7 @@
 //! | [`logged`] | logs of a move |
 //! | [`metrics`] | what is told to Prometheus |
 //! | [`milestones`] | stopping at a point of a move, for tests |
+//! | [`trace_file`] | where the guest's dirty pages are written down |
 
 pub(crate) mod answer;
 pub(crate) mod board;
@@ -19,6 +20,7 @@ pub(crate) mod hooks;
 mod logged;
 mod metrics;
 pub(crate) mod milestones;
+mod trace_file;
 pub(crate) mod watch;
 
 use std::os::unix::net::UnixListener;

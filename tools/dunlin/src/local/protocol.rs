@@ -11,6 +11,7 @@
 //! anything else                           ← {"response":"error","kind":…,"message":…}
 //! ```
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use dunlin_engine::report::{Outcome, Progress, Report};
@@ -178,6 +179,10 @@ pub(crate) struct MoveOrder {
     /// What is decided about RDMA.
     #[serde(default)]
     pub(crate) rdma: RdmaChoices,
+    /// The file that the guest's dirty pages go to. Left out where there is none, so that processes
+    /// of older builds take the order.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) dirty_trace: Option<PathBuf>,
 }
 
 fn uncompressed() -> String {
@@ -205,6 +210,7 @@ impl MoveOrder {
             io: IoChoice::default(),
             compress: uncompressed(),
             rdma: RdmaChoices::default(),
+            dirty_trace: None,
         }
     }
 

@@ -3,7 +3,6 @@
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -11,6 +10,7 @@ use super::line::{LineError, LineReader, REQUEST_BYTES_MAX, write_line};
 use super::protocol::{self, Request, Response};
 use crate::exit::Exit;
 use crate::failure::Failure;
+use crate::places::{ACCEPT_REST, Place, Places};
 
 /// The most connections at a time: people and monitors, not crowds. Each costs a thread.
 const CONNECTIONS_MAX: usize = 32;
@@ -21,9 +21,6 @@ const QUIET_MAX: Duration = Duration::from_secs(60);
 
 /// How long a client may take nothing of what it is told.
 const WRITE_MAX: Duration = Duration::from_secs(10);
-
-/// How long to rest when the system has no descriptors left for another connection.
-const ACCEPT_REST: Duration = Duration::from_millis(100);
 
 /// Answers requests.
 pub(crate) trait Handler: Send + Sync + 'static {
@@ -69,13 +66,13 @@ pub(crate) fn serve(listener: UnixListener, handler: Arc<dyn Handler>) -> Result
 }
 
 fn accept(listener: &UnixListener, handler: &Arc<dyn Handler>) {
-    let open = Arc::new(AtomicUsize::new(0));
+    let places = Places::new(CONNECTIONS_MAX);
     loop {
         let Ok((stream, _)) = listener.accept() else {
             thread::sleep(ACCEPT_REST);
             continue;
         };
-        let place = Place::take(&open);
+        let place = places.take();
         let handler = Arc::clone(handler);
         // Where no thread can be made, the closure and with it the connection is dropped.
         let _ = thread::Builder::new()
@@ -124,26 +121,6 @@ fn attend(stream: &UnixStream, place: Option<&Place>, handler: &dyn Handler) -> 
 fn is_own(stream: &UnixStream) -> bool {
     rustix::net::sockopt::socket_peercred(stream)
         .is_ok_and(|peer| peer.uid == rustix::process::geteuid() || peer.uid.is_root())
-}
-
-/// One of the places for connections.
-struct Place(Arc<AtomicUsize>);
-
-impl Place {
-    fn take(open: &Arc<AtomicUsize>) -> Option<Self> {
-        // Taken by one thread only; given back by any.
-        if open.load(Ordering::Acquire) >= CONNECTIONS_MAX {
-            return None;
-        }
-        open.fetch_add(1, Ordering::AcqRel);
-        Some(Self(Arc::clone(open)))
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
-    }
 }
 
 #[cfg(test)]

@@ -5,13 +5,13 @@
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use dunlin_engine::telemetry::prometheus::CONTENT_TYPE;
 
 use super::Source;
+use crate::places::{ACCEPT_REST, Places};
 
 /// The most connections at a time: a few monitors. Each costs a thread.
 const CONNECTIONS_MAX: usize = 8;
@@ -26,18 +26,15 @@ const HEAD_BYTES_MAX: usize = 8 << 10;
 /// How much is written before it is looked whether there is time left.
 const PIECE_BYTES: usize = 64 << 10;
 
-/// How long to rest when the system has no descriptors left for another connection.
-const ACCEPT_REST: Duration = Duration::from_millis(100);
-
 /// Answers for as long as the process lives.
 pub(super) fn serve(listener: &TcpListener, source: &Arc<dyn Source>) {
-    let open = Arc::new(AtomicUsize::new(0));
+    let places = Places::new(CONNECTIONS_MAX);
     loop {
         let Ok((stream, _)) = listener.accept() else {
             thread::sleep(ACCEPT_REST);
             continue;
         };
-        let Some(place) = Place::take(&open) else {
+        let Some(place) = places.take() else {
             // The crowd's last is let go without a word: a word could wait, too.
             continue;
         };
@@ -150,26 +147,6 @@ impl Answer {
             text.push_str(&self.body);
         }
         text.into_bytes()
-    }
-}
-
-/// One of the places for connections.
-struct Place(Arc<AtomicUsize>);
-
-impl Place {
-    fn take(open: &Arc<AtomicUsize>) -> Option<Self> {
-        // Taken by one thread only; given back by any.
-        if open.load(Ordering::Acquire) >= CONNECTIONS_MAX {
-            return None;
-        }
-        open.fetch_add(1, Ordering::AcqRel);
-        Some(Self(Arc::clone(open)))
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

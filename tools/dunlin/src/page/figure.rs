@@ -34,8 +34,16 @@ pub(super) fn pages(from: &str, pages: u64) -> Markup {
     figure(from, pages, &amounts::bytes(bytes))
 }
 
+/// A value in words that somebody else has found.
+pub(crate) fn said(from: &str, value: f64, text: &str) -> Markup {
+    html! { data value=(value) data-from=(from) { (on_one_line(text)) } }
+}
+
 fn figure(from: &str, value: u64, text: &str) -> Markup {
-    // A value and its unit stay on one line.
-    let text = text.replace(' ', "\u{a0}");
-    html! { data value=(value) data-from=(from) { (text) } }
+    html! { data value=(value) data-from=(from) { (on_one_line(text)) } }
+}
+
+/// A value and its unit stay together.
+fn on_one_line(text: &str) -> String {
+    text.replace(' ', "\u{a0}")
 }

@@ -20,7 +20,7 @@
 pub(crate) mod axis;
 pub(crate) mod document;
 mod facts;
-mod figure;
+pub(crate) mod figure;
 mod latencies;
 mod pause;
 mod rounds;

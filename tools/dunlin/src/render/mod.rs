@@ -5,6 +5,7 @@
 //! | [`amounts`] | bytes, rates, durations, counts |
 //! | [`palette`] | colour, where it is wanted |
 //! | [`progress`] | the live line of a move |
+//! | [`status_line`] | a line that is drawn over itself |
 //! | [`receipt`] | what a move came to |
 //! | [`blackout`] | the pause, part by part |
 //! | [`guests`] | what `dunlin status` shows |
@@ -18,4 +19,5 @@ pub(crate) mod guests;
 pub(crate) mod palette;
 pub(crate) mod progress;
 pub(crate) mod receipt;
+pub(crate) mod status_line;
 pub(crate) mod text;

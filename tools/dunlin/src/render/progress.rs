@@ -1,102 +1,63 @@
 //! The live line: where a move stands, in one line that is drawn over itself on a terminal, and
 //! in a plain line every few seconds elsewhere.
 
-use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use dunlin_engine::report::{Phase, Progress};
 
 use super::amounts::{bytes, nanoseconds, rate};
-use super::text::printable;
+use super::status_line::StatusLine;
 
 /// How often a plain line is written where there is no terminal.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The width of a terminal that does not tell.
-const COLUMNS_DEFAULT: usize = 80;
-
 /// What stands between two fields of the line.
 const FIELD_BREAK: &str = " · ";
 
-/// Draws the live line on standard error, so that standard output stays the receipt's.
+/// Draws the live line.
 pub(crate) struct LiveLine {
-    mode: Mode,
-    drawn: bool,
-}
-
-enum Mode {
-    Quiet,
-    Terminal,
-    Plain { last: Option<(Instant, Phase)> },
+    line: StatusLine,
+    /// When a plain line was written last, and in which phase.
+    last: Option<(Instant, Phase)>,
 }
 
 impl LiveLine {
     /// A line that suits standard error; nothing at all when `quiet`.
     pub(crate) fn new(quiet: bool) -> Self {
-        let mode = if quiet {
-            Mode::Quiet
-        } else if std::io::stderr().is_terminal() {
-            Mode::Terminal
-        } else {
-            Mode::Plain { last: None }
-        };
-        Self { mode, drawn: false }
+        Self {
+            line: StatusLine::new(quiet),
+            last: None,
+        }
     }
 
     /// Shows where the move stands.
     pub(crate) fn show(&mut self, name: &str, progress: &Progress) {
-        match &mut self.mode {
-            Mode::Quiet => {}
-            Mode::Terminal => {
-                let columns = rustix::termios::tcgetwinsize(std::io::stderr())
-                    .map(|size| usize::from(size.ws_col))
-                    .ok()
-                    .filter(|columns| *columns > 0)
-                    .unwrap_or(COLUMNS_DEFAULT);
-                let line = fitted(&line(name, progress), columns.saturating_sub(1));
-                // Back to the line's begin, the new text, the rest cleared.
-                write(&format!("\r{line}\u{1b}[K"));
-                self.drawn = true;
-            }
-            Mode::Plain { last } => {
-                let due = last.is_none_or(|(at, phase)| {
-                    at.elapsed() >= PLAIN_INTERVAL || phase != progress.phase
-                });
-                if due {
-                    *last = Some((Instant::now(), progress.phase));
-                    write(&format!("{}\n", line(name, progress)));
-                }
-            }
+        if self.line.is_quiet() {
+            return;
+        }
+        let text = line(name, progress);
+        if let Some(columns) = self.line.columns() {
+            self.line.draw(&fitted(&text, columns));
+            return;
+        }
+        let is_due = self
+            .last
+            .is_none_or(|(at, phase)| at.elapsed() >= PLAIN_INTERVAL || phase != progress.phase);
+        if is_due {
+            self.last = Some((Instant::now(), progress.phase));
+            self.line.draw(&text);
         }
     }
 
     /// Writes a sentence on a line of its own.
     pub(crate) fn note(&mut self, text: &str) {
-        if !matches!(self.mode, Mode::Quiet) {
-            self.clear();
-            write(&format!("{}\n", printable(text)));
-        }
+        self.line.note(text);
     }
 
     /// Takes the live line away.
     pub(crate) fn clear(&mut self) {
-        if std::mem::take(&mut self.drawn) {
-            write("\r\u{1b}[K");
-        }
+        self.line.clear();
     }
-}
-
-impl Drop for LiveLine {
-    fn drop(&mut self) {
-        self.clear();
-    }
-}
-
-fn write(text: &str) {
-    let mut stream = std::io::stderr().lock();
-    // Nobody is harmed by a progress line that can't be written.
-    let _ = stream.write_all(text.as_bytes());
-    let _ = stream.flush();
 }
 
 /// Where a move stands, in one line.

@@ -6,9 +6,11 @@
 //! | here | [`ProcessGuest`], behind the engine's traits |
 //! | `program` | what one thread does, as a vCPU's program says |
 //! | `writers` | the threads: running, parking, ending |
+//! | `replay` | rewriting memory as a trace says |
 //! | `state` | what is moved besides memory |
 
 mod program;
+mod replay;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -34,10 +36,13 @@ use thiserror::Error;
 use uuid::Uuid;
 
 use self::program::Program;
+use self::replay::{BeginsReplay, Replay};
 use self::state::ClockState;
 use self::writers::Writers;
+use crate::dirty_trace::DirtyTrace;
 use crate::memory::{AllocateError, allocate, pc_layout, rebacked};
 use crate::serial_queue::SerialQueue;
+use crate::size::format_size;
 use crate::spec::GuestSpec;
 use crate::workload::Workload;
 use crate::workload::check::WorkloadCheck;
@@ -93,6 +98,12 @@ pub enum ProcessGuestError {
     /// The thread that writes out what it prints can't be made.
     #[error("the thread of the guest's serial port can't be made: {0}")]
     Serial(#[source] io::Error),
+    /// The trace is of another guest.
+    #[error(
+        "the trace is of a guest with {} of memory, laid out otherwise than this one",
+        format_size(*.0)
+    )]
+    Trace(u64),
     /// Something was asked for that a running guest can't do.
     #[error("the guest runs; it has to be paused first")]
     NotPaused,
@@ -111,6 +122,8 @@ pub struct ProcessGuest {
     tracker: Arc<ProcessMemoryTracker>,
     /// The control pages that `pause` wrote, which it does through the lanes' mapping.
     marked: Arc<MarkedPages>,
+    /// What is rewritten here: a guest that was moved writes nothing where it arrives.
+    replay: Option<Arc<Replay>>,
     /// Each vCPU's loops before the guest was last let run.
     loops_before: Vec<u64>,
 }
@@ -125,6 +138,31 @@ impl ProcessGuest {
         spec: &GuestSpec,
         serial: Box<dyn io::Write + Send>,
     ) -> Result<Self, ProcessGuestError> {
+        Self::begin(spec, None, serial)
+    }
+
+    /// Makes a guest that will rewrite memory as a trace says, from the moment on in which tracking
+    /// begins. Its workload should have the pattern [`Pattern::Replay`]: pages that are none that the
+    /// guest rewrites are left alone.
+    ///
+    /// [`Pattern::Replay`]: crate::workload::Pattern::Replay
+    ///
+    /// # Errors
+    ///
+    /// Also when the trace is of a guest with other memory.
+    pub fn replay(
+        spec: &GuestSpec,
+        trace: DirtyTrace,
+        serial: Box<dyn io::Write + Send>,
+    ) -> Result<Self, ProcessGuestError> {
+        Self::begin(spec, Some(trace), serial)
+    }
+
+    fn begin(
+        spec: &GuestSpec,
+        trace: Option<DirtyTrace>,
+        serial: Box<dyn io::Write + Send>,
+    ) -> Result<Self, ProcessGuestError> {
         if !valid_guest_name(&spec.name) {
             return Err(ProcessGuestError::Name(spec.name.clone()));
         }
@@ -134,7 +172,12 @@ impl ProcessGuest {
             epoch: FIRST_EPOCH,
         };
         let layout = pc_layout(spec.memory_bytes, spec.backing)?;
-        let mut guest = Self::new(identity, layout, spec.vcpus, spec.workload.clone(), serial)?;
+        if let Some(trace) = trace.as_ref().filter(|trace| !trace.fits(&layout)) {
+            return Err(ProcessGuestError::Trace(trace.memory_bytes()));
+        }
+        let replay = trace.map(|trace| Arc::new(Replay::new(trace)));
+        let workload = spec.workload.clone();
+        let mut guest = Self::new(identity, layout, spec.vcpus, workload, replay, serial)?;
         fill(
             &guest.memory,
             &guest.plan,
@@ -173,6 +216,7 @@ impl ProcessGuest {
             layout,
             offer.vcpus,
             workload,
+            None,
             serial,
         )
     }
@@ -183,6 +227,7 @@ impl ProcessGuest {
         layout: Layout,
         vcpus: u32,
         workload: Workload,
+        replay: Option<Arc<Replay>>,
         serial: Box<dyn io::Write + Send>,
     ) -> Result<Self, ProcessGuestError> {
         let plan = Plan::new(&layout, vcpus, &workload)?;
@@ -191,13 +236,17 @@ impl ProcessGuest {
         let mut programs = Vec::new();
         for (settings, control_page) in settings(&plan, &workload).zip(plan.control_page_numbers())
         {
-            programs.push(Program::new(
+            let mut program = Program::new(
                 memory.guest_map(),
                 control_page,
                 &plan,
                 settings,
                 &serial.input(),
-            )?);
+            )?;
+            if let Some(replay) = &replay {
+                program.replays(replay);
+            }
+            programs.push(program);
         }
         Ok(Self {
             identity,
@@ -208,6 +257,7 @@ impl ProcessGuest {
             memory,
             plan,
             workload,
+            replay,
             loops_before: Vec::new(),
         })
     }
@@ -341,10 +391,15 @@ impl Guest for ProcessGuest {
     }
 
     fn dirty_sources(&self) -> Vec<Arc<dyn DirtySource>> {
-        vec![
-            Arc::clone(&self.tracker) as Arc<dyn DirtySource>,
-            Arc::clone(&self.marked) as Arc<dyn DirtySource>,
-        ]
+        let tracker = Arc::clone(&self.tracker) as Arc<dyn DirtySource>;
+        let tracker = match &self.replay {
+            None => tracker,
+            Some(replay) => Arc::new(BeginsReplay {
+                source: tracker,
+                replay: Arc::clone(replay),
+            }),
+        };
+        vec![tracker, Arc::clone(&self.marked) as Arc<dyn DirtySource>]
     }
 
     fn pause(&mut self, deadline: Deadline) -> Result<PauseRecord, GuestError> {

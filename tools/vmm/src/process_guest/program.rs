@@ -1,17 +1,19 @@
 //! What one thread does: the program that `workload::control_page` writes down.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 use dunlin_engine::clock::Timestamp;
 use dunlin_engine::layout::GuestAddress;
 use dunlin_transports::memory::{MemoryError, MemoryMap, PAGE_BYTES, PageNumber, Run};
 
+use super::replay::{Cursor, Replay};
 use crate::serial_queue::SerialInput;
 use crate::workload::Pattern;
 use crate::workload::beat;
 use crate::workload::control_page::{ControlPage, ControlSettings, Word};
 use crate::workload::page;
-use crate::workload::plan::Plan;
+use crate::workload::plan::{PageClass, Plan};
 use crate::workload::words::PageWords;
 
 /// The program of one vCPU, with where its pages are.
@@ -22,6 +24,9 @@ pub(super) struct Program {
     control_page: PageNumber,
     hot_first: PageNumber,
     settings: ControlSettings,
+    plan: Plan,
+    /// What is replayed, instead of what the settings say.
+    replay: Option<Arc<Replay>>,
     /// Where the one vCPU that prints does so.
     serial: Option<SerialInput>,
 }
@@ -58,8 +63,15 @@ impl Program {
             control_page,
             hot_first,
             settings,
+            plan: plan.clone(),
+            replay: None,
             serial: (settings.vcpu == 0).then(|| serial.clone()),
         })
+    }
+
+    /// Rewrites memory as a trace says.
+    pub(super) fn replays(&mut self, replay: &Arc<Replay>) {
+        self.replay = Some(Arc::clone(replay));
     }
 
     /// Which vCPU's it is.
@@ -74,14 +86,43 @@ impl Program {
     /// When a page is not in memory, which `new` has ruled out.
     pub(super) fn run(&self, go_on: &AtomicBool) -> Result<(), MemoryError> {
         let control = ControlPage::new(&self.map, self.control_page)?;
+        let replay = self.replay.as_deref();
+        let mut cursor =
+            replay.map(|replay| Cursor::new(replay, self.settings.vcpu, self.plan.vcpus()));
         while go_on.load(Ordering::Relaxed) {
-            if !self.go_round(control, Timestamp::now().0)? {
+            let now = Timestamp::now().0;
+            let wrote = match &mut cursor {
+                Some(cursor) => self.rewrite_due(control, cursor, now)?,
+                None => false,
+            };
+            if !self.go_round(control, now)? && !wrote {
                 // A vCPU that waits for its next write would be halted: others may have the
                 // processor.
                 std::thread::yield_now();
             }
         }
         Ok(())
+    }
+
+    /// Rewrites the page that is due, if one is; returns whether a page was written.
+    fn rewrite_due(
+        &self,
+        control: ControlPage<'_>,
+        cursor: &mut Cursor<'_>,
+        now: u64,
+    ) -> Result<bool, MemoryError> {
+        let Some(page) = cursor.due(now) else {
+            return Ok(false);
+        };
+        // Where this guest itself lies, it writes other things than the one that was recorded.
+        let Some(PageClass::Hot(_)) = self.plan.class_of(page) else {
+            return Ok(false);
+        };
+        if let Some(address) = self.plan.address_of(page) {
+            page::rewrite(PageWords::new(&self.map, page)?, address);
+            increment(control, Word::PagesWritten);
+        }
+        Ok(true)
     }
 
     /// Goes round once; returns whether a page was written.
@@ -131,7 +172,8 @@ impl Program {
     fn next_page(&self, control: ControlPage<'_>) -> u64 {
         let pages = self.settings.hot.pages;
         match self.settings.pattern {
-            Pattern::Sequential => {
+            // A replay has no hot range, so it does not come here.
+            Pattern::Sequential | Pattern::Replay => {
                 let index = control.load(Word::NextIndex);
                 // What a peer sent may be past the end.
                 let index = if index < pages { index } else { 0 };

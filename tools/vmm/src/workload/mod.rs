@@ -31,7 +31,7 @@ use crate::size::{SizeError, format_rate, format_size, parse_rate, parse_size};
 
 /// What the built-in guest does, for the whole guest: vCPUs share it out evenly.
 ///
-/// As text: `pattern=sequential|random,hot=SIZE,rate=SIZE/s|max,zero=PERCENT,block=PAGES,unused=PERCENT,beat=TIME`,
+/// As text: `pattern=sequential|random|replay,hot=SIZE,rate=SIZE/s|max,zero=PERCENT,block=PAGES,unused=PERCENT,beat=TIME`,
 /// each at most once, in any order; what is left out has its [`Default`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Workload {
@@ -59,6 +59,9 @@ pub enum Pattern {
     Sequential,
     /// At random.
     Random,
+    /// As a trace says ([`crate::dirty_trace`]), where there is one: any page, and none without it.
+    /// There is no hot set then.
+    Replay,
 }
 
 /// What is wrong with a workload.
@@ -80,7 +83,7 @@ pub enum WorkloadError {
     #[error("workload: '{0}' is there twice")]
     Duplicate(String),
     /// The pattern is not known.
-    #[error("workload: pattern={0}: allowed are sequential and random")]
+    #[error("workload: pattern={0}: allowed are sequential, random and replay")]
     Pattern(String),
     /// A size or a rate can't be read.
     #[error("workload: {key}: {source}")]
@@ -93,6 +96,9 @@ pub enum WorkloadError {
     /// The hot set is not made of whole pages.
     #[error("workload: hot={}: allowed are multiples of {PAGE_BYTES} bytes", format_size(*.0))]
     HotNotWholePages(u64),
+    /// A replay with a hot set.
+    #[error("workload: pattern=replay has no hot set: leave hot out")]
+    ReplayWithHotSet,
     /// A rate of nothing.
     #[error(
         "workload: rate=0/s: allowed are 1/s and more, or max; hot=0 makes a guest that writes nothing"
@@ -159,6 +165,9 @@ impl Workload {
         if !self.hot_bytes.is_multiple_of(PAGE_BYTES) {
             return Err(WorkloadError::HotNotWholePages(self.hot_bytes));
         }
+        if self.pattern == Pattern::Replay && self.hot_bytes > 0 {
+            return Err(WorkloadError::ReplayWithHotSet);
+        }
         if self.rate == Some(0) {
             return Err(WorkloadError::RateZero);
         }
@@ -174,7 +183,7 @@ impl Workload {
         Ok(())
     }
 
-    /// The section that tells a destination of it. Fields: 1 pattern (0 sequential, 1 random),
+    /// The section that tells a destination of it. Fields: 1 pattern (0 sequential, 1 random, 2 replay),
     /// 2 hot bytes, 3 rate in bytes a second (missing: no limit), 4 percentage of zero pages,
     /// 5 milliseconds from one beat to the next, 6 pages of a block (missing: the default),
     /// 7 percentage of memory that is never touched (missing: none).
@@ -233,7 +242,9 @@ impl Workload {
         };
         workload.validate().map_err(|error| {
             let field = match error {
-                WorkloadError::HotNotWholePages(_) => Self::FIELD_HOT_BYTES,
+                WorkloadError::HotNotWholePages(_) | WorkloadError::ReplayWithHotSet => {
+                    Self::FIELD_HOT_BYTES
+                }
                 WorkloadError::RateZero => Self::FIELD_RATE,
                 WorkloadError::Block(_) => Self::FIELD_BLOCK_PAGES,
                 WorkloadError::Percent { key: "unused", .. } => Self::FIELD_UNUSED_PERCENT,
@@ -271,6 +282,7 @@ impl Pattern {
         match self {
             Self::Sequential => 0,
             Self::Random => 1,
+            Self::Replay => 2,
         }
     }
 
@@ -279,6 +291,7 @@ impl Pattern {
         match number {
             0 => Some(Self::Sequential),
             1 => Some(Self::Random),
+            2 => Some(Self::Replay),
             _ => None,
         }
     }
@@ -288,6 +301,7 @@ impl Pattern {
         match self {
             Self::Sequential => "sequential",
             Self::Random => "random",
+            Self::Replay => "replay",
         }
     }
 }
@@ -311,6 +325,7 @@ impl FromStr for Workload {
                     workload.pattern = match value {
                         "sequential" => Pattern::Sequential,
                         "random" => Pattern::Random,
+                        "replay" => Pattern::Replay,
                         _ => return Err(WorkloadError::Pattern(value.to_owned())),
                     };
                 }
@@ -339,6 +354,9 @@ impl FromStr for Workload {
                 "beat" => workload.beat = value.parse()?,
                 _ => return Err(WorkloadError::UnknownKey(key.to_owned())),
             }
+        }
+        if workload.pattern == Pattern::Replay && !seen.contains(&"hot") {
+            workload.hot_bytes = 0;
         }
         workload.validate()?;
         Ok(workload)
@@ -400,6 +418,10 @@ mod tests {
             }
         );
         assert_eq!(parse("hot=0").unwrap().hot_bytes, 0);
+        let replay = parse("zero=0,pattern=replay").unwrap();
+        assert_eq!(replay.hot_bytes, 0);
+        assert_eq!(parse(&replay.to_string()), Ok(replay.clone()));
+        assert_eq!(Workload::from_section(replay.to_section()).unwrap(), replay);
     }
 
     #[test]
@@ -412,8 +434,9 @@ mod tests {
             ("hot=4096,hot=4096", "'hot' is there twice"),
             (
                 "pattern=up",
-                "pattern=up: allowed are sequential and random",
+                "pattern=up: allowed are sequential, random and replay",
             ),
+            ("pattern=replay,hot=4096", "pattern=replay has no hot set"),
             ("hot=5000", "hot=5000: allowed are multiples of 4096"),
             ("hot=64MB", "hot: '64MB' has the unit 'MB'; the units are"),
             ("hot=17179869184TiB", "hot: '17179869184TiB' is too large"),
@@ -444,6 +467,7 @@ mod tests {
     fn a_section_with_a_forbidden_value_is_refused() {
         for (field, value) in [
             (1, 2),
+            (1, 3),
             (2, 5000),
             (3, 0),
             (4, 101),

@@ -13,7 +13,7 @@ use dunlin_engine::layout::{GuestAddress, Layout};
 use dunlin_transports::memory::{PAGE_BYTES, PageNumber};
 use thiserror::Error;
 
-use super::{Workload, WorkloadError};
+use super::{Pattern, Workload, WorkloadError};
 use crate::memory::{HIGH_MEMORY, LOW_MEMORY_END};
 use crate::size::format_size;
 use crate::spec::VCPUS_MAX;
@@ -101,6 +101,8 @@ pub enum PlanError {
 pub struct Plan {
     layout: Layout,
     hot_ranges: Vec<HotRange>,
+    /// Whether any page outside of the system area may be rewritten, whatever the ranges are.
+    replays: bool,
 }
 
 impl Plan {
@@ -135,6 +137,7 @@ impl Plan {
         Ok(Self {
             layout: layout.clone(),
             hot_ranges,
+            replays: workload.pattern == Pattern::Replay,
         })
     }
 
@@ -188,6 +191,9 @@ impl Plan {
                 .and_then(|offset| u32::try_from(offset / PAGE_BYTES).ok())
                 .filter(|vcpu| *vcpu < self.vcpus());
             return vcpu.map_or(PageClass::System, PageClass::Control);
+        }
+        if self.replays {
+            return PageClass::Hot(0);
         }
         // Ranges ascend; an empty one holds no address.
         let vcpu = self
@@ -332,6 +338,19 @@ mod tests {
         assert_eq!(plan.control_page(1), Some(GuestAddress(0x1_1000)));
         assert_eq!(plan.control_page(2), None);
         assert_eq!(plan.hot_range(1).unwrap().base, GuestAddress(0x80_3000));
+    }
+
+    #[test]
+    fn of_a_replay_every_page_may_be_rewritten_but_the_systems() {
+        let layout = pc_layout(16 << 20, Backing::Memfd).unwrap();
+        let workload = "pattern=replay".parse().unwrap();
+        let plan = Plan::new(&layout, 2, &workload).unwrap();
+        assert_eq!(plan.class_of(PageNumber(17)), Some(PageClass::Control(1)));
+        assert_eq!(plan.class_of(PageNumber(2047)), Some(PageClass::System));
+        for page in [2048, 4095] {
+            assert_eq!(plan.class_of(PageNumber(page)), Some(PageClass::Hot(0)));
+        }
+        assert_eq!(plan.hot_range(1).unwrap().pages, 0);
     }
 
     #[test]

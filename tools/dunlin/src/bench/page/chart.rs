@@ -12,8 +12,8 @@ use crate::bench::statistics::Spread;
 use crate::page::axis::{Axis, percent};
 use crate::render::amounts::{bytes, counted};
 
-/// The most lines in one chart: as many as there are colours that can be told apart.
-const SERIES_MAX: usize = 6;
+/// How many colours there are that can be told apart; there are fewer transports.
+const COLOURS: usize = 6;
 
 /// Where values begin, in percent of the width: labels stand to the left.
 const LEFT: f64 = 14.0;
@@ -27,61 +27,74 @@ const TOP: f64 = 6.0;
 /// What lies on the horizontal axis, in order.
 struct Category {
     /// By this they are ordered.
-    rank: u64,
+    rank: (u64, String),
     label: String,
 }
 
-/// Cells that differ only in what lies on the horizontal axis.
+/// Cells of one transport: a line.
 struct Series {
+    /// The transport's place among all of the results: its colour, in every chart.
+    colour: usize,
     name: String,
     /// The values of each category.
     values: Vec<Vec<f64>>,
+}
+
+/// Cells that have everything else in common too: a chart.
+struct Facet {
+    name: String,
+    series: Vec<Series>,
 }
 
 /// A figure against the number of lanes.
 pub(super) fn against_lanes(results: &Results, figure: Figure) -> Markup {
     let category = |cell: &Cell| Category {
         // The engine's choice comes last.
-        rank: cell.lanes.map_or(u64::MAX, u64::from),
-        label: cell
-            .lanes
-            .map_or_else(|| "auto".to_owned(), |lanes| counted(lanes.into(), "lane")),
+        rank: (cell.lanes.map_or(u64::MAX, u64::from), String::new()),
+        label: lanes(cell),
     };
-    let rest = |cell: &Cell| {
-        format!(
-            "{}, {}, {}, {}",
-            cell.transport,
-            bytes(cell.memory_bytes),
-            cell.dirtying(),
-            cell.guest
-        )
+    let facet = |cell: &Cell| {
+        let memory = bytes(cell.memory_bytes);
+        format!("{} guest, {memory}, {}", cell.guest, cell.dirtying())
     };
-    charts("against lanes", results, figure, category, rest)
+    charts("against lanes", results, figure, category, facet)
 }
 
 /// A figure against what the guest rewrites.
 pub(super) fn against_dirty_rate(results: &Results, figure: Figure) -> Markup {
-    let category = |cell: &Cell| Category {
-        rank: cell.dirty_bytes_per_s.unwrap_or(u64::MAX),
-        label: match cell.dirty_bytes_per_s {
+    let patterns = || results.cells.iter().map(|result| &result.cell.pattern);
+    let patterns: std::collections::BTreeSet<&String> =
+        patterns().filter(|pattern| *pattern != "none").collect();
+    let category = |cell: &Cell| {
+        let rate = match cell.dirty_bytes_per_s {
             None => "max".to_owned(),
             Some(0) => "idle".to_owned(),
             Some(rate) => format!("{}/s", bytes(rate)),
-        },
+        };
+        let is_told = patterns.len() > 1 && cell.dirty_bytes_per_s != Some(0);
+        Category {
+            rank: (
+                cell.dirty_bytes_per_s.unwrap_or(u64::MAX),
+                cell.pattern.clone(),
+            ),
+            label: match is_told {
+                true => format!("{rate} {}", cell.pattern),
+                false => rate,
+            },
+        }
     };
-    let rest = |cell: &Cell| {
-        let lanes = cell.lanes.map_or_else(
-            || "auto lanes".to_owned(),
-            |lanes| counted(lanes.into(), "lane"),
-        );
-        format!(
-            "{}, {lanes}, {}, {}",
-            cell.transport,
-            bytes(cell.memory_bytes),
-            cell.guest
-        )
+    let facet = |cell: &Cell| {
+        let memory = bytes(cell.memory_bytes);
+        format!("{} guest, {memory}, {}", cell.guest, lanes(cell))
     };
-    charts("against dirty rate", results, figure, category, rest)
+    charts("against dirty rate", results, figure, category, facet)
+}
+
+fn lanes(cell: &Cell) -> String {
+    cell.lanes.map_or_else(
+        || "auto lanes".to_owned(),
+        |lanes| counted(lanes.into(), "lane"),
+    )
 }
 
 fn charts(
@@ -89,7 +102,7 @@ fn charts(
     results: &Results,
     figure: Figure,
     category: impl Fn(&Cell) -> Category,
-    rest: impl Fn(&Cell) -> String,
+    facet: impl Fn(&Cell) -> String,
 ) -> Markup {
     let cells: Vec<&CellResult> = results
         .cells
@@ -97,49 +110,81 @@ fn charts(
         .filter(|cell| !values(cell, figure).is_empty())
         .collect();
     let mut categories: Vec<Category> = cells.iter().map(|cell| category(&cell.cell)).collect();
-    categories.sort_by_key(|category| category.rank);
-    categories.dedup_by_key(|category| category.rank);
+    categories.sort_by(|left, right| left.rank.cmp(&right.rank));
+    categories.dedup_by(|left, right| left.rank == right.rank);
     if categories.len() < 2 {
         return html! {};
     }
-    let mut series: Vec<Series> = Vec::new();
+    let mut transports: Vec<&str> = Vec::new();
+    for result in &results.cells {
+        if !transports.contains(&result.cell.transport.as_str()) {
+            transports.push(&result.cell.transport);
+        }
+    }
+    let mut facets: Vec<Facet> = Vec::new();
     for cell in &cells {
-        let name = rest(&cell.cell);
-        let rank = category(&cell.cell).rank;
-        let place = series.iter().position(|series| series.name == name);
+        let name = facet(&cell.cell);
+        let place = facets.iter().position(|facet| facet.name == name);
         let place = place.unwrap_or_else(|| {
-            series.push(Series {
+            let series = transports.iter().enumerate();
+            facets.push(Facet {
                 name,
-                values: categories.iter().map(|_| Vec::new()).collect(),
+                series: series
+                    .map(|(colour, name)| Series {
+                        colour: colour % COLOURS,
+                        name: (*name).to_owned(),
+                        values: categories.iter().map(|_| Vec::new()).collect(),
+                    })
+                    .collect(),
             });
-            series.len() - 1
+            facets.len() - 1
         });
+        let rank = category(&cell.cell).rank;
         let column = categories.iter().position(|category| category.rank == rank);
-        let slot = series.get_mut(place).zip(column);
+        let series = facets.get_mut(place).and_then(|facet| {
+            let mut all = facet.series.iter_mut();
+            all.find(|series| series.name == cell.cell.transport)
+        });
+        let slot = series.zip(column);
         if let Some(slot) = slot.and_then(|(series, column)| series.values.get_mut(column)) {
             slot.extend(values(cell, figure));
         }
+    }
+    for facet in &mut facets {
+        let is_drawn = |series: &Series| series.values.iter().any(|values| !values.is_empty());
+        facet.series.retain(is_drawn);
     }
     let most = cells
         .iter()
         .flat_map(|cell| values(cell, figure))
         .fold(0.0, f64::max);
+    // One axis for all, so that charts can be compared.
     let axis = Axis::linear(most as u64, unit(figure));
     html! {
-        @for series in series.chunks(SERIES_MAX) {
-            figure.chart {
-                figcaption {
-                    (figure.name()) " " (title)
-                    ul.keys {
-                        @for (place, series) in series.iter().enumerate() {
-                            li.key.{ "s" (place) } { (series.name) }
+        h3 { (capital(figure.name())) " " (title) }
+        div.charts {
+            @for facet in &facets {
+                figure.chart {
+                    figcaption {
+                        (facet.name)
+                        ul.keys {
+                            @for series in &facet.series {
+                                li.key.{ "s" (series.colour) } { (series.name) }
+                            }
                         }
                     }
+                    (drawn(&categories, &facet.series, axis))
                 }
-                (drawn(&categories, series, axis))
             }
         }
     }
+}
+
+/// A title's first letter.
+fn capital(words: &str) -> String {
+    let mut letters = words.chars();
+    let first = letters.next().map(|letter| letter.to_uppercase());
+    first.into_iter().flatten().chain(letters).collect()
 }
 
 fn drawn(categories: &[Category], series: &[Series], axis: Axis) -> Markup {
@@ -174,16 +219,16 @@ fn drawn(categories: &[Category], series: &[Series], axis: Axis) -> Markup {
                 @let spots = spots(place, series);
                 @for pair in spots.windows(2) {
                     @if let [from, to] = pair {
-                        line.{ "s" (place) } x1=(percent(from.0)) y1=(percent(from.1)) x2=(percent(to.0)) y2=(percent(to.1)) {}
+                        line.{ "s" (series.colour) } x1=(percent(from.0)) y1=(percent(from.1)) x2=(percent(to.0)) y2=(percent(to.1)) {}
                     }
                 }
                 @for (column, values) in series.values.iter().enumerate() {
                     @for value in values {
-                        circle.{ "s" (place) } cx=(percent(across(column, place))) cy=(percent(height(*value))) r="3.5" {}
+                        circle.{ "s" (series.colour) } cx=(percent(across(column, place))) cy=(percent(height(*value))) r="3.5" {}
                     }
                 }
                 @for (x, y) in spots {
-                    line.median.{ "s" (place) } x1=(percent(x - step.min(1.5))) x2=(percent(x + step.min(1.5))) y1=(percent(y)) y2=(percent(y)) {}
+                    line.median.{ "s" (series.colour) } x1=(percent(x - step.min(1.5))) x2=(percent(x + step.min(1.5))) y1=(percent(y)) y2=(percent(y)) {}
                 }
             }
         }

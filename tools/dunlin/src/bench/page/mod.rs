@@ -5,17 +5,22 @@
 //! |---|---|
 //! | here | which sections there are, in which order |
 //! | [`chart`] | a figure against lanes or dirty rate |
+//! | [`forest`] | verdicts as intervals around 1 |
 //! | [`strips`] | each run as a dot on a line |
 
 mod chart;
+mod forest;
 mod strips;
 
 use maud::{Markup, html};
 
 use super::results::{Figure, Results};
-use super::table::headline;
+use super::statistics::PASSES_MIN;
+use super::table::{headline, left_out};
+use super::verdict::{Finding, foremost};
 use crate::failure::Failure;
 use crate::page::document::{Embedded, Section, document};
+use crate::page::figure::said;
 use crate::page::table::{Column, Form, table};
 use crate::render::amounts::{counted, nanoseconds, rate};
 
@@ -73,45 +78,79 @@ fn words(figure: Figure, value: f64) -> String {
     }
 }
 
+/// What a figure's spread is called in a cell's summary.
+fn place_of(figure: Figure) -> &'static str {
+    match figure {
+        Figure::Goodput => "goodput_bytes_per_s",
+        Figure::Total => "total_ns",
+        Figure::Blackout => "blackout_ns",
+        Figure::GuestVisible => "guest_visible_ns",
+        Figure::Cpu => "cpu_ns",
+    }
+}
+
+/// The median of a cell, which stands at that place.
+fn median(number: usize, figure: Figure, value: f64) -> Markup {
+    let name = place_of(figure);
+    let from = format!("/cells/{number}/summary/{name}/median");
+    said(&from, value, &words(figure, value))
+}
+
 fn header(results: &Results) -> Markup {
-    let cells = || results.cells.iter().filter(|cell| !cell.runs.is_empty());
+    let cells = || results.cells.iter().enumerate();
     let medians = |figure: Figure| {
-        cells().filter_map(move |cell| {
+        cells().filter_map(move |(number, cell)| {
             let spread = strips::spread(cell, figure)?;
-            Some((spread.median, cell.cell.words()))
+            Some((spread.median, number, cell.cell.words()))
         })
     };
     let most = medians(Figure::Goodput).max_by(|left, right| left.0.total_cmp(&right.0));
     let least = medians(Figure::Blackout).min_by(|left, right| left.0.total_cmp(&right.0));
+    let measured = cells().filter(|(_, cell)| !cell.runs.is_empty()).count();
     html! {
         p.product { "dunlin" span.what { "measured moves" } }
         h1 {
-            (counted(cells().count() as u64, "cell"))
+            (counted(measured as u64, "cell"))
             @if results.is_interrupted { span.outcome.careful { "interrupted" } }
         }
         p.why { (headline(results)) }
         dl.figures {
-            @if let Some((value, cell)) = most {
-                div { dt { "Highest goodput" } dd { (words(Figure::Goodput, value)) } dt { (cell) } }
+            @if let Some((value, number, cell)) = most {
+                div { dt { "Highest goodput" } dd { (median(number, Figure::Goodput, value)) } dd.which { (cell) } }
             }
-            @if let Some((value, cell)) = least {
-                div.pause { dt { "Shortest blackout" } dd { (words(Figure::Blackout, value)) } dt { (cell) } }
+            @if let Some((value, number, cell)) = least {
+                div.pause { dt { "Shortest blackout" } dd { (median(number, Figure::Blackout, value)) } dd.which { (cell) } }
             }
         }
     }
 }
 
 fn verdicts(results: &Results) -> Section {
+    let all = &results.verdicts;
+    let is_too_few = all
+        .iter()
+        .all(|verdict| verdict.finding == Finding::TooFewPasses);
     Section {
         id: "verdicts",
         heading: "What it says",
         body: html! {
-            ul.verdicts {
-                @for verdict in &results.verdicts { li { (verdict.words) } }
+            @if is_too_few {
+                p.why {
+                    "Too few passes to say which is better: " (PASSES_MIN) " are needed. The ratios \
+                     are there all the same."
+                }
+            } @else {
+                ul.verdicts {
+                    @for verdict in foremost(all) { li { (verdict.words) } }
+                }
             }
             p.why {
-                "Ratios of medians, pass by pass; the interval holds the middle 95 % of the ratios of \
-                 10,000 random draws of passes (seed " (results.seed) ")."
+                "A ratio is the median of the passes' ratios; the interval holds the middle 95 % of \
+                 the medians of 10,000 random draws of passes (seed " (results.seed) ")."
+            }
+            details {
+                summary { "Each of " (all.len()) " comparisons" }
+                (forest::table_of(all))
             }
         },
     }
@@ -155,7 +194,10 @@ fn references(results: &Results) -> Section {
                 html! { (text.unwrap_or_else(|| "–".to_owned())) }
             };
             let what = match &reference.left_out {
-                None => reference.what.clone(),
+                None => match &reference.version {
+                    None => reference.what.clone(),
+                    Some(version) => format!("{} (version {version})", reference.what),
+                },
                 Some(reason) => format!("not run: {reason}"),
             };
             vec![
@@ -200,9 +242,7 @@ fn conditions(results: &Results) -> Section {
                     div { dt { "Destination" } dd { "another process of the same host: both share its processors and its memory" } }
                 }
             }
-            @for cell in &results.cells {
-                @if let Some(reason) = &cell.left_out { p.why { (cell.cell.words()) ": not run: " (reason) } }
-            }
+            @for line in left_out(results) { p.why { (line) } }
         },
     }
 }
@@ -241,6 +281,7 @@ mod tests {
         );
         for verdict in &results.verdicts {
             assert!(page.contains(&verdict.words), "{}", verdict.words);
+            assert!(page.contains(&verdict.subject), "{}", verdict.subject);
         }
     }
 
@@ -253,6 +294,10 @@ mod tests {
         }
         results.references.clear();
         results.verdicts.clear();
-        assert!(page(&results).unwrap().contains("not run: no RDMA: none"));
+        assert!(
+            page(&results)
+                .unwrap()
+                .contains("kvm, and another cell: no RDMA: none")
+        );
     }
 }

@@ -20,7 +20,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::time::Duration;
 
 use super::matrix::Means;
-use super::processes::installed;
+use super::processes::{installed, version_of};
 use super::results::ReferenceRun;
 use super::{Interrupted, Stop};
 use crate::cli::bench::ReferenceChoice;
@@ -36,9 +36,24 @@ pub(crate) struct Reference {
     pub(crate) name: String,
     /// What it does.
     pub(crate) what: String,
+    /// The program's version, as it tells.
+    pub(crate) version: Option<String>,
     /// Why it can't run here, if so.
     pub(crate) left_out: Option<String>,
     kind: Kind,
+}
+
+impl Kind {
+    /// The program that has to be installed.
+    fn program(self) -> Option<&'static str> {
+        match self {
+            Self::MemoryCopy => None,
+            Self::Iperf3 { .. } => Some("iperf3"),
+            Self::WriteBandwidth { .. } => Some("ib_write_bw"),
+            Self::ReadLatency => Some("ib_read_lat"),
+            Self::QemuTcp { .. } | Self::QemuRdma => Some(qemu::PROGRAM),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +96,7 @@ pub(crate) fn all(
         references.push(Reference {
             name: name.to_owned(),
             what,
+            version: None,
             left_out: elsewhere.or(left_out),
             kind,
         });
@@ -162,6 +178,24 @@ pub(crate) fn all(
                 );
             }
         }
+    }
+    let mut known: Vec<(&str, Option<String>)> = Vec::new();
+    for reference in references
+        .iter_mut()
+        .filter(|reference| reference.left_out.is_none())
+    {
+        let Some(program) = reference.kind.program() else {
+            continue;
+        };
+        let told = known.iter().find(|(name, _)| *name == program);
+        reference.version = match told {
+            Some((_, version)) => version.clone(),
+            None => {
+                let version = version_of(program);
+                known.push((program, version.clone()));
+                version
+            }
+        };
     }
     references
 }
