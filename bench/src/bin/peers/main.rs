@@ -1,5 +1,5 @@
 //! Dunlin beside its peers and the machine's limit, over TCP: `make bench-peers`.
-//! docs/performance.md says what is compared, and has a run.
+//! docs/performance.md says what is compared.
 //!
 //! | room | what is in it |
 //! |---|---|
