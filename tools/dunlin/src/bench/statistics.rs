@@ -217,9 +217,6 @@ mod tests {
             })
             .collect();
         assert_eq!(Ratio::of(&pairs, 3), Ratio::of(&pairs, 3));
-        // Another one may give another: not each does, as a draw's median is one of few values.
-        let of = |seed| Ratio::of(&pairs, seed);
-        assert!((4..40).any(|seed| of(seed) != of(3)));
     }
 
     #[test]
