@@ -146,6 +146,12 @@ impl Numbers {
 mod tests {
     use super::*;
 
+    impl Numbers {
+        fn between_1_and_2(&mut self) -> f64 {
+            1.0 + (self.next() >> 11) as f64 / (1_u64 << 53) as f64
+        }
+    }
+
     #[test]
     fn spreads() {
         assert_eq!(Spread::of([]), None);
@@ -208,15 +214,13 @@ mod tests {
 
     #[test]
     fn the_same_seed_gives_the_same_interval() {
-        let pairs: Vec<(f64, f64)> = (0..12)
-            .map(|pass| {
-                (
-                    1.0 + f64::from(pass * 7 % 12),
-                    2.0 + f64::from(pass * 5 % 12),
-                )
-            })
+        // Enough ratios, all different, that the ends of an interval tell its draws.
+        let mut numbers = Numbers(42);
+        let pairs: Vec<(f64, f64)> = (0..100)
+            .map(|_| (numbers.between_1_and_2(), numbers.between_1_and_2()))
             .collect();
         assert_eq!(Ratio::of(&pairs, 3), Ratio::of(&pairs, 3));
+        assert_ne!(Ratio::of(&pairs, 3), Ratio::of(&pairs, 4));
     }
 
     #[test]
@@ -224,10 +228,11 @@ mod tests {
         // Both sides draw from one distribution, so the truth is 1. Percentile intervals of medians
         // are a little short for few passes; 9 in 10 is what is asked here.
         let mut numbers = Numbers(42);
-        let mut drawn = || 1.0 + (numbers.next() >> 11) as f64 / (1_u64 << 53) as f64;
         let held = (0..200)
             .filter(|trial| {
-                let pairs: Vec<(f64, f64)> = (0..15).map(|_| (drawn(), drawn())).collect();
+                let pairs: Vec<(f64, f64)> = (0..15)
+                    .map(|_| (numbers.between_1_and_2(), numbers.between_1_and_2()))
+                    .collect();
                 let ratio = Ratio::of(&pairs, *trial).unwrap();
                 (ratio.low..=ratio.high).contains(&1.0)
             })
