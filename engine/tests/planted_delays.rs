@@ -307,7 +307,7 @@ fn each_part_is_tried() {
 /// A vCPU that leaves late lengthens no part: the pause begins when the first is parked.
 fn the_way_into_the_pause_is_no_part_of_it() {
     plant("source:leaving", DELAY);
-    let report = Scenario::Moved.report();
+    let report = Moved.report();
     let blackout = report.blackout.as_ref().unwrap();
     let told = blackout.parts.iter();
     let told = told.map(|part| (part.name.clone(), part.duration_ns));
