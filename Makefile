@@ -132,9 +132,10 @@ bench-brownout: build ## Measure what a move costs the guest while it still runs
 	$(CARGO) build --release --locked -p dunlin-bench --bin brownout
 	$(CARGO_TARGET_DIR)/release/brownout --dunlin $(DUNLIN) $(ARGS)
 
-# The program without recording has a folder of its own.
+# The program without recording, but with all else, has a folder of its own.
+SILENT = --features compression$$($(SETUP) --has rdma-headers && echo ,rdma)
 bench-recording: build ## Measure what recording costs a move, against a build without it (five minutes)
-	$(CARGO) build --release --locked -p dunlin --no-default-features --features compression --target-dir $(CARGO_TARGET_DIR)/silent
+	$(CARGO) build --release --locked -p dunlin --no-default-features $(SILENT) --target-dir $(CARGO_TARGET_DIR)/silent
 	$(CARGO) build --release --locked -p dunlin-bench --bin recording
 	$(CARGO_TARGET_DIR)/release/recording --dunlin $(DUNLIN) --without $(CARGO_TARGET_DIR)/silent/release/dunlin $(ARGS)
 
