@@ -176,6 +176,7 @@ impl Mover<'_, '_> {
                 self.round_done()
             }
             WindowDone::Failed(error) => {
+                self.blame_transport();
                 let reason = format!("registering memory: {error}");
                 Some(self.stop(StayReason::Failed, &reason))
             }
