@@ -34,7 +34,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test model simulate chaos planted-bug planted-delays planted-slowness softroce softroce-bench softroce-receipts softroce-chaos rdma-test bench bench-blackout bench-peers bench-scaling bench-suite bench-recording receipts lint format deny
+.PHONY: help demo build test model simulate chaos planted-bug planted-delays planted-slowness softroce softroce-bench softroce-receipts softroce-chaos rdma-test bench bench-blackout bench-brownout bench-peers bench-scaling bench-suite bench-recording receipts lint format deny
 
 help: ## Say what there is
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -135,6 +135,10 @@ bench-blackout: build ## Measure the pause of guests over loopback (three minute
 	$(CARGO) build --release --locked -p dunlin-bench --bin blackout
 	@mkdir -p $(BENCH_RESULTS)
 	$(CARGO_TARGET_DIR)/release/blackout --dunlin $(DUNLIN) --json $(BENCH_RESULTS)/blackout.json $(ARGS)
+
+bench-brownout: build ## Measure what a move costs the guest while it still runs (five minutes; ARGS="--passes 3")
+	$(CARGO) build --release --locked -p dunlin-bench --bin brownout
+	$(CARGO_TARGET_DIR)/release/brownout --dunlin $(DUNLIN) $(ARGS)
 
 # The program without recording has a folder of its own.
 bench-recording: build ## Measure what recording costs a move, against a build without it (five minutes)
