@@ -15,6 +15,9 @@ use tempfile::TempDir;
 /// How long the browser may take for anything; it starts slowly on a busy machine.
 const ANSWER_MAX: Duration = Duration::from_secs(60);
 
+/// The key Tab's number among keys.
+const TAB_CODE: u32 = 9;
+
 /// The browser's flags: no sandbox, since tests may run as root, and nothing that talks to anyone.
 const FLAGS: [&str; 12] = [
     "--headless",
@@ -128,6 +131,9 @@ impl Browser {
         for domain in ["Page", "Runtime", "Log", "Network"] {
             self.ask(&format!("{domain}.enable"), json!({}))?;
         }
+        // Without a window nobody looks at the page, and keys would go nowhere.
+        let focus = json!({"enabled": true});
+        self.ask("Emulation.setFocusEmulationEnabled", focus)?;
         Ok(())
     }
 
@@ -172,6 +178,25 @@ impl Browser {
             bail!("{expression}: {exception}");
         }
         Ok(result["result"]["value"].take())
+    }
+
+    /// Presses the key that goes on to whatever takes keys next.
+    ///
+    /// # Errors
+    ///
+    /// When the browser does not take it.
+    pub fn press_tab(&mut self) -> Result<()> {
+        for kind in ["rawKeyDown", "keyUp"] {
+            let key = json!({
+                "type": kind,
+                "key": "Tab",
+                "code": "Tab",
+                "windowsVirtualKeyCode": TAB_CODE,
+                "nativeVirtualKeyCode": TAB_CODE,
+            });
+            self.ask("Input.dispatchKeyEvent", key)?;
+        }
+        Ok(())
     }
 
     /// A picture of the whole page, as PNG.

@@ -10,6 +10,7 @@
 //! | [`host`] | what this machine has: KVM, huge pages, namespaces |
 //! | [`rdma`] | what RDMA holds, and the wire below it |
 //! | [`chaos`] | moves with faults, by the hundred |
+//! | [`measured`] | what a report says that both ends measured |
 //! | [`schema`] | what the program writes, against its schemas |
 //! | [`browser`] | a browser that looks at pages |
 //! | [`wire`] | raw connections, to say what no program of ours would |
@@ -17,6 +18,7 @@
 pub mod browser;
 pub mod chaos;
 pub mod host;
+pub mod measured;
 pub mod program;
 pub mod rdma;
 pub mod schema;

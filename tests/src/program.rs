@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use crate::measured::{REPORT_SCHEMA, check_report};
+
 /// The longest that one command of a scenario may take.
 pub const COMMAND_TIME_MAX: Duration = Duration::from_secs(180);
 
@@ -37,13 +39,18 @@ pub struct Output {
 }
 
 impl Output {
-    /// Its standard output as JSON.
+    /// Its standard output as JSON. The report of a move is checked, whatever came of it.
     ///
     /// # Errors
     ///
-    /// When it is none.
+    /// When it is none, or a report with a mistake in it.
     pub fn json(&self) -> Result<Value> {
-        serde_json::from_str(&self.stdout).with_context(|| format!("not JSON: {self:?}"))
+        let document: Value =
+            serde_json::from_str(&self.stdout).with_context(|| format!("not JSON: {self:?}"))?;
+        if document["schema"] == REPORT_SCHEMA {
+            check_report(&document)?;
+        }
+        Ok(document)
     }
 
     /// Checks the exit code.

@@ -45,13 +45,11 @@ impl Schema {
     }
 }
 
-/// Forbids, wherever fields are named, all others.
+/// Forbids, wherever there is an object, all fields that are not named.
 fn allow_nothing_else(schema: &mut Value) {
     match schema {
         Value::Object(fields) => {
-            if fields.get("type").is_some_and(|kind| kind == "object")
-                && fields.contains_key("properties")
-            {
+            if fields.get("type").is_some_and(|kind| kind == "object") {
                 fields.insert("additionalProperties".to_owned(), false.into());
             }
             fields.values_mut().for_each(allow_nothing_else);
@@ -72,6 +70,14 @@ mod tests {
             ("{\"schema\": \"dunlin.report/1\"}", "session"),
             ("{\"total_ns\": -1}", "/total_ns"),
             ("{\"more\": 1}", "more"),
+            (
+                "{\"telemetry\": {\"more\": 1}}",
+                "/telemetry: Additional properties",
+            ),
+            (
+                "{\"telemetry\": {\"source\": {\"gauges\": {\"more\": 1}}}}",
+                "/telemetry/source/gauges",
+            ),
         ] {
             let document = serde_json::from_str(text).unwrap();
             let error = Schema::Report.check(&document).unwrap_err().to_string();

@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::measured::REPORT_SCHEMA;
 use crate::program::{
     Output, Running, dunlin, eventually, is_alive, processes_with, signal_process,
 };
-use crate::schema::Schema;
 
 /// A site. What was started on it ends with it.
 pub struct Site {
@@ -229,7 +229,8 @@ impl Site {
     ///
     /// # Errors
     ///
-    /// When `send` ends with another exit code than `code`, or prints no report.
+    /// When `send` ends with another exit code than `code`, or prints no report, or one with a mistake
+    /// in it.
     pub fn send(&self, name: &str, to: &str, arguments: &[&str], code: i32) -> Result<Value> {
         let mut all = vec!["send", name, "--to", to, "--json", "--quiet"];
         // Machines that run tests are slow and busy: the default budget is none to rely on there.
@@ -238,7 +239,7 @@ impl Site {
         }
         all.extend(arguments);
         let report = self.run(&all)?.expect_code(code)?.json()?;
-        Schema::Report.check(&report)?;
+        ensure!(report["schema"] == REPORT_SCHEMA, "no report: {report:#}");
         Ok(report)
     }
 

@@ -165,7 +165,10 @@ fn by_metrics_and_top_while_it_runs_and_afterwards() -> Result<()> {
     let report = send.wait()?.expect_code(9)?.json()?;
     let text = scrape(&source)?;
     ensure!(
-        value(&text, "dunlin_moves_total{outcome=\"cancelled\"}") == Some(1.0),
+        value(
+            &text,
+            "dunlin_moves_total{guest=\"vm1\",outcome=\"cancelled\"}"
+        ) == Some(1.0),
         "{text}"
     );
     ensure!(!text.contains("dunlin_move_sent_bytes"), "{text}");
@@ -185,6 +188,72 @@ fn by_metrics_and_top_while_it_runs_and_afterwards() -> Result<()> {
         let is_here = value(&text, "dunlin_guest_state{guest=\"vm1\",state=\"running\"}");
         Ok(arrived == Some(1.0) && is_here == Some(1.0))
     })
+}
+
+#[test]
+fn by_metrics_in_a_file_when_nobody_is_left_to_be_asked() -> Result<()> {
+    let (here, there) = (Site::new()?, Site::new()?);
+    let folder = here.directory().join("collected");
+    std::fs::create_dir(&folder)?;
+    let file = folder.join("vm1.prom").to_string_lossy().into_owned();
+    let guest = here.guest("vm1", &RUN)?;
+    let nobody = free_port()?;
+    let to_nobody = format!("tcp://{nobody}");
+    let failed = here.send("vm1", &to_nobody, &["--metrics-file", &file], 5)?;
+    let text = std::fs::read_to_string(&file)?;
+    check_exposition(&text)?;
+    let outcome = failed["outcome"].as_str().context("no outcome")?;
+    let moves =
+        |outcome: &str| format!("dunlin_moves_total{{guest=\"vm1\",outcome=\"{outcome}\"}}");
+    ensure!(value(&text, &moves(outcome)) == Some(1.0), "{text}");
+
+    let receiver = there.receiver(&[])?;
+    let report = here.send("vm1", &receiver.endpoint, &["--metrics-file", &file], 0)?;
+    expect_moved(&report)?;
+    guest.wait()?.expect_code(0)?;
+    let text = std::fs::read_to_string(&file)?;
+    check_exposition(&text)?;
+    ensure!(value(&text, &moves(outcome)) == Some(1.0), "{text}");
+    ensure!(value(&text, &moves("moved")) == Some(1.0), "{text}");
+    let of = |name: &str, field: &str| {
+        let told = value(&text, &format!("{name}{{guest=\"vm1\"}}"));
+        let measured = report.pointer(field).and_then(Value::as_f64);
+        let is_same = told
+            .zip(measured)
+            .is_some_and(|(told, measured)| (told * 1e9 - measured).abs() < 1.0);
+        ensure!(is_same, "{name}: {told:?}, {field}: {measured:?}");
+        Ok(())
+    };
+    of("dunlin_last_move_blackout_seconds", "/blackout/total_ns")?;
+    of("dunlin_last_move_seconds", "/total_ns")?;
+    of(
+        "dunlin_last_move_guest_visible_blackout_seconds",
+        "/blackout/guest_visible_ns",
+    )?;
+    // The parts of the pause, and histograms of both ends.
+    for begin in [
+        "dunlin_blackout_part_seconds{guest=\"vm1\",side=\"source\",part=\"park\"}",
+        "dunlin_blackout_part_seconds{guest=\"vm1\",side=\"destination\",part=\"load-state\"}",
+        "dunlin_blackout_part_seconds{guest=\"vm1\",side=\"link\",part=\"ready-on-link\"}",
+        "dunlin_fence_seconds_bucket{guest=\"vm1\",side=\"source\",le=\"+Inf\"}",
+        "dunlin_receive_seconds_count{guest=\"vm1\",side=\"destination\"}",
+    ] {
+        ensure!(value(&text, begin) > Some(0.0), "no {begin} in\n{text}");
+    }
+    // Nothing is left beside it.
+    ensure!(std::fs::read_dir(&folder)?.count() == 1);
+
+    let refused = [
+        "send",
+        "vm1",
+        "--to",
+        &to_nobody,
+        "--metrics-file",
+        "/nowhere/vm1.prom",
+    ];
+    let refused = here.run(&refused)?.expect_code(2)?;
+    ensure!(refused.stderr.contains("nothing was done"), "{refused:?}");
+    Ok(())
 }
 
 #[test]

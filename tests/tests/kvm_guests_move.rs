@@ -3,6 +3,7 @@
 
 use anyhow::Result;
 use dunlin_tests::host::{HugePages, has_kvm};
+use dunlin_tests::measured::expect_operations_of_tcp;
 use dunlin_tests::site::{Site, expect_moved};
 use serde_json::Value;
 
@@ -13,6 +14,7 @@ fn move_a_guest(run: &[&str], receive: &[&str], send: &[&str]) -> Result<Value> 
     let receiver = there.receiver(receive)?;
     let report = here.send("vm1", &receiver.endpoint, send, 0)?;
     expect_moved(&report)?;
+    expect_operations_of_tcp(&report)?;
     there.expect_goes_on("vm1")?;
     // Its process here ends by itself, and well.
     guest.wait()?.expect_code(0)?;

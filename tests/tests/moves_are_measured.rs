@@ -196,6 +196,58 @@ fn another_host_takes_a_benchs_guests_and_ends_them() -> Result<()> {
 }
 
 #[test]
+fn files_name_nobody_and_the_screen_says_all() -> Result<()> {
+    let site = Site::new()?;
+    let at = |name: &str| site.directory().join(name).to_string_lossy().into_owned();
+    let files = ["result.json", "result.csv", "result.html"].map(at);
+    let [json, csv, html] = &files;
+    let bench = [
+        "bench",
+        "--transports",
+        "tcp",
+        "--lanes",
+        "1",
+        "--memory",
+        "64MiB",
+        "--guest",
+        "process",
+        "--repeat",
+        "1",
+        "--warm-up",
+        "0",
+        "--references",
+        "none",
+        // Nobody listens there.
+        "--to",
+        "tcp://localhost:1",
+        "--json",
+        json,
+        "--csv",
+        csv,
+        "--html",
+        html,
+    ];
+    let output = site.run(&bench)?.expect_code(12)?;
+    assert!(output.stdout.contains("localhost:1"), "{output:?}");
+    for file in &files {
+        let text = read(Path::new(file))?;
+        assert!(text.contains("can't reach [private]"), "{file}: {text}");
+        assert!(!text.contains("localhost"), "{file}: {text}");
+    }
+    let result: Value = serde_json::from_str(&read(Path::new(json))?)?;
+    Schema::Bench.check(&result)?;
+    let bundle = at("bundle.json");
+    site.run(&["bench", "report", json, "--output", &bundle])?
+        .expect_code(0)?;
+    let bundle = read(Path::new(&bundle))?;
+    assert!(!bundle.contains("localhost"), "{bundle}");
+    for schema in ["dunlin.bench-report/1", "dunlin.bench/1"] {
+        assert!(bundle.contains(schema), "{schema}: {bundle}");
+    }
+    Ok(())
+}
+
+#[test]
 fn what_can_not_run_says_why() -> Result<()> {
     let site = Site::new()?;
     let elsewhere = [

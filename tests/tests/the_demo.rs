@@ -1,8 +1,8 @@
 //! `dunlin demo`, as in the README: what it prints, what its report says, and what it leaves.
 
 use anyhow::Result;
+use dunlin_tests::measured::{check_report, expect_operations_of_tcp};
 use dunlin_tests::program::eventually;
-use dunlin_tests::schema::Schema;
 use dunlin_tests::site::{Site, expect_moved};
 use serde_json::Value;
 
@@ -65,7 +65,8 @@ fn a_guest_moves_and_the_report_says_how() -> Result<()> {
     );
     let report: Value = serde_json::from_str(&std::fs::read_to_string(&file)?)?;
     expect_moved(&report)?;
-    Schema::Report.check(&report)?;
+    check_report(&report)?;
+    expect_operations_of_tcp(&report)?;
     for field in FIELDS {
         assert!(
             !report.pointer(field).unwrap_or(&Value::Null).is_null(),

@@ -1,12 +1,12 @@
 //! The pages of a move and of a bench, in a browser: they ask for nothing, complain of nothing, fit a
-//! telephone, and their figures are the report's and the results'. With `DUNLIN_PICTURES=FOLDER` it leaves pictures there.
+//! telephone, need no mouse, and their figures are the report's and the results'. With `DUNLIN_PICTURES=FOLDER` it leaves pictures there.
 
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use dunlin_tests::browser::{Browser, Look, chromium};
 use dunlin_tests::site::Site;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const LOOKS: [Look; 4] = [
     Look {
@@ -70,8 +70,53 @@ const QUESTIONS: &str = r#"(() => {
         loud: all('svg').filter(svg => svg.getAttribute('aria-hidden') !== 'true').length,
         links: all('nav a').filter(link => !document.getElementById(link.hash.slice(1))).length,
         sections: all('section').map(section => section.id),
+        parts: all('#pause tbody tr').map(row => [
+            row.querySelector('th').textContent,
+            all('data', row).map(data => data.dataset.from),
+        ]),
     };
 })()"#;
+
+/// Where the page has its focus, and whether that is to be seen.
+const FOCUS: &str = r#"(() => {
+    const stops = [...document.querySelectorAll('a[href], summary')];
+    const element = document.activeElement;
+    const style = getComputedStyle(element);
+    const box = element.getBoundingClientRect();
+    return {
+        stops: stops.length,
+        place: stops.indexOf(element),
+        is_seen: style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) >= 2
+            && box.width > 0 && box.height > 0 && box.left >= 0 && box.right <= innerWidth + 0.5,
+        what: element.outerHTML.slice(0, 200),
+    };
+})()"#;
+
+/// The sections of a move's page, in order, and which of them a report without `telemetry` lacks.
+const SECTIONS_OF_A_MOVE: [(&str, bool); 9] = [
+    ("pause", false),
+    ("rounds", false),
+    ("time", true),
+    ("time-in-the-pause", true),
+    ("latencies", true),
+    ("memory", false),
+    ("guest", false),
+    ("hosts", false),
+    ("counters", true),
+];
+
+/// The sections of a bench's page, in order.
+const SECTIONS_OF_A_BENCH: [&str; 6] = [
+    "verdicts",
+    "goodput",
+    "blackout",
+    "cpu",
+    "references",
+    "conditions",
+];
+
+/// Stops that are neither links nor summaries: what scrolls takes keys too.
+const OTHER_STOPS_MAX: u64 = 16;
 
 #[test]
 fn the_page_of_a_move_shows_its_report_and_nothing_else() -> Result<()> {
@@ -103,6 +148,9 @@ fn the_page_of_a_move_shows_its_report_and_nothing_else() -> Result<()> {
         let name = format!("move-{}-{}.png", look.width, scheme(look));
         keep_picture(&mut browser, &name)?;
         check(&browser, &answers, &report).with_context(|| format!("{look:?}"))?;
+        check_sections_of_a_move(&answers, &report)?;
+        check_parts(&answers, &report)?;
+        check_keys(&mut browser, &page, look)?;
     }
     Ok(())
 }
@@ -147,6 +195,13 @@ fn the_page_of_a_bench_shows_its_results_and_nothing_else() -> Result<()> {
         let name = format!("bench-{}-{}.png", look.width, scheme(look));
         keep_picture(&mut browser, &name)?;
         check(&browser, &answers, &results).with_context(|| format!("{look:?}"))?;
+        ensure!(
+            answers["sections"] == json!(SECTIONS_OF_A_BENCH),
+            "sections: {}",
+            answers["sections"]
+        );
+        check_verdicts_and_references(&answers, &results)?;
+        check_keys(&mut browser, &page, look)?;
         // Goodput, blackout and processor time: against lanes for each dirty rate, and against
         // dirty rate for each number of lanes; a run is a dot in both, and in its row.
         let drawn = browser.evaluate(
@@ -200,6 +255,7 @@ fn a_name_can_not_become_a_script() -> Result<()> {
     };
     let answers = open(&mut browser, &page, look)?;
     check(&browser, &answers, &report)?;
+    check_parts(&answers, &report)?;
     let title = browser.evaluate("document.title")?;
     let title = title.as_str().context("no title")?;
     ensure!(title.ends_with("· Dunlin"), "{title}");
@@ -296,13 +352,106 @@ fn is_same(left: &Value, right: &Value) -> bool {
     }
 }
 
+fn check_sections_of_a_move(answers: &Value, report: &Value) -> Result<()> {
+    let is_told = report["telemetry"].is_object();
+    let wanted = SECTIONS_OF_A_MOVE.iter();
+    let wanted = wanted.filter(|(_, needs_telemetry)| is_told || !needs_telemetry);
+    let wanted: Vec<_> = wanted.map(|(section, _)| *section).collect();
+    let sections = &answers["sections"];
+    ensure!(*sections == json!(wanted), "sections: {sections}");
+    Ok(())
+}
+
+/// Each part of the pause that took any time has its row, with its name and its figure.
+fn check_parts(answers: &Value, report: &Value) -> Result<()> {
+    let parts = report["blackout"]["parts"].as_array().context("no parts")?;
+    ensure!(parts.len() > 5, "only {} parts", parts.len());
+    let rows = answers["parts"].as_array().context("no rows")?;
+    for (place, part) in parts.iter().enumerate() {
+        if part["duration_ns"] == 0 {
+            continue;
+        }
+        let from = json!(format!("/blackout/parts/{place}/duration_ns"));
+        let is_it = |row: &&Value| {
+            let figures = row[1].as_array();
+            figures.is_some_and(|figures| figures.contains(&from))
+        };
+        let row = rows.iter().find(is_it);
+        let row = row.with_context(|| format!("{} is not on the page", part["name"]))?;
+        ensure!(
+            row[0] == part["name"],
+            "{} is called {}",
+            part["name"],
+            row[0]
+        );
+    }
+    Ok(())
+}
+
+/// Each verdict's ratio with its interval, and what was measured of each other program, is among the
+/// figures, which are compared with the results.
+fn check_verdicts_and_references(answers: &Value, results: &Value) -> Result<()> {
+    let figures = answers["figures"].as_array().context("no figures")?;
+    let is_there = |from: String| figures.iter().any(|figure| figure[0] == *from);
+    let all = |what: &str| results[what].as_array().cloned().unwrap_or_default();
+    let mut ratios = 0;
+    for (place, verdict) in all("verdicts").iter().enumerate() {
+        if verdict["ratio"].is_null() {
+            continue;
+        }
+        for which in ["ratio", "low", "high"] {
+            let from = format!("/verdicts/{place}/ratio/{which}");
+            ensure!(is_there(from), "{which} of {verdict} is not on the page");
+        }
+        ratios += 1;
+    }
+    ensure!(ratios > 0, "no verdict has a ratio");
+    let mut medians = 0;
+    for (place, reference) in all("references").iter().enumerate() {
+        for field in ["goodput_bytes_per_s", "latency_ns", "blackout_ns"] {
+            if !reference["runs"][0][field].is_u64() {
+                continue;
+            }
+            let from = format!("/references/{place}/runs/*/{field}");
+            ensure!(is_there(from), "{field} of {reference} is not on the page");
+            medians += 1;
+        }
+    }
+    ensure!(medians > 0, "no reference has a figure");
+    Ok(())
+}
+
+/// With the key Tab alone every link and every summary is reached, and the focus is seen there. The
+/// page is opened anew, with its details closed.
+fn check_keys(browser: &mut Browser, page: &Path, look: Look) -> Result<()> {
+    browser.open(&format!("file://{}", page.display()), look)?;
+    let stops = browser.evaluate(FOCUS)?["stops"].as_u64();
+    let stops = stops.filter(|stops| *stops > 5).context("no links")?;
+    let mut reached = vec![false; usize::try_from(stops)?];
+    for _ in 0..stops + OTHER_STOPS_MAX {
+        browser.press_tab()?;
+        let focus = browser.evaluate(FOCUS)?;
+        let place = focus["place"].as_u64().map(usize::try_from).transpose()?;
+        if let Some(reached) = place.and_then(|place| reached.get_mut(place)) {
+            ensure!(focus["is_seen"] == true, "the focus is not seen: {focus}");
+            *reached = true;
+        }
+    }
+    let missed: Vec<_> = reached.iter().enumerate().filter(|(_, it)| !**it).collect();
+    ensure!(
+        missed.is_empty(),
+        "of {stops} stops not reached: {missed:?}"
+    );
+    Ok(())
+}
+
 fn check_figures(answers: &Value, report: &Value) -> Result<()> {
     let figures = answers["figures"].as_array().context("no figures")?;
     ensure!(figures.len() > 40, "only {} figures", figures.len());
     for figure in figures {
         let part = |place: usize| figure[place].as_str().context("no figure");
         let (from, value, text) = (part(0)?, part(1)?, part(2)?);
-        let there = report.pointer(from).and_then(Value::as_f64);
+        let there = value_at(report, from);
         ensure!(
             there.is_some() && there == value.parse().ok(),
             "{from}: {value} on the page, {there:?} in the report"
@@ -316,6 +465,23 @@ fn check_figures(answers: &Value, report: &Value) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// The value at a JSON pointer. One with a `*` in it is that of all elements of an array: the median of
+/// their values.
+fn value_at(document: &Value, from: &str) -> Option<f64> {
+    let Some((array, behind)) = from.split_once("/*") else {
+        return document.pointer(from).and_then(Value::as_f64);
+    };
+    let elements = document.pointer(array)?.as_array()?.iter();
+    let values = elements.filter_map(|element| element.pointer(behind)?.as_f64());
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    let (below, above) = (
+        values.get((values.len().checked_sub(1)?) / 2)?,
+        values.get(values.len() / 2)?,
+    );
+    Some(below + (above - below) / 2.0)
 }
 
 /// The value that a person reads.

@@ -109,12 +109,7 @@ fn recorders() -> Vec<Recorder> {
     let mut lane = |number| {
         let mut recorder = Recorder::new(End::Destination, Track::Lane(number));
         let begun = Moment::at(Timestamp(0));
-        for operation in [
-            Operation::Receive,
-            Operation::Submission,
-            Operation::Registration,
-            Operation::Deregistration,
-        ] {
+        for operation in [Operation::Receive, Operation::Submission] {
             for _ in 0..RECORDINGS {
                 let magnitude = random.next_u64() % 12;
                 let duration_ns = (1_000 << magnitude) + random.next_u64() % (1_000 << magnitude);

@@ -35,9 +35,9 @@ declare! {
     /// Device state, encoded.
     State = 13, "state": Counter, Bytes, Both, [Control];
     /// Registrations that were made.
-    RegistrationsMade = 14, "registrations-made": Counter, Count, Both, [Control, Lane, Registrar];
+    RegistrationsMade = 14, "registrations-made": Counter, Count, Both, [Control];
     /// Registrations that were ended.
-    RegistrationsEnded = 15, "registrations-ended": Counter, Count, Both, [Control, Lane, Registrar];
+    RegistrationsEnded = 15, "registrations-ended": Counter, Count, Both, [Control];
 }
 
 declare! {

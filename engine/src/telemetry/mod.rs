@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`declaration`], [`track`] | what can be measured, in what unit, where and by whom; and the names that follow |
 //! | [`operations`], [`spans`], [`amounts`] | the declarations: everything that is measured stands there once |
+//! | [`completeness`] | what tells how complete that is |
 //! | [`recorder`] | what one thread measures: no lock, no allocation |
 //! | `shelf` | where recorders lie once their threads are done |
 //! | [`measurements`], [`buckets`] | what came of it: of one end, and of the whole move |
@@ -19,6 +20,7 @@
 pub mod amounts;
 pub mod buckets;
 pub mod clock_offset;
+pub mod completeness;
 pub mod declaration;
 pub mod measurements;
 pub mod operations;

@@ -11,16 +11,16 @@ declare! {
     /// Re-arming the tracking of one chunk's dirty pages, where collecting does not do so itself.
     Clear = 2, "clear": Operation, Nanoseconds, Source, [Lane];
     /// Asking which pages of one chunk were never touched.
-    UntouchedProbe = 3, "untouched-probe": Operation, Nanoseconds, Source, [Lane, Registrar];
+    UntouchedProbe = 3, "untouched-probe": Operation, Nanoseconds, Source, [Lane];
     /// Looking through one chunk's dirty pages for pages of zeros.
     ZeroScan = 4, "zero-scan": Operation, Nanoseconds, Source, [Lane];
     /// Holding a lane back for the limit on bandwidth, before one chunk.
     Pacing = 5, "pacing": Operation, Nanoseconds, Source, [Lane];
     /// Registering one piece of memory with the device.
-    Registration = 6, "registration": Operation, Nanoseconds, Both, [Control, Lane, Registrar];
+    Registration = 6, "registration": Operation, Nanoseconds, Both, [Registrar];
     /// Ending the registration of one piece of memory, to make room for others; what is registered in
     /// the end goes with the lanes, behind the move.
-    Deregistration = 7, "deregistration": Operation, Nanoseconds, Both, [Control, Lane, Registrar];
+    Deregistration = 7, "deregistration": Operation, Nanoseconds, Both, [Registrar];
     /// One put of guest bytes, from posting it to its completion; at most 4 KiB.
     Put4KiB = 8, "put-4kib" ("put", "4KiB"): Operation, Nanoseconds, Source, [Lane];
     /// One put of guest bytes, from posting it to its completion; more than 4 KiB, at most 64 KiB.

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use super::completeness::{GAPS, MISPLACED};
 use super::declaration::{Declaration, Kind};
 use super::recorder::{
     CONTROL_SPANS, HISTOGRAM_BYTES, HISTOGRAM_DIGITS, HISTOGRAM_NS_MAX, HISTOGRAM_NS_MIN,
@@ -97,6 +98,24 @@ fn write_page(page: &mut impl Write) -> std::fmt::Result {
         for declaration in declarations().filter(|declaration| declaration.kind == kind) {
             row(page, declaration)?;
         }
+    }
+    writeln!(
+        page,
+        "\n## What is missing\n\nCounted by what keeps the rest; for Prometheus counters, `{}` with \
+         the label `side`.\n",
+        MISPLACED.prometheus_name,
+    )?;
+    writeln!(
+        page,
+        "| name | where in `telemetry` | what it is | for Prometheus |"
+    )?;
+    writeln!(page, "|---|---|---|---|")?;
+    for gap in GAPS {
+        writeln!(
+            page,
+            "| `{}` | {} | {} | `{}` |",
+            gap.json_name, gap.place, gap.meaning, gap.prometheus_name,
+        )?;
     }
     Ok(())
 }

@@ -9,6 +9,7 @@ use std::fmt::Display;
 use std::io::{self, Write};
 
 use super::buckets::RANGE_NS_MAX;
+use super::completeness::{DROPPED_SPANS, MISPLACED};
 use super::declaration::{Declaration, End, Kind, Unit};
 use super::measurements::{Measurements, MoveTelemetry, OperationMeasurement};
 use super::{Counter, Gauge, Operation, SpanName};
@@ -180,12 +181,11 @@ impl<W: Write> Exposition<'_, W> {
 
     /// What is missing from the above.
     fn completeness(&mut self, told: &MoveTelemetry) -> io::Result<()> {
-        let dropped = "dunlin_dropped_spans_total";
-        self.head(dropped, "Spans that there was no room for.", "counter")?;
+        let dropped = DROPPED_SPANS.prometheus_name;
+        self.head(dropped, DROPPED_SPANS.meaning, "counter")?;
         self.sample(dropped, &[], told.timeline.dropped_spans)?;
-        let misplaced = "dunlin_misplaced_recordings_total";
-        let help = "Recordings where none is declared: a mistake in dunlin, worth a report.";
-        self.head(misplaced, help, "counter")?;
+        let misplaced = MISPLACED.prometheus_name;
+        self.head(misplaced, MISPLACED.meaning, "counter")?;
         for (end, measurements) in told.ends() {
             self.sample(misplaced, &[("side", end.name())], measurements.misplaced)?;
         }

@@ -1,72 +1,115 @@
 //! The JSON schema (draft 2020-12) of what [`MoveTelemetry`](super::MoveTelemetry) becomes in a
-//! report: a fragment, for the report's own schema to refer to. Every name in it is a declared one.
+//! report, and of the names that a report gives to parts of the pause: definitions in the report's
+//! own schema, docs/report.schema.json. Every name in them is a declared one.
 
 use serde_json::{Map, Value, json};
 
-use super::declaration::Declaration;
+use super::completeness::{DROPPED_SPANS, MISPLACED};
+use super::declaration::{Declaration, Kind};
 use super::spans::SpanName;
 use super::{Counter, Gauge, Operation};
+use crate::report::REMAINDER;
 
-/// The fragment.
-pub fn fragment() -> Value {
+/// The definitions, by their names in `$defs`.
+pub fn definitions() -> Map<String, Value> {
+    let counters = Counter::ALL.iter().map(|counter| counter.declaration());
+    let gauges = Gauge::ALL.iter().map(|gauge| gauge.declaration());
+    let operations = Operation::ALL.iter().map(|name| name.declaration());
+    let spans = SpanName::ALL.iter().map(|name| name.declaration());
+    let all = [
+        ("part_name", part_name()),
+        ("telemetry", telemetry()),
+        ("measurements", measurements()),
+        ("operation", operation(Some(buckets()))),
+        ("lane_operation", operation(None)),
+        ("operation_name", one_of(operations)),
+        ("counters", amounts(counters)),
+        ("gauges", amounts(gauges)),
+        ("clock", clock()),
+        ("timeline", timeline()),
+        ("span_name", one_of(spans)),
+    ];
+    let named = all
+        .into_iter()
+        .map(|(name, schema)| (name.to_owned(), schema));
+    named.collect()
+}
+
+/// The definition of that name.
+fn defined(name: &str) -> Value {
+    json!({"$ref": format!("#/$defs/{name}")})
+}
+
+/// What a part of the pause may be called: the declared ones, and what lies between them.
+fn part_name() -> Value {
+    let spans = SpanName::ALL.iter().map(|name| name.declaration());
+    let parts = spans.filter(|declaration| declaration.kind == Kind::BlackoutPart);
+    let names = parts.map(Declaration::json_name);
     json!({
-        "title": "What a move measured",
-        "type": "object",
-        "properties": {
-            "source": end("What the source measured."),
-            "destination": end("What the destination measured; absent where it told nothing."),
-            "clock": clock(),
-            "timeline": timeline(),
-        },
-        "required": ["source", "timeline"],
-        "additionalProperties": false,
+        "enum": names.chain([REMAINDER.to_owned()]).collect::<Vec<_>>(),
+        "description": "docs/report.md explains each",
     })
 }
 
-fn end(description: &str) -> Value {
-    let buckets = json!({
+fn telemetry() -> Value {
+    json!({
+        "type": "object",
+        "description": "What both ends measured: docs/metrics.md. The destination is absent where \
+                        it told nothing, the clock where it was not measured.",
+        "properties": {
+            "source": defined("measurements"),
+            "destination": defined("measurements"),
+            "clock": defined("clock"),
+            "timeline": defined("timeline"),
+        },
+        "required": ["source", "timeline"],
+    })
+}
+
+fn measurements() -> Value {
+    let lane = json!({
+        "type": "object",
+        "properties": {
+            "lane": whole("Which lane."),
+            "operations": {"type": "array", "items": defined("lane_operation")},
+            "counters": defined("counters"),
+        },
+        "required": ["lane", "operations", "counters"],
+    });
+    json!({
+        "type": "object",
+        "description": "What one end measured.",
+        "properties": {
+            "operations": {
+                "type": "array",
+                "description": "Each operation that was done at all.",
+                "items": defined("operation"),
+            },
+            "counters": defined("counters"),
+            "gauges": defined("gauges"),
+            "lanes": {
+                "type": "array",
+                "description": "Each lane by itself, in lane order.",
+                "items": lane,
+            },
+            MISPLACED.json_name: whole(MISPLACED.meaning),
+        },
+        "required": ["operations", "counters", "gauges", "lanes", MISPLACED.json_name],
+    })
+}
+
+fn buckets() -> Value {
+    json!({
         "type": "array",
         "description": "The buckets that are not empty, in order.",
         "items": object(&[
             ("below_ns", "The bucket's end: its durations are shorter than this."),
             ("count", "How many durations fell into it."),
         ]),
-    });
-    let lanes = json!({
-        "type": "array",
-        "description": "Each lane by itself, in lane order.",
-        "items": {
-            "type": "object",
-            "properties": {
-                "lane": whole("Which lane."),
-                "operations": {"type": "array", "items": operation(None)},
-                "counters": amounts(Counter::ALL.iter().map(|counter| counter.declaration())),
-            },
-            "required": ["lane", "operations", "counters"],
-            "additionalProperties": false,
-        },
-    });
-    json!({
-        "type": "object",
-        "description": description,
-        "properties": {
-            "operations": {
-                "type": "array",
-                "description": "Each operation that was done at all.",
-                "items": operation(Some(buckets)),
-            },
-            "counters": amounts(Counter::ALL.iter().map(|counter| counter.declaration())),
-            "gauges": amounts(Gauge::ALL.iter().map(|gauge| gauge.declaration())),
-            "lanes": lanes,
-            "misplaced": whole("How often something was recorded where it is not declared to be."),
-        },
-        "required": ["operations", "counters", "gauges", "lanes", "misplaced"],
-        "additionalProperties": false,
     })
 }
 
 fn operation(buckets: Option<Value>) -> Value {
-    let names = Operation::ALL.iter().map(|name| name.declaration());
     let mut operation = object(&[
         ("count", "How often it was done."),
         ("total_ns", "All times together."),
@@ -78,7 +121,7 @@ fn operation(buckets: Option<Value>) -> Value {
         ("p999_ns", "999 of 1,000 took no longer."),
         ("max_ns", "The longest."),
     ]);
-    require(&mut operation, "name", one_of(names));
+    require(&mut operation, "name", defined("operation_name"));
     if let Some(buckets) = buckets {
         require(&mut operation, "buckets", buckets);
     }
@@ -88,7 +131,7 @@ fn operation(buckets: Option<Value>) -> Value {
 fn clock() -> Value {
     json!({
         "type": "object",
-        "description": "How the two clocks stand to each other; absent where not measured.",
+        "description": "How the two clocks stand to each other.",
         "properties": {
             "offset_ns": {
                 "type": "integer",
@@ -101,17 +144,15 @@ fn clock() -> Value {
             },
         },
         "required": ["offset_ns", "error_ns", "is_same_clock"],
-        "additionalProperties": false,
     })
 }
 
 fn timeline() -> Value {
-    let names = SpanName::ALL.iter().map(|name| name.declaration());
     let mut span = object(&[
         ("begin_ns", "From when, counted from the origin."),
         ("end_ns", "Until when."),
     ]);
-    require(&mut span, "name", one_of(names));
+    require(&mut span, "name", defined("span_name"));
     require(
         &mut span,
         "side",
@@ -128,7 +169,7 @@ fn timeline() -> Value {
             "origin_monotonic_ns",
             "From where times count, on the source's CLOCK_MONOTONIC.",
         ),
-        ("dropped_spans", "How many spans there was no room for."),
+        (DROPPED_SPANS.json_name, DROPPED_SPANS.meaning),
         (
             "cut_spans",
             "How many spans were cut where the one around them ended.",
@@ -157,7 +198,6 @@ fn amounts(names: impl Iterator<Item = &'static Declaration>) -> Value {
     json!({
         "type": "object",
         "properties": names.map(amount).collect::<Map<_, _>>(),
-        "additionalProperties": false,
     })
 }
 
@@ -167,7 +207,6 @@ fn object(fields: &[(&str, &str)]) -> Value {
         "type": "object",
         "properties": {},
         "required": [],
-        "additionalProperties": false,
     });
     for (name, description) in fields {
         require(&mut object, name, whole(description));

@@ -173,6 +173,17 @@ impl Judge<'_> {
             let reason = results.report.as_ref().map(|report| &report.reason);
             ledger.violation(format!("{outcome:?} without a fault: {reason:?}"));
         }
+        let jumped = Fault::ClockForward(Side::Source, Duration::ZERO).name();
+        // Behind a doubt nobody here knows when it ran there.
+        let told = results.report.as_ref();
+        let told = told.filter(|report| report.outcome.moved() && report.in_doubt.is_none());
+        let blackout = told.and_then(|report| report.blackout.as_ref());
+        if let Some(blackout) = blackout.filter(|_| !stage.all_injected().contains(&jumped))
+            && let Some(error_ns) = blackout.clock_error_ns
+        {
+            let told = Duration::from_nanos(blackout.total_ns);
+            ledger.told_pause(told, Duration::from_nanos(error_ns));
+        }
         if !is_right {
             let reason = results
                 .report

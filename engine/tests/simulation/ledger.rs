@@ -11,8 +11,8 @@ use std::time::Duration;
 use dunlin_transports::memory::PAGE_BYTES;
 use dunlin_transports::runtime::simulation::World;
 
-/// By how much a pause may miss its cap: the source looks at it every 5 ms, and a thread may lose
-/// its processor for 8 ms at a time.
+/// By how much a pause may miss its cap, or what is told of it: the source looks at the cap every
+/// 5 ms, and a thread may lose its processor for 8 ms at a time.
 const PAUSE_SLACK: Duration = Duration::from_millis(100);
 
 /// What follows from the first few violations would only hide them.
@@ -64,6 +64,9 @@ struct Record {
     decided: bool,
     /// When the source paused the guest.
     paused_at: Option<Duration>,
+    /// When it was last parked on the source, and when its last vCPU was entered on the destination.
+    left_at: Option<Duration>,
+    arrived_at: Option<Duration>,
     /// How long it may be paused there, up to the give-up.
     pause_max: Option<Duration>,
     /// Which side holds what the guest holds outside of its host.
@@ -121,6 +124,9 @@ impl Ledger {
         let both = record.runs[other as usize];
         let after_other = record.entered[other as usize] && !record.decided;
         record.entered[side as usize] = true;
+        if side == Side::Destination {
+            record.arrived_at = Some(self.world.elapsed());
+        }
         let paused_at = record.paused_at.take().filter(|_| side == Side::Source);
         let pause_max = record.pause_max;
         let stale = (0..).zip(&record.truth).zip(found);
@@ -172,6 +178,9 @@ impl Ledger {
         let mut record = self.record();
         let ran = std::mem::replace(&mut record.runs[side as usize], false);
         record.paused_at = Some(now).filter(|_| side == Side::Source);
+        if side == Side::Source {
+            record.left_at = Some(now);
+        }
         drop(record);
         if ran {
             self.world
@@ -267,6 +276,20 @@ impl Ledger {
     /// Whether a side ever ran it.
     pub(crate) fn was_entered(&self, side: Side) -> bool {
         self.record().entered[side as usize]
+    }
+
+    /// The source says how long the guest was paused on its way, and by how much that may be wrong.
+    pub(crate) fn told_pause(&self, told: Duration, error: Duration) {
+        let record = self.record();
+        let ends = record.left_at.zip(record.arrived_at);
+        let truth = ends.map(|(left, arrived)| arrived.saturating_sub(left));
+        drop(record);
+        let is_right = |truth: Duration| truth.abs_diff(told) <= error + PAUSE_SLACK;
+        if !truth.is_some_and(is_right) {
+            self.violation(format!(
+                "the source tells of a pause of {told:?}, give or take {error:?}; it was {truth:?}"
+            ));
+        }
     }
 
     /// The generation that a page is to have.

@@ -20,6 +20,9 @@ use super::guest::{EPOCH, Machine};
 use super::ledger::{Ledger, Side};
 use super::network::Wire;
 
+/// By how much the hosts' clocks differ: what takes one for the other is found out.
+const CLOCKS_APART: Duration = Duration::from_secs(5000);
+
 /// What the engine, or a factory, asks of a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Call {
@@ -133,9 +136,11 @@ impl Stage {
         handle: &Arc<MoveHandle>,
         planned: Vec<Planned>,
     ) -> Self {
+        let hosts = ["host-a", "host-b"].map(|name| world.add_host(name));
+        world.put_clock_forward(hosts[1], CLOCKS_APART);
         let stage = Self(Arc::new(Inner {
             world: world.clone(),
-            hosts: ["host-a", "host-b"].map(|name| world.add_host(name)),
+            hosts,
             disks: [(); 2].map(|()| Disk::new(world)),
             wire,
             ledger: ledger.clone(),

@@ -5,18 +5,17 @@ use serde_json::Value;
 use super::*;
 use crate::telemetry::{MoveTelemetry, Recording, example};
 
-/// Where `value` is not what `schema` says. Knows the keywords that the fragment uses, and stops at
+/// Where `value` is not what `schema` says. Knows the keywords that the definitions use, and stops at
 /// any other.
 fn differences(value: &Value, schema: &Value, path: &str, found: &mut Vec<String>) {
     let rules = schema.as_object().unwrap();
+    if let Some(name) = rules.get("$ref") {
+        let name = name.as_str().unwrap().strip_prefix("#/$defs/").unwrap();
+        return differences(value, &definitions()[name], path, found);
+    }
     for (rule, wanted) in rules {
         let is_right = match rule.as_str() {
-            "title"
-            | "description"
-            | "required"
-            | "properties"
-            | "additionalProperties"
-            | "items" => true,
+            "title" | "description" | "required" | "properties" | "items" => true,
             "type" => match wanted.as_str().unwrap() {
                 "object" => value.is_object(),
                 "array" => value.is_array(),
@@ -79,8 +78,72 @@ fn differences(value: &Value, schema: &Value, path: &str, found: &mut Vec<String
 
 fn told(value: &Value) -> Vec<String> {
     let mut found = Vec::new();
-    differences(value, &fragment(), "$", &mut found);
+    differences(value, &definitions()["telemetry"], "$", &mut found);
     found
+}
+
+/// The schema in docs with the definitions as they are now, each a piece of its own in `$defs`. The
+/// rest of the file stays as people wrote it.
+fn written_into(kept: &str) -> String {
+    let mut text = kept.to_owned();
+    let all = text.find("\n  \"$defs\": {").unwrap();
+    for (name, schema) in definitions() {
+        let head = format!("\n    \"{name}\": {{");
+        let piece = serde_json::to_string_pretty(&schema).unwrap();
+        let piece = format!("\n    \"{name}\": {}", piece.replace('\n', "\n    "));
+        match text[all..].find(&head) {
+            Some(place) => {
+                let begin = all + place;
+                let length = text[begin..].find("\n    }").unwrap() + "\n    }".len();
+                text.replace_range(begin..begin + length, &piece);
+            }
+            None => {
+                let end = text.rfind("\n  }\n}").unwrap();
+                text.insert_str(end, &format!(",{piece}"));
+            }
+        }
+    }
+    text
+}
+
+/// With `DUNLIN_WRITE_DOCS=1` in its environment the test writes them instead.
+#[test]
+fn the_reports_schema_has_the_definitions_of_the_declarations() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/report.schema.json");
+    let kept = std::fs::read_to_string(path).unwrap();
+    if std::env::var_os("DUNLIN_WRITE_DOCS").is_some() {
+        std::fs::write(path, written_into(&kept)).unwrap();
+    }
+    let kept: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    for (name, schema) in definitions() {
+        assert!(
+            kept["$defs"][&name] == schema,
+            "'{name}' in docs/report.schema.json is not what the declarations say\n\
+             make it anew: DUNLIN_WRITE_DOCS=1 cargo test -p dunlin-engine --lib telemetry::schema"
+        );
+    }
+    for (place, name) in [
+        ("/properties/telemetry", "telemetry"),
+        ("/$defs/part/properties/name", "part_name"),
+    ] {
+        assert_eq!(kept.pointer(place), Some(&defined(name)), "{place}");
+    }
+}
+
+#[test]
+fn parts_of_the_pause_have_their_names_and_no_others() {
+    let names = &definitions()["part_name"];
+    for (name, is_one) in [
+        ("park", true),
+        ("share-out", true),
+        ("remainder", true),
+        ("round", false),
+        ("parking", false),
+    ] {
+        let mut found = Vec::new();
+        differences(&name.into(), names, "$", &mut found);
+        assert_eq!(found.is_empty(), is_one, "'{name}': {found:?}");
+    }
 }
 
 #[test]

@@ -16,6 +16,7 @@
 //! | [`statistics`] | medians, and the interval of a ratio |
 //! | [`verdict`] | what the figures say |
 //! | [`compare`] | one result against another |
+//! | [`private`] | what is private in a text |
 //! | [`bundle`] | results and facts for an issue tracker, nothing private in them |
 //! | [`progress`] | where the passes stand |
 //! | [`table`], [`csv`] | all of it for people, and for spreadsheets |
@@ -30,6 +31,7 @@ pub(crate) mod matrix;
 pub(crate) mod one_move;
 pub(crate) mod page;
 pub(crate) mod passes;
+pub(crate) mod private;
 pub(crate) mod processes;
 pub(crate) mod processor_time;
 pub(crate) mod progress;

@@ -1,7 +1,8 @@
 //! What was measured: the file that `dunlin bench --json` writes, schema `dunlin.bench/1`. Every
 //! field is explained in docs/measuring.md. Durations end in `_ns`, sizes in `_bytes`.
 //!
-//! Nothing in it names a host, an address, a user or a path.
+//! Nothing in it names a host, an address, a user or a path: before it is written, what others said
+//! in words loses them ([`Results::without_private`]).
 
 use std::fs::File;
 use std::io::Read;
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::matrix::Cell;
+use super::private::{Names, clean};
 use super::statistics::Spread;
 use super::verdict::Verdict;
 use crate::exit::Exit;
@@ -82,7 +84,7 @@ pub(crate) struct Run {
     pub(crate) began_ns: u64,
     /// As in the move's report; `error` where there was no report.
     pub(crate) outcome: String,
-    /// Why, where it did not end well.
+    /// Why, where it did not end well; in a file without what is private.
     pub(crate) reason: Option<String>,
     /// What carried the bytes, and how.
     pub(crate) mechanism: String,
@@ -249,6 +251,24 @@ pub(crate) struct ReferenceRun {
 }
 
 impl Results {
+    /// The same, as it is written: what others said in their own words (why something was not run or
+    /// failed, a program's version) is without what is private.
+    pub(crate) fn without_private(&self, names: &Names) -> Self {
+        let mut public = self.clone();
+        let cells = public.cells.iter_mut().flat_map(|cell| {
+            let reasons = cell.runs.iter_mut().map(|run| &mut run.reason);
+            reasons.chain([&mut cell.left_out])
+        });
+        let references = public.references.iter_mut().flat_map(|reference| {
+            let reasons = reference.runs.iter_mut().map(|run| &mut run.reason);
+            reasons.chain([&mut reference.left_out, &mut reference.version])
+        });
+        for text in cells.chain(references).flatten() {
+            *text = clean(text, names);
+        }
+        public
+    }
+
     /// Reads a file of results.
     ///
     /// # Errors
@@ -306,6 +326,26 @@ mod tests {
         assert!(Results::parse(&"[".repeat(200_000)).is_err());
         let missing = Results::read(Path::new("/nonexistent/r.json")).unwrap_err();
         assert_eq!(missing.exit, Exit::Usage);
+    }
+
+    #[test]
+    fn what_others_said_is_written_without_what_is_private() {
+        let mut results = crate::bench::example::results(2);
+        let said = "can't reach customer.example:7471: see /var/lib/acme, customers/acme.img";
+        results.cells[0].runs[1].reason = Some(said.to_owned());
+        results.cells[1].left_out = Some(said.to_owned());
+        results.references[0].runs[0].reason = Some(said.to_owned());
+        results.references[0].version = Some(said.to_owned());
+        results.references[1].left_out = Some(said.to_owned());
+        let public = results.without_private(&Names::default());
+        let text = serde_json::to_string(&public).unwrap();
+        assert_eq!(text.matches("can't reach [private]").count(), 5, "{text}");
+        for secret in ["customer", "acme"] {
+            assert!(!text.contains(secret), "{secret}: {text}");
+        }
+        // All the rest stays.
+        results = crate::bench::example::results(2);
+        assert_eq!(results.without_private(&Names::default()), results);
     }
 
     #[test]

@@ -112,6 +112,11 @@ pub(crate) struct Send {
     /// authentication
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) metrics: Option<SocketAddr>,
+    /// Write Prometheus' metrics of the move to this file once it is over, however it ended, in
+    /// place of what was there: for the textfile collector of a node exporter, which wants a name
+    /// that ends in .prom
+    #[arg(long, value_name = "FILE")]
+    pub(crate) metrics_file: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) rdma: RdmaChoices,
     #[command(flatten)]

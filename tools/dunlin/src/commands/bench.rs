@@ -12,6 +12,7 @@ use crate::bench::csv;
 use crate::bench::matrix::{Entry, Means, entries, replayed};
 use crate::bench::page;
 use crate::bench::passes::{Plan, lanes_max, run as run_passes};
+use crate::bench::private::Names;
 use crate::bench::references;
 use crate::bench::results::Results;
 use crate::bench::table;
@@ -75,17 +76,20 @@ fn measure(asked: &Matrix) -> Result<Exit, Failure> {
         is_quiet: asked.quiet,
         interrupted: &interrupted,
     });
+    // On the screen reasons are told in full; files are given away.
+    let names = Names::of_this_host(asked.to.as_ref().map(|to| to.host.as_str()));
+    let public = measured.own.without_private(&names);
     if let Some(file) = file {
-        file.write(super::json(&measured.own)?.as_bytes())?;
+        file.write(super::json(&public)?.as_bytes())?;
     }
     if let Some(file) = csv_file {
-        file.write(csv::all(&measured.own).as_bytes())?;
+        file.write(csv::all(&public).as_bytes())?;
     }
     if let Some(file) = page_file {
-        file.write(page::page(&measured.own)?.as_bytes())?;
+        file.write(page::page(&public)?.as_bytes())?;
     }
     if let (Some(file), Some(other)) = (other_file, &measured.other) {
-        file.write(super::json(other)?.as_bytes())?;
+        file.write(super::json(&other.without_private(&names))?.as_bytes())?;
     }
     let palette = Palette::of(&io::stdout());
     if !asked.quiet {
@@ -166,8 +170,12 @@ fn report(arguments: &Report) -> Result<Exit, Failure> {
     let results = arguments.results.iter().map(|path| Results::read(path));
     let results: Vec<Results> = results.collect::<Result<_, _>>()?;
     let output = OutputFile::open("the bundle", &arguments.output)?;
-    let text = bundle::bundle(&super::doctor::facts(), &results, &bundle::own_names())
-        .map_err(|error| Failure::system("the bundle as JSON", error))?;
+    let text = bundle::bundle(
+        &super::doctor::facts(),
+        &results,
+        &Names::of_this_host(None),
+    )
+    .map_err(|error| Failure::system("the bundle as JSON", error))?;
     output.write(text.as_bytes())?;
     Ok(Exit::Done)
 }

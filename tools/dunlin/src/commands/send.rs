@@ -17,6 +17,7 @@ use crate::local::client::Connection;
 use crate::local::protocol::{MoveOrder, Request, Response};
 use crate::local::runtime_dir::RuntimeDir;
 use crate::metrics::Port;
+use crate::metrics::file::MetricsFile;
 use crate::metrics::watched::MoveSeen;
 use crate::render::palette::Palette;
 use crate::render::progress::LiveLine;
@@ -34,6 +35,7 @@ pub(crate) fn run(arguments: &Send) -> Result<Exit, Failure> {
         (Form::Html, arguments.html.as_deref()),
         (Form::Trace, arguments.trace.as_deref()),
     ])?;
+    let metrics_file = MetricsFile::open(arguments.metrics_file.as_deref())?;
     let metrics = Port::open(arguments.metrics)?;
     let interrupts = Interrupts::watch()?;
     let seen = Arc::new(MoveSeen::default());
@@ -56,7 +58,8 @@ pub(crate) fn run(arguments: &Send) -> Result<Exit, Failure> {
     live.clear();
     let report = watched.into_report(name)?;
     // What became of the guest is the exit code, whether or not it can be told of.
-    let unwritten = files.write(&report);
+    let mut unwritten = files.write(&report);
+    unwritten.extend(metrics_file.and_then(|file| file.write(&report).err()));
     let printed = if arguments.json {
         super::print_json(&report)
     } else if !arguments.quiet {

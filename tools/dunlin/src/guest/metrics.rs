@@ -7,9 +7,10 @@ use crate::metrics::exposition::Exposition;
 impl Source for Board {
     fn text(&self) -> String {
         let mut exposition = Exposition::new();
-        exposition.guest(&self.status());
+        let guest = self.status();
+        exposition.guest(&guest);
         let (outcomes, last) = self.over();
-        exposition.moves(&outcomes);
+        exposition.moves(&guest.name, &outcomes);
         if let Some(report) = last {
             exposition.last_move(&report);
         }

@@ -114,10 +114,11 @@ impl Exposition {
         }
     }
 
-    /// Moves that are over, by outcome.
-    pub(crate) fn moves(&mut self, over: &Outcomes) {
+    /// Moves of a guest that are over, by outcome.
+    pub(crate) fn moves(&mut self, guest: &str, over: &Outcomes) {
         for (outcome, count) in &over.0 {
-            self.sample(told::MOVES, &[("outcome", outcome)], *count);
+            let labels = [("guest", guest), ("outcome", outcome)];
+            self.sample(told::MOVES, &labels, *count);
         }
     }
 
@@ -197,10 +198,10 @@ mod tests {
         over.add(Outcome::Moved);
         over.add(Outcome::Moved);
         over.add(Outcome::BlackoutCap);
-        exposition.moves(&over);
+        exposition.moves("vm1", &over);
         let text = exposition.text();
-        assert!(text.contains("dunlin_moves_total{outcome=\"moved\"} 2\n"));
-        assert!(text.contains("dunlin_moves_total{outcome=\"blackout-cap\"} 1\n"));
+        assert!(text.contains("dunlin_moves_total{guest=\"vm1\",outcome=\"moved\"} 2\n"));
+        assert!(text.contains("dunlin_moves_total{guest=\"vm1\",outcome=\"blackout-cap\"} 1\n"));
         assert!(text.contains(
             "dunlin_last_move_blackout_seconds{guest=\"a\\\"b\\\\c\\nd\"} 0.003100000\n"
         ));

@@ -36,7 +36,7 @@ told! {
     GUEST_MEMORY: "dunlin_guest_configured_memory_bytes", "gauge", ["guest"], "The guest's memory.";
     GUEST_WRITTEN: "dunlin_guest_pages_written_total", "counter", ["guest"], "Pages that the guest's workload wrote, wherever it ran.";
     GUEST_GAP: "dunlin_guest_longest_gap_seconds", "gauge", ["guest"], "The longest gap that the guest saw in its own work.";
-    MOVES: "dunlin_moves_total", "counter", ["outcome"], "Moves from here that are over, by outcome, since this process began.";
+    MOVES: "dunlin_moves_total", "counter", ["guest, outcome"], "Moves from here that are over, by outcome: since this process began, or as a file has counted.";
     ARRIVALS: "dunlin_arrivals_total", "counter", ["outcome"], "Guests that came, did not come (failed), or were refused, since this process began.";
     MOVE_PHASE: "dunlin_move_phase", "gauge", ["guest, phase"], "Always 1; where the move under way stands.";
     MOVE_ELAPSED: "dunlin_move_elapsed_seconds", "gauge", ["guest"], "How long the move under way has taken.";
@@ -61,6 +61,7 @@ told! {
 mod tests {
     use std::collections::BTreeSet;
 
+    use dunlin_engine::telemetry::completeness::GAPS;
     use dunlin_engine::telemetry::declarations;
 
     use super::*;
@@ -88,6 +89,9 @@ mod tests {
         for declaration in declarations() {
             assert!(!own.contains(&declaration.prometheus_name()));
         }
+        for gap in GAPS {
+            assert!(!own.contains(gap.prometheus_name));
+        }
         for told in ALL {
             assert_eq!(told.name.ends_with("_total"), told.kind == "counter");
         }
@@ -110,6 +114,7 @@ mod tests {
             }
             known.insert(name);
         }
+        known.extend(GAPS.iter().map(|gap| gap.prometheus_name.to_owned()));
         let mut asked = 0;
         for expression in expressions(&parsed) {
             let is_of_name = |letter: char| letter.is_ascii_alphanumeric() || letter == '_';

@@ -45,7 +45,7 @@ impl Source for MoveSeen {
             exposition.last_move(report);
             let mut over = Outcomes::default();
             over.add(report.outcome);
-            exposition.moves(&over);
+            exposition.moves(&report.guest.name, &over);
         }
         exposition.text()
     }

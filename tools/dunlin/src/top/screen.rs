@@ -242,12 +242,18 @@ fn colour(state: GuestState) -> Style {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use dunlin_engine::report::Outcome;
+    use dunlin_engine::telemetry;
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
 
     use super::super::sampler::Sample;
     use super::super::view::tests::{seen, view};
     use super::*;
+    use crate::local::protocol::LastMove;
+    use crate::render::example;
 
     /// What is on a screen of that size.
     fn drawn(view: &View, columns: u16, rows: u16) -> String {
@@ -273,14 +279,62 @@ mod tests {
         );
     }
 
+    /// A guest that stayed after its last move, of which everything that is declared was measured.
+    fn stayed(name: &str) -> Seen {
+        let mut report = example::failed(Outcome::Cancelled, "somebody changed their mind");
+        report.guest.name = name.to_owned();
+        report.telemetry = Some(telemetry::example::whole_move());
+        let mut stayed = seen(name, false);
+        stayed.status.last_move = Some(LastMove {
+            to: "tcp://host-b:7471".to_owned(),
+            outcome: report.outcome,
+            reason: report.reason.clone(),
+        });
+        stayed.last = Some(Arc::new(report));
+        stayed
+    }
+
+    #[test]
+    fn a_guest_in_full_has_what_its_last_move_measured() {
+        let mut view = view(vec![stayed("vm1")]);
+        view.is_in_full = true;
+        let text = drawn(&view, 120, 80);
+        assert!(text.contains("last move, to tcp://host-b:7471"), "{text}");
+        let told = telemetry::example::whole_move();
+        for (end, measured) in told.ends() {
+            for operation in &measured.operations {
+                let name = format!(" {} ", operation.name.name());
+                let is_told = |line: &str| {
+                    let figures = [&*name, end.name(), " 6 ", " 256 ns ", " 2.5 ms "];
+                    figures.iter().all(|figure| line.contains(figure))
+                };
+                assert!(text.lines().any(is_told), "{end:?}{name}in\n{text}");
+            }
+        }
+        // Of a build that does not record there is nothing to show, and all the rest is.
+        let mut bare = stayed("vm1");
+        bare.last = Some(Arc::new(example::failed(Outcome::Cancelled, "so be it")));
+        view.take(Sample {
+            guests: vec![bare],
+            troubles: Vec::new(),
+        });
+        let text = drawn(&view, 120, 80);
+        assert!(
+            text.contains("last move, to") && !text.contains("p99"),
+            "{text}"
+        );
+    }
+
     #[test]
     fn any_size_and_any_state_can_be_drawn() {
         let mut view = view(vec![
             seen(&"n".repeat(200), true),
             seen("b\u{1b}[2J", false),
+            stayed("c\u{1b}[2J"),
         ]);
-        for in_full in [false, true] {
-            view.is_in_full = in_full;
+        for step in 0..4 {
+            view.is_in_full = step > 0;
+            view.choose_next();
             for (columns, rows) in [(1, 1), (10, 3), (40, 19), (40, 20), (80, 24), (300, 100)] {
                 let text = drawn(&view, columns, rows);
                 assert!(!text.contains('\u{1b}'), "{text}");

@@ -27,7 +27,7 @@ use dunlin_engine::guest::{
     Guest, GuestError, GuestIdentity, GuestOffer, IncomingGuest, PauseRecord, RunError, RunRecord,
     SelfCheck, valid_guest_name,
 };
-use dunlin_engine::layout::{Backing, GuestMemory, Layout};
+use dunlin_engine::layout::{Backing, GuestMemory};
 use dunlin_engine::process::ProcessMemoryTracker;
 use dunlin_engine::state::{DeviceState, StateError};
 use dunlin_transports::deadline::Deadline;

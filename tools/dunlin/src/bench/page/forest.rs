@@ -6,6 +6,7 @@ use maud::{Markup, html};
 use crate::bench::statistics::Ratio;
 use crate::bench::verdict::{Finding, Verdict};
 use crate::page::axis::percent;
+use crate::page::figure::said;
 use crate::page::table::{Column, Form, table};
 
 /// The axis's ends: ratios beyond lie there. A factor of four is seen without reading it off.
@@ -26,25 +27,42 @@ pub(super) fn table_of(verdicts: &[Verdict]) -> Markup {
         Column::new("finding", Form::Text),
         Column::new("ratio and interval", Form::Picture),
     ];
-    let rows: Vec<Vec<Markup>> = verdicts.iter().filter_map(row).collect();
+    let rows = verdicts.iter().enumerate();
+    let rows: Vec<Vec<Markup>> = rows
+        .filter_map(|(place, verdict)| row(place, verdict))
+        .collect();
     let caption = html! {
         "Above 1 the judged one has more goodput, or the longer blackout."
     };
     table(&caption, &columns, Some(&axis()), &rows)
 }
 
-fn row(verdict: &Verdict) -> Option<Vec<Markup>> {
+/// A verdict, which stands at that place of the results'.
+fn row(place: usize, verdict: &Verdict) -> Option<Vec<Markup>> {
     let ratio = verdict.ratio.as_ref()?;
-    let number = |value: f64| html! { (format!("{value:.2}")) };
+    let number = |which: &str, value: f64| {
+        said(
+            &format!("/verdicts/{place}/ratio/{which}"),
+            value,
+            &three_digits(value),
+        )
+    };
     Some(vec![
         html! { (verdict.subject) },
         html! { (verdict.figure.name()) },
-        number(ratio.ratio),
-        number(ratio.low),
-        number(ratio.high),
+        number("ratio", ratio.ratio),
+        number("low", ratio.low),
+        number("high", ratio.high),
         html! { (verdict.finding.words(verdict.figure)) },
         drawn(ratio, verdict.finding),
     ])
+}
+
+/// A ratio to three significant digits: all have as many, however far below 1 they are.
+fn three_digits(ratio: f64) -> String {
+    let before_the_point = ratio.abs().log10().floor();
+    let behind = (2.0 - before_the_point).clamp(0.0, 9.0) as usize;
+    format!("{ratio:.behind$}")
 }
 
 fn axis() -> Markup {
@@ -86,6 +104,19 @@ fn place(ratio: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ratios_have_three_digits() {
+        for (ratio, text) in [
+            (1.0, "1.00"),
+            (12.345, "12.3"),
+            (1234.4, "1234"),
+            (0.51234, "0.512"),
+            (0.0123, "0.0123"),
+        ] {
+            assert_eq!(three_digits(ratio), text);
+        }
+    }
 
     #[test]
     fn equals_lie_in_the_middle_and_everything_inside() {

@@ -14,8 +14,8 @@ mod strips;
 
 use maud::{Markup, html};
 
-use super::results::{Figure, Results};
-use super::statistics::PASSES_MIN;
+use super::results::{Figure, ReferenceResult, ReferenceRun, Results};
+use super::statistics::{PASSES_MIN, Spread};
 use super::table::{headline, left_out};
 use super::verdict::{Finding, foremost};
 use crate::failure::Failure;
@@ -67,6 +67,26 @@ pub(crate) fn page(results: &Results) -> Result<String, Failure> {
             json: &json,
         },
     ))
+}
+
+/// The median of another program's runs. The results have no place for it: `*` in its stands for each
+/// of the runs.
+fn median_of_runs(
+    number: usize,
+    reference: &ReferenceResult,
+    field: &str,
+    figure: Figure,
+    value: fn(&ReferenceRun) -> Option<u64>,
+) -> Markup {
+    let values = reference.runs.iter().filter_map(value);
+    match Spread::of(values.map(|value| value as f64)) {
+        Some(spread) => said(
+            &format!("/references/{number}/runs/*/{field}"),
+            spread.median,
+            &words(figure, spread.median),
+        ),
+        None => html! { "–" },
+    }
 }
 
 /// A value of a figure, in words.
@@ -184,14 +204,10 @@ fn references(results: &Results) -> Section {
     let rows: Vec<Vec<Markup>> = results
         .references
         .iter()
-        .map(|reference| {
-            let of = |value: fn(&super::results::ReferenceRun) -> Option<u64>| {
-                let values = reference.runs.iter().filter_map(value);
-                super::statistics::Spread::of(values.map(|value| value as f64))
-            };
-            let cell = |figure: Figure, spread: Option<super::statistics::Spread>| {
-                let text = spread.map(|spread| words(figure, spread.median));
-                html! { (text.unwrap_or_else(|| "–".to_owned())) }
+        .enumerate()
+        .map(|(number, reference)| {
+            let cell = |field: &str, figure: Figure, value: fn(&ReferenceRun) -> Option<u64>| {
+                median_of_runs(number, reference, field, figure, value)
             };
             let what = match &reference.left_out {
                 None => match &reference.version {
@@ -203,9 +219,11 @@ fn references(results: &Results) -> Section {
             vec![
                 html! { (reference.name) },
                 html! { (what) },
-                cell(Figure::Goodput, of(|run| run.goodput_bytes_per_s)),
-                cell(Figure::Total, of(|run| run.latency_ns)),
-                cell(Figure::Blackout, of(|run| run.blackout_ns)),
+                cell("goodput_bytes_per_s", Figure::Goodput, |run| {
+                    run.goodput_bytes_per_s
+                }),
+                cell("latency_ns", Figure::Total, |run| run.latency_ns),
+                cell("blackout_ns", Figure::Blackout, |run| run.blackout_ns),
             ]
         })
         .collect();

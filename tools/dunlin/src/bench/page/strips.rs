@@ -35,9 +35,16 @@ const BEYOND: f64 = 3.0;
 /// What a row is about, and its values.
 struct Row {
     name: String,
-    /// Where its spread stands in the results, as a JSON pointer; references have none.
-    place: Option<String>,
+    place: Place,
     values: Vec<f64>,
+}
+
+/// Where a row's figures stand in the results.
+enum Place {
+    /// Its spread, as a JSON pointer.
+    Spread(String),
+    /// Only the values, as a JSON pointer in which `*` stands for each of the runs.
+    Runs(String),
 }
 
 /// The table of a figure: every cell, and other programs that have it.
@@ -46,7 +53,7 @@ pub(super) fn table_of(results: &Results, figure: Figure) -> Markup {
     let mut rows: Vec<Row> = cells
         .map(|(number, cell)| Row {
             name: cell.cell.words(),
-            place: Some(format!("/cells/{number}/summary/{}", place_of(figure))),
+            place: Place::Spread(format!("/cells/{number}/summary/{}", place_of(figure))),
             values: values(cell, figure),
         })
         .filter(|row| !row.values.is_empty())
@@ -58,9 +65,10 @@ pub(super) fn table_of(results: &Results, figure: Figure) -> Markup {
         .iter()
         .flat_map(|row| &row.values)
         .fold(0.0, |most: f64, value| most.max(*value));
-    let references = results.references.iter().map(|reference| Row {
+    let references = results.references.iter().enumerate();
+    let references = references.map(|(number, reference)| Row {
         name: reference.name.clone(),
-        place: None,
+        place: Place::Runs(format!("/references/{number}/runs/*/{}", place_of(figure))),
         values: reference_values(reference, figure),
     });
     let fits = |row: &Row| {
@@ -110,8 +118,9 @@ fn drawn(row: &Row, figure: Figure, axis: Axis) -> Option<Vec<Markup>> {
         line.mark x1=(place(spread.median)) x2=(place(spread.median)) y1="2" y2="20" {}
     };
     let number = |which: &str, value: f64| match &row.place {
-        Some(place) => said(&format!("{place}/{which}"), value, &words(figure, value)),
-        None => html! { (words(figure, value).replace(' ', "\u{a0}")) },
+        Place::Spread(place) => said(&format!("{place}/{which}"), value, &words(figure, value)),
+        Place::Runs(place) if which == "median" => said(place, value, &words(figure, value)),
+        Place::Runs(_) => html! { (words(figure, value).replace(' ', "\u{a0}")) },
     };
     Some(vec![
         html! { (row.name) },
