@@ -287,12 +287,16 @@ impl Connection {
     /// Makes a receive's slot ready for the next message.
     pub(super) fn post_receive(&self, id: u64) -> io::Result<()> {
         self.receives.fetch_add(1, Ordering::SeqCst);
-        self.parts.pair.post_receive(
+        let posted = self.parts.pair.post_receive(
             id,
             self.parts.messages.place(0, id),
             MESSAGE_BYTES as u32,
             self.parts.messages.region.local_key(),
-        )
+        );
+        // A pair that is ended meanwhile may take none, and then completes none.
+        posted.inspect_err(|_| {
+            self.receives.fetch_sub(1, Ordering::SeqCst);
+        })
     }
 
     /// How to send a message. `slot` differs among those under way.
