@@ -25,6 +25,14 @@ RUNS ?= 300
 
 SETUP := tools/setup.sh
 
+# Beside a newer libclang the one that RDMA's bindings can be made with has to be named.
+ifndef LIBCLANG_PATH
+LIBCLANG_FOUND := $(shell $(SETUP) --libclang)
+ifneq ($(LIBCLANG_FOUND),)
+export LIBCLANG_PATH := $(LIBCLANG_FOUND)
+endif
+endif
+
 .DEFAULT_GOAL := help
 .PHONY: help demo build test model simulate chaos planted-bug planted-delays planted-slowness softroce softroce-bench softroce-receipts softroce-chaos rdma-test bench bench-blackout bench-brownout bench-peers bench-scaling bench-suite bench-recording receipts lint format deny
 

@@ -4,6 +4,7 @@
 #
 #   tools/setup.sh rust cc --want ip
 #   tools/setup.sh --has rdma-headers     only looks: exits with 0 if it is there
+#   tools/setup.sh --libclang             the folder of a libclang that is not too new, if there is one
 #
 # System packages come by apt-get, as root or by sudo where that asks for no password. Otherwise
 # the command to run is printed.
@@ -51,14 +52,37 @@ present() {
     esac
 }
 
-# rdma-sys's bindgen 0.59 fails with clang 16 and newer. Where the system has no older one, the PyPI
-# package libclang 14.0.6 carries the library: name its folder in LIBCLANG_PATH.
-clang_is_known() {
+# rdma-sys's bindgen 0.59 fails with clang 16 and newer, and takes the newest that it finds: so the
+# Makefile names this folder to it, in LIBCLANG_PATH.
+libclang_folder() {
     local library
-    for library in ${LIBCLANG_PATH:+"$LIBCLANG_PATH"/libclang*.so*} /usr/lib/llvm-{11,12,13,14,15}/lib/libclang*.so*; do
-        [ -e "$library" ] && return
+    for library in /usr/lib/llvm-{15,14,13,12,11}/lib/libclang*.so*; do
+        [ -e "$library" ] || continue
+        dirname "$library"
+        return
     done
     return 1
+}
+
+# One that was named is the user's to answer for.
+clang_is_known() {
+    local library
+    for library in ${LIBCLANG_PATH:+"$LIBCLANG_PATH" "$LIBCLANG_PATH"/libclang*.so*}; do
+        [ -f "$library" ] && return
+    done
+    [ -z "${LIBCLANG_PATH:-}" ] && libclang_folder >/dev/null
+}
+
+# Where all of RDMA's headers are there but a clang that is old enough, and none can be installed.
+say_how_to_get_clang() {
+    if clang_is_known || ! { command -v pkg-config && pkg-config --exists libibverbs librdmacm; } >/dev/null; then
+        return
+    fi
+    say "there is no libclang of version 11 to 15, and newer ones are too new for RDMA's bindings (rdma-sys). The
+package libclang 14.0.6 of PyPI has one, without compiler headers, which gcc lends:
+    python3 -m venv target/libclang && target/libclang/bin/pip install libclang==14.0.6
+    export LIBCLANG_PATH=\$(echo $PWD/target/libclang/lib/python3*/site-packages/clang/native)
+    export BINDGEN_EXTRA_CLANG_ARGS=-I\$(gcc -print-file-name=include)"
 }
 
 rust_is_new_enough() {
@@ -94,7 +118,7 @@ install() {
         # shellcheck disable=SC2046 # none or two words
         qemu) apt $(from_backports) qemu-system-x86 ;;
         # The one package with a clang that is not too new; Debian 12 has it.
-        rdma-headers) apt pkg-config libibverbs-dev librdmacm-dev libclang-14-dev ;;
+        rdma-headers) apt pkg-config libibverbs-dev librdmacm-dev libclang-14-dev || { say_how_to_get_clang; return 1; } ;;
     esac
 }
 
@@ -130,6 +154,11 @@ apt() {
 
 if [ "${1:-}" = --has ]; then
     present "${2:?which tool}"
+    exit
+fi
+
+if [ "${1:-}" = --libclang ]; then
+    libclang_folder
     exit
 fi
 

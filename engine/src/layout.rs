@@ -176,6 +176,15 @@ impl Layout {
         self.regions.iter().map(|region| region.bytes).sum()
     }
 
+    /// How many of them are huge pages, which were set aside when the memory was made.
+    pub fn hugetlb_bytes(&self) -> u64 {
+        let regions = self.regions.iter();
+        regions
+            .filter(|region| region.backing == Backing::Hugetlb)
+            .map(|region| region.bytes)
+            .sum()
+    }
+
     /// The region that a page number lies in, and the page's place in it.
     pub fn region_of(&self, page: PageNumber) -> Option<(usize, u64)> {
         let region = self
@@ -324,6 +333,17 @@ mod tests {
         assert_eq!(layout.region_of(PageNumber(65)), Some((1, 1)));
         assert_eq!(layout.region_of(PageNumber(3)), None);
         assert_eq!(layout.region_of(PageNumber(66)), None);
+    }
+
+    #[test]
+    fn huge_pages_are_counted() {
+        let huge = RegionShape {
+            backing: Backing::Hugetlb,
+            ..shape(0x20_0000, 0x20_0000)
+        };
+        let layout = Layout::new(1, vec![shape(0, 0x3000), huge]).unwrap();
+        assert_eq!(layout.hugetlb_bytes(), 0x20_0000);
+        assert_eq!(layout.bytes(), 0x20_3000);
     }
 
     #[test]

@@ -10,8 +10,8 @@ use thiserror::Error;
 /// The smallest budget that can be named.
 pub const PIN_BUDGET_BYTES_MIN: u64 = 8 << 20;
 
-/// What is registered beside guest memory, at most: 256 KiB of zeros, and a page of message buffers
-/// for each of 64 lanes. Taken off the budget, so that the process stays within the figure that was given.
+/// What is registered beside guest memory, at most: 256 KiB of zeros, and two pages of message buffers
+/// for each of 64 lanes, which is 768 KiB. Taken off the budget, so that the process stays within the figure that was given.
 const OVERHEAD_BYTES: u64 = 1 << 20;
 
 /// What `auto` needs where the limit on locked memory binds and the guest is larger: with less, the
@@ -26,7 +26,8 @@ const CAP_IPC_LOCK: u32 = 14;
 #[serde(rename_all = "kebab-case")]
 pub enum PinBudget {
     /// What the host can spare: RLIMIT_MEMLOCK where it binds, and three quarters of the memory
-    /// that is available or the guest's already.
+    /// that is available or the guest's already. Huge pages were set aside for the guest when it was
+    /// made, so pinning them takes nothing more from the host.
     #[default]
     Auto,
     /// So many bytes, [`PIN_BUDGET_BYTES_MIN`] at least.
@@ -67,23 +68,26 @@ pub enum PinBudgetError {
 struct Offer {
     /// RLIMIT_MEMLOCK, where it binds.
     locked_bytes_max: Option<u64>,
-    /// What can be had without swapping, and what this process has in memory already.
+    /// What can be had without swapping, and what this process has in memory already. Neither holds
+    /// hugetlb pages.
     spare_bytes: u64,
 }
 
 impl PinBudget {
-    /// How many bytes of a guest of `guest_bytes` may be registered at once in this process.
+    /// How many bytes of a guest of `guest_bytes`, `hugetlb_bytes` of which are hugetlb pages on this
+    /// side, may be registered at once in this process.
     ///
     /// # Errors
     ///
     /// When a budget is too small, or this host's limit on locked memory is.
-    pub fn window_bytes(self, guest_bytes: u64) -> Result<u64, PinBudgetError> {
-        self.window(guest_bytes, Offer::of_this_host)
+    pub fn window_bytes(self, guest_bytes: u64, hugetlb_bytes: u64) -> Result<u64, PinBudgetError> {
+        self.window(guest_bytes, hugetlb_bytes, Offer::of_this_host)
     }
 
     fn window(
         self,
         guest_bytes: u64,
+        hugetlb_bytes: u64,
         offer: impl FnOnce() -> Offer,
     ) -> Result<u64, PinBudgetError> {
         let budget = match self {
@@ -115,6 +119,7 @@ impl PinBudget {
                 }
                 // At least the smallest: a host with next to no memory left is in trouble anyway.
                 let spare = (offer.spare_bytes / 4 * 3).max(PIN_BUDGET_BYTES_MIN);
+                let spare = spare.saturating_add(hugetlb_bytes);
                 spare.min(offer.locked_bytes_max.unwrap_or(u64::MAX))
             }
         };
@@ -164,7 +169,7 @@ mod tests {
     const GIB: u64 = 1 << 30;
 
     fn auto(guest: u64, locked: Option<u64>, spare: u64) -> Result<u64, PinBudgetError> {
-        PinBudget::Auto.window(guest, || Offer {
+        PinBudget::Auto.window(guest, 0, || Offer {
             locked_bytes_max: locked,
             spare_bytes: spare,
         })
@@ -186,10 +191,31 @@ mod tests {
         assert_eq!(auto(GIB, None, 0), Ok(7 * MIB));
     }
 
+    /// A host that gave its memory to hugetlb has little that is available, and pins what it set aside.
+    #[test]
+    fn huge_pages_are_not_spared_but_they_are_locked() {
+        let auto = |guest, hugetlb, locked, spare| {
+            PinBudget::Auto.window(guest, hugetlb, || Offer {
+                locked_bytes_max: locked,
+                spare_bytes: spare,
+            })
+        };
+        assert_eq!(auto(64 * GIB, 64 * GIB, None, 0), Ok(64 * GIB + 7 * MIB));
+        assert_eq!(auto(3 * GIB, 2 * GIB, None, GIB), Ok(2816 * MIB - MIB));
+        assert_eq!(auto(2 * GIB, 2 * GIB, Some(GIB), 0), Ok(GIB - MIB));
+        assert!(auto(2 * GIB, 2 * GIB, Some(MIB), 0).is_err());
+        assert_eq!(auto(GIB, u64::MAX, None, GIB), Ok(u64::MAX - MIB));
+        let named = PinBudget::Bytes(GIB).window(2 * GIB, 2 * GIB, || Offer {
+            locked_bytes_max: None,
+            spare_bytes: 0,
+        });
+        assert_eq!(named, Ok(GIB - MIB));
+    }
+
     #[test]
     fn what_is_named_has_to_be_allowed() {
         let named = |budget: u64, guest: u64, limit: Option<u64>| {
-            PinBudget::Bytes(budget).window(guest, || Offer {
+            PinBudget::Bytes(budget).window(guest, 0, || Offer {
                 locked_bytes_max: limit,
                 spare_bytes: 0,
             })
@@ -217,7 +243,7 @@ mod tests {
     #[test]
     fn what_is_named_is_taken_as_it_is() {
         let named = |bytes| {
-            PinBudget::Bytes(bytes).window(GIB, || Offer {
+            PinBudget::Bytes(bytes).window(GIB, 0, || Offer {
                 locked_bytes_max: None,
                 spare_bytes: 0,
             })
@@ -228,7 +254,7 @@ mod tests {
             named(8 * MIB - 1),
             Err(PinBudgetError::TooSmall(8 * MIB - 1))
         );
-        assert_eq!(PinBudget::Unlimited.window_bytes(GIB), Ok(u64::MAX));
+        assert_eq!(PinBudget::Unlimited.window_bytes(GIB, 0), Ok(u64::MAX));
     }
 
     #[test]

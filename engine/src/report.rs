@@ -113,8 +113,8 @@ pub struct Report {
     /// recording was left out of the build, or no destination was reached.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub telemetry: Option<MoveTelemetry>,
-    /// Whether it was the transport that failed, before the first page was sent: another one may
-    /// do. For whoever ordered the move; not part of the schema.
+    /// Whether it may have been the transport that failed, before the first page was sent: another
+    /// one may do. For whoever ordered the move; not part of the schema.
     #[serde(skip)]
     pub another_transport_may_do: bool,
 }

@@ -530,6 +530,25 @@ fn what_is_collected_last_is_rearmed_before_it_is_read() {
 // ---- law 9: remote write access dies before READY ----
 
 #[test]
+fn where_access_may_not_be_gone_there_is_no_ready() {
+    let session = Session::new(&[CHUNK_PAGES], Hooks::default());
+    session.source.write(3, 1);
+    session.faults.refuse_revoking();
+    let said = Arc::new(AtomicUsize::new(0));
+    session.at(MessageKind::Ready, {
+        let said = Arc::clone(&said);
+        move |_| {
+            said.fetch_add(1, Ordering::SeqCst);
+        }
+    });
+    let ended = session.run();
+    assert_eq!(said.load(Ordering::SeqCst), 0, "READY was said");
+    ended.assert_reason("taking write access away: the device refuses");
+    assert!(ended.destination().is_discarded());
+    ended.assert_stayed(Outcome::PeerFailed);
+}
+
+#[test]
 fn after_ready_no_lane_of_the_source_reaches_the_destination() {
     let mut source = SourceByHand::new(&[CHUNK_PAGES]);
     source.hello(2);

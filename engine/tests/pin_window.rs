@@ -308,6 +308,24 @@ fn a_refusal_half_way_leaves_the_guest_at_home_and_says_who_refused() {
     }
 }
 
+/// Nothing is put before memory is open on both sides; and in a window of three chunks the fourth is
+/// opened once a lane is through with the first.
+#[test]
+fn another_transport_may_do_until_something_was_put() {
+    for side in [Side::Source, Side::Destination] {
+        for (chunks, may_do) in [(1, true), (4, false)] {
+            let session = session(&[chunks], [SMALL, SMALL], Hooks::default());
+            session.source.write_all(0..chunks * CHUNK, 1);
+            session.faults.refuse_registration(side, chunks - 1);
+            let ended = session.run();
+            ended.assert_reason("the device refuses");
+            let report = &ended.report;
+            assert!(!report.outcome.moved());
+            assert_eq!(report.another_transport_may_do, may_do, "{side:?} {chunks}");
+        }
+    }
+}
+
 #[test]
 fn a_final_set_larger_than_the_window_is_crossed_in_the_pause() {
     // Not among the last pages: what saving writes there may go out with them.

@@ -25,9 +25,11 @@ run 'a KVM guest moves over TCP, tracked by the bitmap' 240 move_a_guest --trans
 run 'a KVM guest moves over TCP, tracked by the ring' 240 move_a_guest --transport tcp --dirty-tracking ring
 run 'a KVM guest moves over RDMA, and on' 300 send_over_rdma "$RDMA_IPV4_A" "$RDMA_IPV4_B"
 run 'a KVM guest moves over RDMA, IPv6' 300 send_over_rdma "$RDMA_IPV6_A" "$RDMA_IPV6_B"
+run 'a KVM guest in huge pages moves over RDMA' 240 move_in_huge_pages
 run_cargo 'RDMA: a guest moves in a window of pinned memory' 400 '-p dunlin-tests --test rdma_moves_in_a_window' --test-threads=1
 run 'auto picks RDMA, and TCP where the destination has no RDMA' 300 auto_picks
 run 'the demo moves over RDMA' 240 move_a_guest --transport rdma
+run 'bench measures RDMA, TCP and perftest' 240 bench_over_rdma
 run 'doctor sees RDMA' 60 doctor_sees_rdma
 run_cargo 'no RDMA library, though there is a device' 240 '-p dunlin-tests --test rdma_where_there_is_none' without_the_library
 # The last of these: rxe devices under which the wire went down let nobody connect any more, and its

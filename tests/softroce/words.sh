@@ -94,6 +94,52 @@ bracketed() {
     esac
 }
 
+# address_digits ADDRESS: the 32 digits of a GID that is made of it.
+address_digits() {
+    local groups digits='' left right group
+    if [[ $1 != *:* ]]; then
+        # shellcheck disable=SC2046 # four numbers
+        printf '00000000000000000000ffff%02x%02x%02x%02x' $(tr . ' ' <<<"$1")
+        return
+    fi
+    left=${1%%::*} right=
+    [[ $1 != *::* ]] || right=${1#*::}
+    read -ra left <<<"${left//:/ }"
+    read -ra right <<<"${right//:/ }"
+    groups=("${left[@]}")
+    while [ $((${#groups[@]} + ${#right[@]})) -lt 8 ]; do groups+=(0); done
+    for group in "${groups[@]}" "${right[@]}"; do
+        digits+=$(printf '%04x' "0x$group")
+    done
+    echo "$digits"
+}
+
+# gid_index DEVICE ADDRESS: the entry of port 1's table that rdma_cm takes for it, with RoCE v2.
+gid_index() {
+    local place=/sys/class/infiniband/$1/ports/1 entry index digits
+    digits=$(address_digits "$2")
+    for entry in "$place"/gids/*; do
+        index=${entry##*/}
+        # Entries that are not in use can't be read.
+        [ "$(tr -d : <"$entry" 2>/dev/null)" = "$digits" ] || continue
+        grep -qs v2 "$place/gid_attrs/types/$index" || continue
+        echo "$index"
+        return
+    done
+    echo "no entry of $1 is of $2" >&2
+    return 1
+}
+
+# refused HOST ENDPOINT WORDS [ARGUMENT...]: the guest can't be sent so, which is an error of one line
+# that has these words in it, and it stays.
+refused() {
+    local host=$1 endpoint=$2 words=$3 said status=0
+    shift 3
+    said=$(at "$host" send vm1 --to "$endpoint" --quiet "$@" 2>&1) || status=$?
+    printf '%s\n' "$said"
+    [ "$status" -eq 12 ] && [ "$(wc -l <<<"$said")" -eq 1 ] && [[ $said == *"$words"* ]] && at "$host" status vm1
+}
+
 # send_over_rdma FROM TO: over the wire, then on to another receiver on the same device, with all
 # flags.
 send_over_rdma() {
@@ -103,20 +149,53 @@ send_over_rdma() {
     fi
     make_site
     start_guest a || return 1
-    local to
+    local to gid
     to=$(bracketed "$2")
+    gid=$(gid_index "$RDMA_DEVICE_A" "$1") || return 1
     start_receiver b "$to" || return 1
-    send a "rdma://$to:$PORT" rdma --bind "$1" --rdma-device "$RDMA_DEVICE_A" --rdma-port 1 --rdma-tos 104 \
-        --rdma-ack-timeout 16 --lanes 2 || return 1
+    send a "rdma://$to:$PORT" rdma --bind "$1" --rdma-device "$RDMA_DEVICE_A" --rdma-port 1 \
+        --rdma-gid-index "$gid" --rdma-tos 104 --rdma-sl 3 --rdma-pkey 0 --rdma-ack-timeout 16 \
+        --rdma-window 128KiB --pin-budget 32MiB --lanes 2 || return 1
     grep -qF "\"mechanism\": \"$RDMA_DEVICE_A port 1, RoCE\"" "$SITE/report.json" || return 1
     start_receiver c "$to" --rdma-device "$RDMA_DEVICE_B" --poll event || return 1
     send b "rdma://$to:$PORT" rdma --poll spin --lanes 1 || return 1
-    # What leads elsewhere than asked for is an error, in one line, and the guest stays.
+    # What leads elsewhere than asked for is an error.
     start_receiver d "$to" || return 1
-    local said status=0
-    said=$(at c send vm1 --to "rdma://$to:$PORT" --rdma-device no_such --quiet 2>&1) || status=$?
-    printf '%s\n' "$said"
-    [ "$status" -eq 12 ] && [ "$(wc -l <<<"$said")" -eq 1 ] && [[ $said == *no_such* ]] && at c status vm1
+    refused c "rdma://$to:$PORT" no_such --rdma-device no_such || return 1
+    refused c "rdma://$to:$PORT" 'is reached by port 1, not by 2' --rdma-port 2
+}
+
+# Guests in huge pages, which have to be there on both sides.
+move_in_huge_pages() {
+    local pages=/proc/sys/vm/nr_hugepages before
+    before=$(cat "$pages")
+    # The guest's 64 MiB, twice, and what is beside them.
+    if ! echo $((before + 80)) 2>/dev/null >"$pages" || [ "$(cat "$pages")" -lt $((before + 80)) ]; then
+        echo 'skipped: huge pages can not be reserved here'
+        return 0
+    fi
+    local status=0
+    move_a_guest --transport rdma --memory-backing hugetlb || status=$?
+    echo "$before" >"$pages"
+    return "$status"
+}
+
+# Both transports and both programs of perftest have a row, with a run that gave something. Guests
+# made of threads, and so replays, need a newer kernel than the machine's.
+bench_over_rdma() {
+    RESULTS=$(mktemp)
+    trap 'rm -f "$RESULTS"' EXIT
+    "$DUNLIN" bench --transports rdma,tcp --lanes 1 --memory 32MiB --dirty-rate 0 --guest kvm \
+        --references ib_write_bw,ib_read_lat --repeat 1 --warm-up 0 --max-blackout 5s --json "$RESULTS" || return 1
+    # A row that was left out has no run, and a run without figures has a reason.
+    expect_count "$RESULTS" '"outcome": ?"moved"' 2 && expect_count "$RESULTS" '"reason": ?null' 4
+}
+
+# expect_count FILE PATTERN COUNT
+expect_count() {
+    local found
+    found=$(grep -oE -- "$2" "$1" | wc -l)
+    [ "$found" -eq "$3" ] || { echo "$2 stands $found times, not $3 times, in:"; cat "$1"; return 1; }
 }
 
 # auto:// takes RDMA where both sides have it. A destination that can't, for a limit or a device

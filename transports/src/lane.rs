@@ -489,7 +489,12 @@ pub trait DestinationEndpoint: Send + Sync {
 
     /// Takes the peer's write access away: after this returns nothing of the peer's reaches this
     /// side's memory. Every lane of the endpoint ends.
-    fn revoke_all(&self);
+    ///
+    /// # Errors
+    ///
+    /// When the access may not be gone: the device said no, or is not known to be through with what
+    /// it had taken. The guest must not run here then.
+    fn revoke_all(&self) -> Result<(), LaneError>;
 
     /// Ends every lane and every wait from outside, at once. May be called from any thread.
     fn stop(&self);

@@ -124,6 +124,12 @@ impl WrittenPages {
         }
     }
 
+    fn is_any(&self) -> bool {
+        self.words
+            .iter()
+            .any(|word| word.load(Ordering::Relaxed) != 0)
+    }
+
     // Relaxed throughout: a page changes lanes only between rounds, and what is between rounds (a
     // channel there and back) orders these too.
     fn mark(&self, run: Run) {
@@ -203,6 +209,11 @@ impl<'a> LaneContext<'a> {
         self.untouched
             .for_each_range(chunk.run(), |run| untouched += u64::from(run.pages));
         untouched >= u64::from(chunk.pages)
+    }
+
+    /// Whether a lane has put anything, or is about to.
+    pub(super) fn has_put(&self) -> bool {
+        self.written.is_any()
     }
 
     /// Tells lanes to leave their round. Blocked ones are ended by their endpoint.

@@ -34,7 +34,7 @@ pub fn revoking_keeps_out_what_is_under_way(harness: &dyn Harness) {
     let (mut lane, mut other) = (sources.pop().unwrap(), destinations.pop().unwrap());
     let fence = lane.put(&[run(0, 64)]).and_then(|()| lane.fence()).unwrap();
     let before = snapshot(&session.destination_memory);
-    session.pair.destination.revoke_all();
+    session.pair.destination.revoke_all().unwrap();
     // A transport that writes without the destination's processor may have been faster; what is in
     // memory now stays as it is.
     let after = snapshot(&session.destination_memory);
@@ -71,7 +71,7 @@ pub fn revoking_stops_a_source_that_goes_on_writing(harness: &dyn Harness) {
             });
         }
         std::thread::sleep(SETTLING);
-        session.pair.destination.revoke_all();
+        session.pair.destination.revoke_all().unwrap();
         let after = snapshot(&session.destination_memory);
         std::thread::sleep(LATE);
         let later = snapshot(&session.destination_memory);

@@ -222,10 +222,18 @@ impl lane::DestinationEndpoint for DestinationEndpoint {
         }
     }
 
-    fn revoke_all(&self) {
+    fn revoke_all(&self) -> Result<(), LaneError> {
         self.gate.revoke();
         self.stop();
         self.gate.wait_until_idle();
+        match self.network.faults.state().orders.is_revoking_refused {
+            false => Ok(()),
+            true => Err(LaneError::System {
+                lane: NO_LANE,
+                doing: "taking write access away",
+                source: std::io::Error::other("the device refuses"),
+            }),
+        }
     }
 
     fn stop(&self) {

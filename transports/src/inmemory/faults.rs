@@ -77,6 +77,7 @@ pub(super) struct Orders {
     passed: Vec<(Place, u64, u64)>,
     pub(super) are_lanes_named: bool,
     pub(super) is_admission_held: bool,
+    pub(super) is_revoking_refused: bool,
     pub(super) impostor: Option<LaneNumber>,
 }
 
@@ -189,6 +190,11 @@ impl Faults {
     fn order(&self, change: impl FnOnce(&mut Orders)) {
         change(&mut self.state().orders);
         self.state.notify_all();
+    }
+
+    /// The destination's device does not say that it took the source's access away.
+    pub fn refuse_revoking(&self) {
+        self.order(|orders| orders.is_revoking_refused = true);
     }
 
     /// Every message sent from now on takes `delay` longer. Zero ends it.

@@ -157,6 +157,8 @@ pub(super) struct Connection {
     watch: Arc<Watch>,
     /// The peer ended the connection.
     closed: AtomicBool,
+    /// The queue pair is ended.
+    ended: AtomicBool,
     /// Receives that are posted and have not completed.
     receives: AtomicU32,
     /// Requests that are posted, ask for their completion, and have not completed. Below zero where
@@ -182,6 +184,7 @@ impl Connection {
             window: connected.window,
             watch,
             closed: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
             receives: AtomicU32::new(FENCES_IN_FLIGHT_MAX),
             awaited: AtomicI64::new(0),
             confirmed: AtomicBool::new(false),
@@ -215,14 +218,25 @@ impl Connection {
 
     /// Ends the queue pair, so that nothing of the peer's is carried out any more. May be called
     /// from any thread, and again.
-    pub(super) fn end_pair(&self) {
-        // A device that fails here is gone, and carries nothing out.
-        let _ = self.parts.pair.end();
+    ///
+    /// # Errors
+    ///
+    /// The device's. One that is gone carries nothing out either; but that is not known from here.
+    pub(super) fn end_pair(&self) -> io::Result<()> {
+        self.parts.pair.end()?;
+        self.ended.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Whether the device said that the queue pair is ended.
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::SeqCst)
     }
 
     /// Ends the queue pair, and tells the peer. May be called from any thread, and again.
     pub(super) fn end(&self) {
-        self.end_pair();
+        // Whoever has to know asks whether it has ended.
+        let _ = self.end_pair();
         self.id.disconnect();
     }
 
@@ -232,7 +246,7 @@ impl Connection {
     /// receives' completions are lost to the lane, which has ended.
     pub(super) fn is_drained(&self) -> bool {
         let looked = self.poll_receives(|_| ());
-        looked.is_err() || self.receives.load(Ordering::SeqCst) == 0
+        looked.is_ok() && self.receives.load(Ordering::SeqCst) == 0
     }
 
     /// Takes completed requests, in order.
@@ -273,12 +287,16 @@ impl Connection {
     /// Makes a receive's slot ready for the next message.
     pub(super) fn post_receive(&self, id: u64) -> io::Result<()> {
         self.receives.fetch_add(1, Ordering::SeqCst);
-        self.parts.pair.post_receive(
+        let posted = self.parts.pair.post_receive(
             id,
             self.parts.messages.place(0, id),
             MESSAGE_BYTES as u32,
             self.parts.messages.region.local_key(),
-        )
+        );
+        // A pair that is ended meanwhile may take none, and then completes none.
+        posted.inspect_err(|_| {
+            self.receives.fetch_sub(1, Ordering::SeqCst);
+        })
     }
 
     /// How to send a message. `slot` differs among those under way.

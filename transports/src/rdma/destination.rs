@@ -34,8 +34,9 @@ const BACKLOG: u16 = LANES_MAX;
 
 /// For how long `revoke_all` looks whether the device is through with what had come before the queue
 /// pairs were ended. By then it takes nothing new; a hardware device is through already, a software
-/// device within the copying of one packet.
-const DRAIN_LIMIT: Duration = Duration::from_millis(100);
+/// device within the copying of one packet. One that is not by then ends the move, so the
+/// limit is far beyond that, for hosts that do several things at once.
+const DRAIN_LIMIT: Duration = Duration::from_secs(1);
 
 /// For how long `revoke_all` lets words for fences that were seen go out before it ends the queue
 /// pairs: the source may wait for them. A fabric's round trip takes some µs, a software device's in
@@ -303,20 +304,46 @@ impl lane::DestinationEndpoint for DestinationEndpoint {
 
     /// Ends the queue pair of every lane. Memory stays registered, and pinned, until the endpoint is
     /// dropped: that takes its time, and is for when the guest runs.
-    fn revoke_all(&self) {
+    fn revoke_all(&self) -> Result<(), LaneError> {
         self.shared.ranges.refuse_more();
         let wait = |limit, connections: &[Arc<Connection>], is_over: fn(&Connection) -> bool| {
             let limit = Deadline::after(limit);
-            for connection in connections {
-                while !is_over(connection) && !limit.passed() {
-                    std::thread::yield_now();
-                }
-            }
+            connections
+                .iter()
+                .find(|connection| {
+                    while !is_over(connection) {
+                        if limit.passed() {
+                            return true;
+                        }
+                        std::thread::yield_now();
+                    }
+                    false
+                })
+                .map(|connection| connection.number())
         };
         let watch = &self.shared.watch;
-        wait(WORDS_LIMIT, &watch.connections(), Connection::is_sent);
+        // Words that do not go out cost the source a wait, and nothing else.
+        let _ = wait(WORDS_LIMIT, &watch.connections(), Connection::is_sent);
+        let connections = watch.stop();
+        for connection in connections
+            .iter()
+            .filter(|connection| !connection.has_ended())
+        {
+            connection.end_pair().map_err(|source| LaneError::System {
+                lane: connection.number(),
+                doing: "taking the peer's write access away",
+                source,
+            })?;
+        }
         // From here on the devices take nothing; the wait is for what they had taken before.
-        wait(DRAIN_LIMIT, &watch.stop(), Connection::is_drained);
+        match wait(DRAIN_LIMIT, &connections, Connection::is_drained) {
+            None => Ok(()),
+            Some(lane) => Err(LaneError::Stalled {
+                lane,
+                doing: "waiting for the device to be through with what the peer wrote",
+                waited: DRAIN_LIMIT,
+            }),
+        }
     }
 
     fn trouble(&self) -> Option<String> {

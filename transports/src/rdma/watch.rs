@@ -89,9 +89,9 @@ impl Watch {
         self.raise_alarm();
         let connections = self.connections();
         // All lanes' writes first, then the politeness.
-        connections
-            .iter()
-            .for_each(|connection| connection.end_pair());
+        for connection in &connections {
+            let _ = connection.end_pair();
+        }
         connections.iter().for_each(|connection| connection.end());
         connections
     }

@@ -191,12 +191,13 @@ impl lane::DestinationEndpoint for DestinationEndpoint {
         }
     }
 
-    fn revoke_all(&self) {
+    fn revoke_all(&self) -> Result<(), LaneError> {
         // In this order: no batch begins any more; those under way lose their connection; and when
         // they have ended, none is left.
         self.gate.revoke();
         self.sockets.stop();
         self.gate.wait_until_idle();
+        Ok(())
     }
 
     fn stop(&self) {

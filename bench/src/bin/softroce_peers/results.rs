@@ -163,6 +163,17 @@ impl RowResults {
         Some(sides.map(|side| run.per_gibibyte(side.calls as f64)))
     }
 
+    /// The most frequent system calls for a GiB: the source's and the destination's.
+    pub(crate) fn most_calls(&self) -> Option<[Vec<(&str, f64)>; 2]> {
+        let (run, calls) = (self.runs.first()?, self.calls.as_ref()?);
+        let sides = [&calls.source, &calls.destination];
+        Some(sides.map(|side| {
+            let most = side.most.iter();
+            most.map(|(name, count)| (name.as_str(), run.per_gibibyte(*count as f64)))
+                .collect()
+        }))
+    }
+
     fn as_json(&self) -> Value {
         let figures: [(&str, Figure); 4] = [
             ("goodput_bytes_per_s", |run| Some(run.goodput)),

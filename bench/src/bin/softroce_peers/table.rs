@@ -6,7 +6,7 @@ use dunlin_bench::table::{Table, figure, spread};
 use dunlin_bench::usage::{Cpu, Usage};
 
 use crate::results::{MEBIBYTE, Results, RowResults};
-use crate::rows::WRITES_1_MIB;
+use crate::rows::{WRITES_1_MIB, What};
 
 /// The tables, and the targets in words.
 pub(crate) fn all(results: &Results) -> String {
@@ -65,6 +65,12 @@ pub(crate) fn all(results: &Results) -> String {
         "destination",
     ];
     text += &Table::new(&headings, results.rows.iter().map(work)).text();
+    let named = results.rows.iter().filter_map(most_calls);
+    let named: Vec<Vec<String>> = named.flatten().collect();
+    if !named.is_empty() {
+        text += "\nWhich calls those of Dunlin's are, the most frequent ones, for a GiB\n\n";
+        text += &Table::new(&["", "", ""], named).text();
+    }
     text += "\nTargets\n\n";
     for target in crate::targets::all(results) {
         let _ = writeln!(text, "  {target}");
@@ -109,6 +115,24 @@ fn work(row: &RowResults) -> Vec<String> {
     let calls = row.calls();
     cells.extend((0..2).map(|at| figure(calls.map(|calls| calls[at]), 0)));
     cells
+}
+
+/// A line for each side of one of Dunlin's rows: the calls by name.
+fn most_calls(row: &RowResults) -> Option<[Vec<String>; 2]> {
+    if !matches!(row.row.what, What::Dunlin { .. }) {
+        return None;
+    }
+    let [source, destination] = row.most_calls()?;
+    let words = |calls: Vec<(&str, f64)>| {
+        let calls = calls
+            .iter()
+            .map(|(name, count)| format!("{name} {count:.0}"));
+        calls.collect::<Vec<_>>().join(", ")
+    };
+    Some([
+        vec![row.row.name.clone(), "source".to_owned(), words(source)],
+        vec![String::new(), "destination".to_owned(), words(destination)],
+    ])
 }
 
 /// In programs, and in the kernel for them.

@@ -19,7 +19,10 @@ pub(super) fn let_in<G: IncomingGuest>(
 ) -> Result<(Vec<Grant>, Option<u64>), ReceiveError> {
     if endpoint.has_registrations() {
         let guest_bytes = hello.offer().layout.bytes();
-        let budget = settings.pin_budget.window_bytes(guest_bytes);
+        // What is there counts, not what the source has.
+        let hugetlb_bytes = guest.memory().layout().hugetlb_bytes();
+        let budget = settings.pin_budget;
+        let budget = budget.window_bytes(guest_bytes, hugetlb_bytes);
         let budget = budget.map_err(|error| ReceiveError::Transport(error.to_string()))?;
         if hello.message.capabilities & capability::PIN_WINDOW != 0 {
             return Ok((Vec::new(), Some(budget)));

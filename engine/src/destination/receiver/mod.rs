@@ -353,8 +353,12 @@ impl<F: GuestFactory> Destination<'_, F> {
                 self.because(&format!("the source may not say {event:?} now"));
             }
             for action in actions {
-                if let Some(event) = self.perform(action) {
-                    events.push_back(event);
+                let event = self.perform(action);
+                let is_unrevoked = action == Action::RevokeAccess && event.is_some();
+                events.extend(event);
+                // Law 9: READY, which comes next, would be untrue.
+                if is_unrevoked {
+                    break;
                 }
             }
         }
@@ -376,9 +380,9 @@ impl<F: GuestFactory> Destination<'_, F> {
             Action::RevokeAccess => {
                 // Law 9: from here on nothing of the source's reaches this memory.
                 planted::delay("destination:revoke-access");
-                self.endpoint.revoke_all();
+                let revoked = self.endpoint.revoke_all();
                 self.ready.revoked_ns = Timestamp::now().0;
-                None
+                revoked.err().map(|error| self.failed(&error.to_string()))
             }
             Action::SendReady => {
                 planted::delay("link:ready-on-link");

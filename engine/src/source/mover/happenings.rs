@@ -178,6 +178,8 @@ impl Mover<'_, '_> {
                 Event::Verified
             }
             Message::Aborted(abort) => {
+                // It does not say of what. Another try costs little, and says more if it fails too.
+                self.blame_transport();
                 self.because(&format!("the destination gave up: {}", abort.reason()));
                 Event::Aborted
             }
@@ -196,7 +198,10 @@ impl Mover<'_, '_> {
                     return Some(event);
                 }
                 let reason = match failure {
-                    lanes::LaneFailure::Lane(_) => StayReason::PeerFailed,
+                    lanes::LaneFailure::Lane(_) => {
+                        self.blame_transport();
+                        StayReason::PeerFailed
+                    }
                     lanes::LaneFailure::Rearm(_)
                     | lanes::LaneFailure::Memory(_)
                     | lanes::LaneFailure::Unopened(_) => StayReason::Failed,
@@ -264,6 +269,14 @@ impl Mover<'_, '_> {
         match self.endpoint.trouble() {
             Some(trouble) => format!("{reason}; {trouble}"),
             None => reason.to_owned(),
+        }
+    }
+
+    /// It may be the transport that fails: another one may do, as long as nothing was put.
+    pub(super) fn blame_transport(&mut self) {
+        let is_early = matches!(self.session.state(), State::Naming | State::Copying);
+        if is_early && !self.context.has_put() {
+            self.report.another_transport_may_do = true;
         }
     }
 

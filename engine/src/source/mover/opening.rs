@@ -64,7 +64,8 @@ impl Mover<'_, '_> {
             }
         };
         let budget = if has_registrations {
-            let here = self.settings.pin_budget.window_bytes(layout.bytes());
+            let budget = self.settings.pin_budget;
+            let here = budget.window_bytes(layout.bytes(), layout.hugetlb_bytes());
             here.map_err(|error| ours(error.to_string()))?
         } else {
             u64::MAX
@@ -175,6 +176,7 @@ impl Mover<'_, '_> {
                 self.round_done()
             }
             WindowDone::Failed(error) => {
+                self.blame_transport();
                 let reason = format!("registering memory: {error}");
                 Some(self.stop(StayReason::Failed, &reason))
             }

@@ -1,4 +1,5 @@
-//! Endpoints: `tcp://host:port`, `auto://host:port`, `rdma://host:port`. IPv6 in brackets.
+//! Endpoints: `tcp://host:port`, `auto://host:port`, `rdma://host:port`; `host:port` alone is `auto`.
+//! IPv6 in brackets.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -67,10 +68,8 @@ impl FromStr for Endpoint {
 
     fn from_str(text: &str) -> Result<Self, String> {
         const FORM: &str =
-            "an endpoint looks like auto://host, tcp://host:7471, or rdma://[2001:db8::1]:7471";
-        let Some((scheme, rest)) = text.split_once("://") else {
-            return Err(format!("no transport is named; {FORM}"));
-        };
+            "an endpoint looks like host, tcp://host:7471, or rdma://[2001:db8::1]:7471";
+        let (scheme, rest) = text.split_once("://").unwrap_or(("auto", text));
         let scheme = match scheme {
             "tcp" => Scheme::Tcp,
             "auto" => Scheme::Auto,
@@ -146,13 +145,21 @@ mod tests {
         assert_eq!(parsed("tcp://10.0.0.1:80"), "tcp://10.0.0.1:80");
         assert_eq!(parsed("auto://[::1]"), "auto://[::1]:7471");
         assert_eq!(parsed("rdma://host:9"), "rdma://host:9");
+        // Which transport is left to the program where none is named.
+        assert_eq!(parsed("host"), "auto://host:7471");
+        assert_eq!(parsed("10.0.0.1:80"), "auto://10.0.0.1:80");
+        assert_eq!(parsed("[2001:db8::1]:9"), "auto://[2001:db8::1]:9");
         assert_eq!(parsed("tcp://[2001:db8::1]:0"), "tcp://[2001:db8::1]:0");
     }
 
     #[test]
     fn what_is_wrong_is_named() {
         for (text, named) in [
-            ("host:7471", "no transport is named"),
+            ("", "no host is named"),
+            ("host:port", "'port' is not a port"),
+            ("::1", "stands in brackets"),
+            ("auto:/host", "'/host' is not a port"),
+            ("host/path", "'host/path' is not a host name"),
             ("udp://host", "'udp' is not a transport"),
             ("tcp://", "no host is named"),
             ("tcp://:80", "no host is named"),

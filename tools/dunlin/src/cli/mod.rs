@@ -8,7 +8,7 @@
 //! | [`moves`] | commands that move and steer: `send`, `cancel`, `set` |
 //! | [`settle`] | `settle` |
 //! | [`looks`] | commands that look and end: `status`, `top`, `report`, `stop`, `doctor`, `completions` |
-//! | [`endpoint`] | `tcp://host:port` |
+//! | [`endpoint`] | `host`, `tcp://host:port` |
 //! | [`rdma`] | the flags for RDMA |
 //! | [`values`] | names, durations, lists |
 
@@ -261,7 +261,7 @@ mod tests {
     #[test]
     fn a_wrong_value_is_named() {
         for (line, named) in [
-            ("dunlin send vm1 --to host", "no transport is named"),
+            ("dunlin send vm1 --to ho/st", "not a host name"),
             ("dunlin send vm1 --to sctp://h", "not a transport"),
             ("dunlin send ../x --to tcp://h", "a guest's name is"),
             (

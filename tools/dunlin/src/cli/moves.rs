@@ -36,8 +36,8 @@ pub(crate) struct Send {
     /// The guest
     #[arg(value_name = "GUEST")]
     pub(crate) name: GuestName,
-    /// The destination: auto://host (RDMA where both sides have it, else TCP), rdma://host or
-    /// tcp://host:7471; IPv6 in brackets
+    /// The destination: a host (RDMA where both sides have it, else TCP; auto://host says the same),
+    /// or rdma://host or tcp://host:7471, which demand one; IPv6 in brackets
     #[arg(long, value_name = "ENDPOINT")]
     pub(crate) to: Endpoint,
     /// The budget: pause once the blackout is predicted to be at most this

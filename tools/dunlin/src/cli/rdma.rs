@@ -56,8 +56,9 @@ pub(crate) struct RdmaChoices {
         help_heading = "RDMA options"
     )]
     pub(crate) poll: Option<PollChoice>,
-    /// The source registers memory for on-demand paging: nothing of it is pinned there, and the
-    /// device asks for pages as it reads them; for devices that can
+    /// The source registers memory for on-demand paging: nothing of the guest is pinned there, and
+    /// the device asks for pages as it reads them; for devices that can. The source's --pin-budget
+    /// is unlimited then, unless it is a size
     #[arg(long = "rdma-odp", help_heading = "RDMA options")]
     pub(crate) on_demand_paging: bool,
     /// The most guest memory that is registered with the device, and so pinned, at once: a size of
@@ -80,6 +81,15 @@ pub(crate) enum PollChoice {
 }
 
 impl RdmaChoices {
+    /// The source's budget. With on-demand paging it pins no guest memory, and so has none to
+    /// spare it for, unless a size was named.
+    pub(crate) fn source_budget(&self) -> PinBudget {
+        match self.pin_budget.unwrap_or_default() {
+            PinBudget::Auto if self.on_demand_paging => PinBudget::Unlimited,
+            budget => budget,
+        }
+    }
+
     /// The same choices on another command line.
     pub(crate) fn as_arguments(&self) -> Vec<String> {
         let number = |value: Option<u16>| value.map(|value| value.to_string());
@@ -116,6 +126,23 @@ mod tests {
     struct Line {
         #[command(flatten)]
         choices: RdmaChoices,
+    }
+
+    #[test]
+    fn what_pins_nothing_has_no_budget_but_a_named_one() {
+        let budget = |on_demand_paging, pin_budget| {
+            let choices = RdmaChoices {
+                on_demand_paging,
+                pin_budget,
+                ..RdmaChoices::default()
+            };
+            choices.source_budget()
+        };
+        assert_eq!(budget(false, None), PinBudget::Auto);
+        assert_eq!(budget(true, None), PinBudget::Unlimited);
+        assert_eq!(budget(true, Some(PinBudget::Auto)), PinBudget::Unlimited);
+        let named = Some(PinBudget::Bytes(64 << 20));
+        assert_eq!(budget(true, named), PinBudget::Bytes(64 << 20));
     }
 
     #[test]

@@ -227,7 +227,7 @@ impl MoveOrder {
             lanes: self.lanes,
             cpus: self.cpus.clone(),
             peer_timeout: Duration::from_nanos(self.peer_timeout_ns),
-            pin_budget: self.rdma.pin_budget.unwrap_or_default(),
+            pin_budget: self.rdma.source_budget(),
         }
     }
 }

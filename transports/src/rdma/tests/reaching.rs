@@ -181,7 +181,7 @@ fn a_write_after_revoking_fails_and_the_queue_is_drained() {
         CompletionStatus::SUCCESS
     );
     let destination = session.destination_end();
-    session.destination.revoke_all();
+    session.destination.revoke_all().unwrap();
     assert!(destination.is_drained());
     let after = bytes(&session.destination_memory);
     session

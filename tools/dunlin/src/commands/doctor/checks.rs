@@ -283,7 +283,7 @@ fn locked_memory() -> Finding {
         None => "no limit".to_owned(),
         Some(limit) => format!("limit {}", bytes(limit)),
     };
-    let auto = PinBudget::Auto.window_bytes(u64::MAX);
+    let auto = PinBudget::Auto.window_bytes(u64::MAX, 0);
     let pinned = |window| format!("RDMA pins at most {} of a guest at once", bytes(window));
     match (locked_bytes_max(), auto) {
         (None, Ok(window)) => Finding::new(NAME, State::Ok, format!("{found}; {}", pinned(window))),
