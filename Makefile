@@ -26,7 +26,7 @@ RUNS ?= 300
 SETUP := tools/setup.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test model simulate chaos planted-bug planted-delays planted-slowness softroce softroce-bench softroce-chaos rdma-test bench bench-blackout bench-peers bench-scaling bench-suite bench-recording receipts lint format deny
+.PHONY: help demo build test model simulate chaos planted-bug planted-delays planted-slowness softroce softroce-bench softroce-receipts softroce-chaos rdma-test bench bench-blackout bench-brownout bench-peers bench-scaling bench-suite bench-recording receipts lint format deny
 
 help: ## Say what there is
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -109,6 +109,13 @@ softroce-bench: build ## Compare with QEMU, ib_write_bw and iperf3 in that machi
 	$(CARGO) build --release --locked -p dunlin-bench --bin softroce_peers
 	DUNLIN=$(DUNLIN) tests/softroce/bench $(CARGO_TARGET_DIR)/release/softroce_peers $(ARGS)
 
+# An emulated processor takes its time to enter a guest: the way in is given more of it.
+softroce-receipts: build ## Check the receipts of 50 moves over TCP and 50 over RDMA in that machine (ARGS="--each")
+	@$(SETUP) rdma-headers
+	$(CARGO) build --release --locked -p dunlin-bench --bin receipts
+	tests/softroce/run --timeout 3600 -- $(CARGO_TARGET_DIR)/release/receipts --dunlin $(DUNLIN) \
+		--transport tcp,rdma --addresses 10.77.0.1 10.77.0.2 --way-in 100000 $(ARGS)
+
 bench: ## Run the micro-benchmarks (about two minutes; ARGS=zero runs those named so)
 	@$(SETUP) rust cc
 	$(CARGO) bench --locked -p dunlin-bench --bench engine --bench transports -- $(ARGS)
@@ -120,6 +127,10 @@ bench-blackout: build ## Measure the pause of guests over loopback (three minute
 	$(CARGO) build --release --locked -p dunlin-bench --bin blackout
 	@mkdir -p $(BENCH_RESULTS)
 	$(CARGO_TARGET_DIR)/release/blackout --dunlin $(DUNLIN) --json $(BENCH_RESULTS)/blackout.json $(ARGS)
+
+bench-brownout: build ## Measure what a move costs the guest while it still runs (five minutes; ARGS="--passes 3")
+	$(CARGO) build --release --locked -p dunlin-bench --bin brownout
+	$(CARGO_TARGET_DIR)/release/brownout --dunlin $(DUNLIN) $(ARGS)
 
 # The program without recording has a folder of its own.
 bench-recording: build ## Measure what recording costs a move, against a build without it (five minutes)

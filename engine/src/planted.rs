@@ -6,33 +6,19 @@
 
 #[cfg(feature = "planted-delays")]
 mod delays {
-    use std::sync::{Mutex, OnceLock, PoisonError};
+    use std::sync::{Mutex, PoisonError};
     use std::time::Duration;
 
-    /// What a process that is not a test is told: `SIDE:PART=MILLISECONDS`.
-    const VARIABLE: &str = "DUNLIN_PLANTED_DELAY";
-
-    type Planted = Option<(String, Duration)>;
-
-    fn planted() -> &'static Mutex<Planted> {
-        static PLANTED: OnceLock<Mutex<Planted>> = OnceLock::new();
-        PLANTED.get_or_init(|| Mutex::new(std::env::var(VARIABLE).ok().as_deref().and_then(read)))
-    }
-
-    fn read(text: &str) -> Planted {
-        let (part, milliseconds) = text.split_once('=')?;
-        let delay = Duration::from_millis(milliseconds.parse().ok()?);
-        Some((part.to_owned(), delay))
-    }
+    static PLANTED: Mutex<Option<(String, Duration)>> = Mutex::new(None);
 
     /// From now on this part, and no other, is so much longer.
     pub fn plant(part: &str, delay: Duration) {
-        let mut planted = planted().lock().unwrap_or_else(PoisonError::into_inner);
+        let mut planted = PLANTED.lock().unwrap_or_else(PoisonError::into_inner);
         *planted = Some((part.to_owned(), delay));
     }
 
     pub(crate) fn delay(part: &str) {
-        let planted = planted().lock().unwrap_or_else(PoisonError::into_inner);
+        let planted = PLANTED.lock().unwrap_or_else(PoisonError::into_inner);
         let delay = planted.as_ref().filter(|(planted, _)| planted == part);
         let delay = delay.map(|(_, delay)| *delay);
         drop(planted);

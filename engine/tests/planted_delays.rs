@@ -14,10 +14,12 @@ use std::time::Duration;
 
 use dunlin_engine::guest::GuestError;
 use dunlin_engine::planted::plant;
-use dunlin_engine::report::{REMAINDER, Report, Side};
+use dunlin_engine::protocol::MessageKind;
+use dunlin_engine::report::{Outcome, REMAINDER, Report, Side};
 use dunlin_engine::settings::Verify;
 use dunlin_engine::telemetry::trace::{self, TraceNames};
-use dunlin_engine::telemetry::{End, Operation};
+use dunlin_engine::telemetry::{End, Kind, Operation, SpanName};
+use dunlin_transports::inmemory::Place;
 use serde_json::Value;
 
 use simulated::machine::Machine;
@@ -26,114 +28,183 @@ use simulated::{Hooks, Session};
 /// Far more than any part takes by itself, also on a host that does other things meanwhile.
 const DELAY: Duration = Duration::from_millis(400);
 
-/// Where in the pause it is, its name, and the histogram that has it too, where there is one: its
-/// end and its operation.
-type Part = (Side, &'static str, Option<(End, Operation)>);
+/// A move that has a part in its pause.
+#[derive(Clone, Copy, Debug)]
+enum Scenario {
+    /// It has every part but those of the others: pages are written while it is paused and while
+    /// state is saved, and all memory is digested.
+    Moved,
+    /// Memory is registered, and pages are written in the pause that were never touched before.
+    Registered,
+    /// RUNNING is lost.
+    InDoubt,
+    /// The destination can't load the state.
+    Stayed,
+}
 
-/// Each part.
-const PARTS: [Part; 21] = [
-    (Side::Source, "park", None),
-    (
+/// Where in the pause a part is, its name, the histogram that has it too, where there is one, and a
+/// move that has it.
+struct Part(Side, &'static str, Option<(End, Operation)>, Scenario);
+
+use End::{Destination as There, Source as Here};
+use Scenario::{InDoubt, Moved, Registered, Stayed};
+
+/// Each part. Those of the link, and what the session's thread does in no time or waits for, have no
+/// histogram of their own.
+const PARTS: [Part; 25] = [
+    Part(Side::Source, "park", None, Moved),
+    Part(
         Side::Source,
         "collect",
-        Some((End::Source, Operation::Harvest)),
+        Some((Here, Operation::Harvest)),
+        Moved,
     ),
-    (Side::Source, "share-out", None),
-    (
+    Part(Side::Source, "share-out", None, Moved),
+    Part(
+        Side::Source,
+        "registration",
+        Some((Here, Operation::Registration)),
+        Registered,
+    ),
+    Part(
         Side::Source,
         "save-state",
-        Some((End::Source, Operation::SaveState)),
+        Some((Here, Operation::SaveState)),
+        Moved,
     ),
-    (
+    Part(
         Side::Source,
         "final-round",
-        Some((End::Source, Operation::ZeroScan)),
+        Some((Here, Operation::ZeroScan)),
+        Moved,
     ),
-    (
+    Part(
         Side::Source,
         "collect-again",
-        Some((End::Source, Operation::Harvest)),
+        Some((Here, Operation::Harvest)),
+        Moved,
     ),
-    (Side::Source, "fence", Some((End::Source, Operation::Fence))),
-    (
+    Part(Side::Source, "fence", Some((Here, Operation::Fence)), Moved),
+    Part(
         Side::Source,
         "digests",
-        Some((End::Source, Operation::Digest)),
+        Some((Here, Operation::Digest)),
+        Moved,
     ),
-    (
+    Part(
         Side::Source,
         "send-prepare",
-        Some((End::Source, Operation::SendState)),
+        Some((Here, Operation::SendState)),
+        Moved,
     ),
-    (Side::Link, "prepare-on-link", None),
-    (Side::Destination, "fences", None),
-    (
+    Part(Side::Link, "prepare-on-link", None, Moved),
+    Part(Side::Destination, "fences", None, Moved),
+    Part(
         Side::Destination,
         "digests",
-        Some((End::Destination, Operation::Digest)),
+        Some((There, Operation::Digest)),
+        Moved,
     ),
-    (
+    Part(
         Side::Destination,
         "load-state",
-        Some((End::Destination, Operation::LoadState)),
+        Some((There, Operation::LoadState)),
+        Moved,
     ),
-    (
+    Part(
         Side::Destination,
         "acquire",
-        Some((End::Destination, Operation::Outside)),
+        Some((There, Operation::Outside)),
+        Moved,
     ),
-    (
+    Part(
         Side::Destination,
         "revoke-access",
-        Some((End::Destination, Operation::RevokeAccess)),
+        Some((There, Operation::RevokeAccess)),
+        Moved,
     ),
-    (Side::Link, "ready-on-link", None),
-    (
+    Part(Side::Link, "ready-on-link", None, Moved),
+    Part(
         Side::Source,
         "record-give-up",
-        Some((End::Source, Operation::CommitRecord)),
+        Some((Here, Operation::CommitRecord)),
+        Moved,
     ),
-    (Side::Source, "commit", None),
-    (Side::Link, "commit-on-link", None),
-    (
+    Part(Side::Source, "commit", None, Moved),
+    Part(Side::Link, "commit-on-link", None, Moved),
+    Part(
         Side::Destination,
         "record-ownership",
-        Some((End::Destination, Operation::CommitRecord)),
+        Some((There, Operation::CommitRecord)),
+        Moved,
     ),
-    (
+    Part(
         Side::Destination,
         "resume",
-        Some((End::Destination, Operation::Resume)),
+        Some((There, Operation::Resume)),
+        Moved,
+    ),
+    Part(Side::Source, "committed", None, InDoubt),
+    Part(Side::Source, "in-doubt", None, InDoubt),
+    Part(
+        Side::Source,
+        "resume",
+        Some((Here, Operation::Resume)),
+        Stayed,
     ),
 ];
 
-/// A move whose pause has every part: pages are written while it is paused and while state is
-/// saved, and all memory is digested.
-fn moved() -> Report {
-    let writes = |page| {
-        move |machine: &Machine| -> Result<(), GuestError> {
-            machine.write(page, 9);
-            Ok(())
+/// The pages that are written before the guest moves.
+const WRITTEN: std::ops::Range<u64> = 0..1024;
+
+/// In memory that was not touched before.
+const UNTOUCHED: u64 = 1600;
+
+impl Scenario {
+    fn report(self) -> Report {
+        let writes = |page| {
+            move |machine: &Machine| -> Result<(), GuestError> {
+                machine.write(page, 9);
+                Ok(())
+            }
+        };
+        let paused_page = match self {
+            Self::Registered => UNTOUCHED,
+            _ => WRITTEN.start + 3,
+        };
+        let hooks = Hooks {
+            pause: Some(Box::new(writes(paused_page))),
+            save: Some(Box::new(writes(5))),
+            ..Hooks::default()
+        };
+        let mut session = Session::new(&[2048, 512], hooks);
+        session.source.write_all(WRITTEN, 1);
+        let limit = 30 * DELAY;
+        session.receive.peer_timeout = limit;
+        session.set(|settings| {
+            settings.verify = Verify::Full;
+            settings.max_blackout = limit;
+            settings.blackout_cap = Some(limit);
+            settings.peer_timeout = limit;
+        });
+        match self {
+            Self::Moved => {}
+            Self::Registered => session.faults.register_memory(),
+            Self::InDoubt => session.at(MessageKind::Running, |faults| {
+                faults.cut_after(Place::Control, 0);
+            }),
+            Self::Stayed => {
+                let fails = |_: &Machine| Err(GuestError::message("a vCPU is missing"));
+                session.hooks.load = Some(Box::new(fails));
+            }
         }
-    };
-    let hooks = Hooks {
-        pause: Some(Box::new(writes(3))),
-        save: Some(Box::new(writes(5))),
-        ..Hooks::default()
-    };
-    let mut session = Session::new(&[2048, 512], hooks);
-    session.source.write_all(0..1024, 1);
-    let limit = 30 * DELAY;
-    session.receive.peer_timeout = limit;
-    session.set(|settings| {
-        settings.verify = Verify::Full;
-        settings.max_blackout = limit;
-        settings.blackout_cap = Some(limit);
-        settings.peer_timeout = limit;
-    });
-    let ended = session.run();
-    ended.assert_moved();
-    ended.report
+        let ended = session.run();
+        match self {
+            Self::Stayed => ended.assert_stayed(Outcome::PeerFailed),
+            _ => ended.assert_moved(),
+        }
+        ended.report
+    }
 }
 
 /// What took as long as the delay or longer; what comes twice in a row, as parts of the two final
@@ -176,16 +247,26 @@ fn in_the_trace(report: &Report) -> Vec<(String, u64)> {
         .collect()
 }
 
+/// The histograms that have something as long as the delay.
+fn in_histograms(report: &Report) -> Vec<String> {
+    let ends = report.telemetry.as_ref().unwrap().ends();
+    let operations = ends.flat_map(|(end, told)| {
+        let operations = told.operations.iter();
+        operations.map(move |told| (format!("{end:?} {:?}", told.name), told.summary.max_ns))
+    });
+    delayed(operations)
+}
+
 #[test]
 fn a_delay_in_a_part_is_found_in_that_part_alone() {
-    for (side, part, histogram) in PARTS {
+    for Part(side, part, histogram, scenario) in PARTS {
         let place = match side {
             Side::Source => "source",
             Side::Destination => "destination",
             Side::Link => "link",
         };
         plant(&format!("{place}:{part}"), DELAY);
-        let report = moved();
+        let report = scenario.report();
         let expected = vec![named(side, part)];
 
         let blackout = report.blackout.as_ref().unwrap();
@@ -204,15 +285,33 @@ fn a_delay_in_a_part_is_found_in_that_part_alone() {
             "in the trace: {drawn:#?}"
         );
 
-        let ends = report.telemetry.as_ref().unwrap().ends();
-        let operations = ends.flat_map(|(end, told)| {
-            let operations = told.operations.iter();
-            operations.map(move |told| (format!("{end:?} {:?}", told.name), told.summary.max_ns))
-        });
         let expected: Vec<_> = histogram
             .iter()
             .map(|(end, operation)| format!("{end:?} {operation:?}"))
             .collect();
-        assert_eq!(delayed(operations), expected, "in histograms, of {part}");
+        assert_eq!(in_histograms(&report), expected, "in histograms, of {part}");
     }
+    each_part_is_tried();
+    the_way_into_the_pause_is_no_part_of_it();
+}
+
+/// What the declaration has, and is not tried here, would go unseen.
+fn each_part_is_tried() {
+    for name in SpanName::ALL {
+        let is_part = name.declaration().kind == Kind::BlackoutPart;
+        let is_tried = PARTS.iter().any(|part| part.1 == name.name());
+        assert_eq!(is_part, is_tried, "{}", name.name());
+    }
+}
+
+/// A vCPU that leaves late lengthens no part: the pause begins when the first is parked.
+fn the_way_into_the_pause_is_no_part_of_it() {
+    plant("source:leaving", DELAY);
+    let report = Moved.report();
+    let blackout = report.blackout.as_ref().unwrap();
+    let told = blackout.parts.iter();
+    let told = told.map(|part| (part.name.clone(), part.duration_ns));
+    assert!(delayed(told).is_empty(), "{blackout:#?}");
+    assert!(blackout.leaving_ns >= DELAY.as_nanos() as u64);
+    assert_eq!(in_histograms(&report), ["Source Kick"]);
 }

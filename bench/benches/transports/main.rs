@@ -3,6 +3,7 @@
 //! `make bench` runs these too; `make bench ARGS=compress` those whose name holds 'compress'.
 
 mod compression;
+mod framing;
 
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ fn main() {
         .measurement_time(Duration::from_secs(1))
         .sample_size(20)
         .configure_from_args();
+    framing::all(&mut criterion);
     compression::all(&mut criterion);
     criterion.final_summary();
 }

@@ -27,12 +27,12 @@ struct Arguments {
     /// The program `dunlin`.
     #[arg(long)]
     dunlin: PathBuf,
-    /// How often the guest moves.
+    /// How often the guest moves over each transport.
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
     moves: u32,
-    /// tcp or rdma.
-    #[arg(long, default_value = "tcp")]
-    transport: String,
+    /// tcp, rdma, or both, one after the other.
+    #[arg(long, value_delimiter = ',', default_value = "tcp")]
+    transport: Vec<String>,
     /// This machine's two addresses on a wire, where it is not the loopback interface: as for RDMA,
     /// whose devices they have to lead to.
     #[arg(long, num_args = 2, value_names = ["HERE", "THERE"])]
@@ -89,7 +89,38 @@ impl Receipt {
 
 fn main() -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse();
-    let begun = Instant::now();
+    let mut bad = 0;
+    let mut all = 0;
+    for transport in &arguments.transport {
+        let begun = Instant::now();
+        let receipts = receipts(&arguments, transport)?;
+        println!(
+            "\n{} moves of a guest of {} over {transport}, there and back; {}; took {} s\n",
+            receipts.len(),
+            arguments.memory,
+            host::machine(),
+            begun.elapsed().as_secs()
+        );
+        print!("{}", table(&receipts).text());
+        worst(&receipts);
+        all += receipts.len();
+        let holds = |receipt: &&Receipt| receipt.disagreements.is_empty();
+        bad += receipts.len() - receipts.iter().filter(holds).count();
+    }
+    Ok(match bad {
+        0 => {
+            println!("\nevery receipt holds");
+            ExitCode::SUCCESS
+        }
+        bad => {
+            println!("\n{bad} of {all} receipts do not hold");
+            ExitCode::FAILURE
+        }
+    })
+}
+
+/// Moves a guest there and back.
+fn receipts(arguments: &Arguments, transport: &str) -> anyhow::Result<Vec<Receipt>> {
     let ends = match arguments.addresses.as_deref() {
         Some([here, there]) => Ends::existing(*here, *there),
         _ => Ends::loopback(),
@@ -105,8 +136,7 @@ fn main() -> anyhow::Result<ExitCode> {
         &arguments.workload,
     ];
     let programs = [&*arguments.dunlin; 2];
-    let scheme = &arguments.transport;
-    let mut shuttle = Shuttle::start(programs, &ends, scheme, &guest, &[])?;
+    let mut shuttle = Shuttle::start(programs, &ends, transport, &guest, &[])?;
     let mut receipts = Vec::new();
     for number in 1..=arguments.moves {
         let made = shuttle.cross(&[
@@ -124,29 +154,7 @@ fn main() -> anyhow::Result<ExitCode> {
         }
         receipts.push(receipt);
     }
-    println!(
-        "\n{} moves of a guest of {} over {}, there and back; {}; took {} s\n",
-        receipts.len(),
-        arguments.memory,
-        arguments.transport,
-        host::machine(),
-        begun.elapsed().as_secs()
-    );
-    print!("{}", table(&receipts).text());
-    worst(&receipts);
-    let bad = receipts
-        .iter()
-        .filter(|receipt| !receipt.disagreements.is_empty());
-    Ok(match bad.count() {
-        0 => {
-            println!("\nevery receipt holds");
-            ExitCode::SUCCESS
-        }
-        bad => {
-            println!("\n{bad} of {} receipts do not hold", receipts.len());
-            ExitCode::FAILURE
-        }
-    })
+    Ok(receipts)
 }
 
 fn line(receipt: &Receipt) -> String {

@@ -394,11 +394,13 @@ impl LaneWorker<'_> {
         let is_open = self.pass_gate(chunk, tally)?;
         // Law 1: from here on a write shows up in the next collection. Only now may a byte of
         // these pages be read, or asked about.
-        let begun = self.recorder.now();
-        for source in &self.context.sources {
-            source.rearm(chunk.first, words)?;
+        if !self.context.sources.is_empty() {
+            let begun = self.recorder.now();
+            for source in &self.context.sources {
+                source.rearm(chunk.first, words)?;
+            }
+            self.recorder.done(Operation::Clear, begun);
         }
-        self.recorder.done(Operation::Clear, begun);
         self.recorder.count(Counter::Chunks, 1);
         self.sort(round, chunk, words, tally)?;
         if !is_open {

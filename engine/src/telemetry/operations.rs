@@ -8,7 +8,7 @@ declare! {
 
     /// Collecting what one dirty source reports.
     Harvest = 1, "harvest": Operation, Nanoseconds, Source, [Control];
-    /// Re-arming the tracking of one chunk's dirty pages.
+    /// Re-arming the tracking of one chunk's dirty pages, where collecting does not do so itself.
     Clear = 2, "clear": Operation, Nanoseconds, Source, [Lane];
     /// Asking which pages of one chunk were never touched.
     UntouchedProbe = 3, "untouched-probe": Operation, Nanoseconds, Source, [Lane, Registrar];
@@ -18,7 +18,8 @@ declare! {
     Pacing = 5, "pacing": Operation, Nanoseconds, Source, [Lane];
     /// Registering one piece of memory with the device.
     Registration = 6, "registration": Operation, Nanoseconds, Both, [Control, Lane, Registrar];
-    /// Ending the registration of one piece of memory.
+    /// Ending the registration of one piece of memory, to make room for others; what is registered in
+    /// the end goes with the lanes, behind the move.
     Deregistration = 7, "deregistration": Operation, Nanoseconds, Both, [Control, Lane, Registrar];
     /// One put of guest bytes, from posting it to its completion; at most 4 KiB.
     Put4KiB = 8, "put-4kib" ("put", "4KiB"): Operation, Nanoseconds, Source, [Lane];

@@ -8,6 +8,8 @@
 //! A `Mapping` owns its address range, and nothing else maps or unmaps there. The address leaves as
 //! a raw pointer only: never as a slice or a reference, since the guest may write at any time.
 
+mod huge_tmpfs;
+
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -28,6 +30,9 @@ pub const LOW_MEMORY_END: u64 = 3 << 30;
 
 /// Where memory continues above the 32-bit hole.
 pub const HIGH_MEMORY: u64 = 4 << 30;
+
+/// What `/proc/PID/maps` calls a guest's memory.
+const NAME: &str = "dunlin-guest";
 
 /// Why memory could not be had.
 #[derive(Debug, Error)]
@@ -132,15 +137,35 @@ pub fn rebacked(layout: &Layout, backing: Backing) -> Result<Layout, AllocateErr
 /// When the kernel has no room. Huge pages are reserved here and now, so that using them later
 /// can't fail.
 pub fn allocate(layout: Layout) -> Result<GuestMemory, AllocateError> {
+    allocate_with(layout, memfd)
+}
+
+/// The same for a guest that is about to arrive, which will write most of it at once: a memfd's
+/// memory comes in huge pages wherever this host has some for it ([`comes_in_huge_pages`]).
+///
+/// # Errors
+///
+/// As [`allocate`].
+pub fn allocate_for_arrival(layout: Layout) -> Result<GuestMemory, AllocateError> {
+    allocate_with(layout, file_in_huge_pages)
+}
+
+fn allocate_with(
+    layout: Layout,
+    memfd: fn() -> io::Result<OwnedFd>,
+) -> Result<GuestMemory, AllocateError> {
     let regions = layout
         .regions()
         .iter()
-        .map(allocate_region)
+        .map(|shape| allocate_region(shape, memfd))
         .collect::<Result<Vec<_>, _>>()?;
     Ok(GuestMemory::new(layout, regions)?)
 }
 
-fn allocate_region(shape: &RegionShape) -> Result<Region, AllocateError> {
+fn allocate_region(
+    shape: &RegionShape,
+    memfd: fn() -> io::Result<OwnedFd>,
+) -> Result<Region, AllocateError> {
     let failed = |source: io::Error| AllocateError::System {
         bytes: shape.bytes,
         backing: shape.backing,
@@ -159,8 +184,12 @@ fn allocate_region(shape: &RegionShape) -> Result<Region, AllocateError> {
             })
         }
         Backing::Memfd | Backing::Hugetlb => {
-            let huge = shape.backing == Backing::Hugetlb;
-            let file = Arc::new(memfd(shape.bytes, huge).map_err(failed)?);
+            let file = match shape.backing {
+                Backing::Hugetlb => hugetlb(),
+                _ => memfd(),
+            };
+            let file = Arc::new(file.map_err(failed)?);
+            ftruncate(&file, shape.bytes).map_err(|error| failed(error.into()))?;
             let guest_mapping = Mapping::shared(&file, shape.bytes).map_err(failed)?;
             let lane_mapping = Mapping::shared(&file, shape.bytes).map_err(failed)?;
             Ok(Region {
@@ -173,20 +202,24 @@ fn allocate_region(shape: &RegionShape) -> Result<Region, AllocateError> {
     }
 }
 
-/// Whether fresh memory of a backing comes in huge pages on this host, when it is asked for.
+/// Whether an arriving guest's memory comes in huge pages on this host, when it is asked for.
 pub fn comes_in_huge_pages(backing: Backing) -> bool {
     match backing {
         Backing::Hugetlb => true,
         Backing::Anonymous => is_advice_heeded("enabled"),
-        Backing::Memfd => is_advice_heeded("shmem_enabled"),
+        Backing::Memfd => is_advice_heeded("shmem_enabled") || huge_tmpfs::file(NAME).is_ok(),
     }
 }
 
-/// What the kernel does about transparent huge pages, as in `always [madvise] never` (kernel:
-/// admin-guide/mm/transhuge).
 fn is_advice_heeded(file: &str) -> bool {
+    is_choice_heeding(&choice(file))
+}
+
+/// What the kernel does about transparent huge pages, as in `always [madvise] never` (kernel:
+/// admin-guide/mm/transhuge); nothing where it has none.
+fn choice(file: &str) -> String {
     let text = std::fs::read_to_string(format!("/sys/kernel/mm/transparent_hugepage/{file}"));
-    is_choice_heeding(&text.unwrap_or_default())
+    text.unwrap_or_default()
 }
 
 fn is_choice_heeding(text: &str) -> bool {
@@ -221,15 +254,21 @@ fn hint(shape: &RegionShape, source: &io::Error) -> String {
     }
 }
 
-fn memfd(bytes: u64, huge: bool) -> io::Result<OwnedFd> {
-    let pages = if huge {
-        MemfdFlags::HUGETLB
-    } else {
-        MemfdFlags::empty()
-    };
-    let file = memfd_create("dunlin-guest", MemfdFlags::CLOEXEC | pages)?;
-    ftruncate(&file, bytes)?;
-    Ok(file)
+fn memfd() -> io::Result<OwnedFd> {
+    Ok(memfd_create(NAME, MemfdFlags::CLOEXEC)?)
+}
+
+fn hugetlb() -> io::Result<OwnedFd> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB;
+    Ok(memfd_create(NAME, flags)?)
+}
+
+/// Where that takes a privilege that this process lacks, a memfd serves.
+fn file_in_huge_pages() -> io::Result<OwnedFd> {
+    if is_advice_heeded("shmem_enabled") {
+        return memfd();
+    }
+    huge_tmpfs::file(NAME).or_else(|_| memfd())
 }
 
 fn huge_page_bytes() -> u64 {
@@ -251,7 +290,7 @@ impl Mapping {
     fn shared(file: &OwnedFd, bytes: u64) -> io::Result<Self> {
         let file = FileOffset::new(File::from(file.try_clone()?), 0);
         let mapping = Self::map(bytes, libc::MAP_SHARED, Some(file))?;
-        // The kernel heeds it where 'shmem_enabled' is 'advise'.
+        // Heeded by the files of `huge_tmpfs`, and by memfds where 'shmem_enabled' is 'advise'.
         mapping.advise(libc::MADV_HUGEPAGE);
         Ok(mapping)
     }
@@ -310,6 +349,36 @@ mod tests {
         let mut page = [0; 4096];
         memory.lane_map().copy_out(run, &mut page).unwrap();
         assert_eq!(page, [9; 4096]);
+    }
+
+    #[test]
+    fn arriving_memory_is_the_same_in_huge_pages_and_is_all_given_back() {
+        let shape = pc_layout(32 << 20, Backing::Memfd).unwrap();
+        let memory = allocate_for_arrival(shape).unwrap();
+        let run = Run {
+            first: PageNumber(600),
+            pages: 1,
+        };
+        memory.lane_map().copy_in(run, &[7; 4096]).unwrap();
+        let mut page = [0; 4096];
+        memory.guest_map().copy_out(run, &mut page).unwrap();
+        assert_eq!(page, [7; 4096]);
+
+        let file = memory.regions()[0].file.clone().unwrap();
+        let allocated = || rustix::fs::fstat(&file).unwrap().st_blocks as u64 * 512;
+        let page_bytes = match comes_in_huge_pages(Backing::Memfd) {
+            true => 2 << 20,
+            false => PAGE_BYTES,
+        };
+        assert_eq!(allocated(), page_bytes);
+        // Small pages, where they are asked for.
+        keep_to_small_pages(&memory);
+        let run = Run {
+            first: PageNumber(4096),
+            pages: 1,
+        };
+        memory.lane_map().copy_in(run, &[7; 4096]).unwrap();
+        assert_eq!(allocated(), page_bytes + PAGE_BYTES);
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! | `wire` | what a lane's frames look like |
 //! | `batch` | what a lane sends in one piece |
 //! | `compression` | what may be compressed, and how |
+//! | `framing` | a batch's frame without a lane, for benchmarks |
 //! | `stream` | the byte stream that carries frames: whole lengths from and to guest memory |
 //! | `uring` | a byte stream over io_uring |
 //! | `plain` | a byte stream over `sendmsg`/`recvmsg` |
@@ -30,6 +31,8 @@ pub mod source;
 
 mod batch;
 mod compression;
+#[cfg(feature = "testing")]
+pub mod framing;
 mod mechanism;
 mod plain;
 mod receiving;

@@ -9,6 +9,7 @@ impl Mover<'_, '_> {
         let begin = Timestamp::now();
         let deadline = Deadline::after(self.blackout_cap());
         self.pause_deadline = Some(deadline);
+        planted::delay("source:leaving");
         let record = match self.guest.pause(deadline) {
             Ok(record) => record,
             Err(error) => {
@@ -185,6 +186,7 @@ impl Mover<'_, '_> {
         self.begins();
         // Once more: what failed may have been a thread that was slow to answer.
         let begun = Timestamp::now();
+        planted::delay("source:resume");
         let resumed = self.guest.resume().or_else(|_| self.guest.resume());
         if let Err(error) = resumed {
             self.not_resumed = true;

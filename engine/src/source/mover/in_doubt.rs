@@ -25,6 +25,7 @@ pub(super) struct Doubt {
 impl Mover<'_, '_> {
     /// Nothing more goes over the old connection, and nobody waits for it.
     pub(super) fn hold(&mut self) {
+        planted::delay("source:committed");
         self.mark("committed");
         self.link.stop();
         self.pause_deadline = None;
@@ -117,6 +118,7 @@ impl Mover<'_, '_> {
     }
 
     pub(super) fn close_doubt(&mut self, settled_by: &str, words: &str) {
+        planted::delay("source:in-doubt");
         self.mark("in-doubt");
         if let Some(doubt) = &self.doubt {
             self.report.in_doubt = Some(InDoubtReport {

@@ -9,6 +9,7 @@ use dunlin_transports::runtime::{Receiver, Scope, Sender, SyncSender, channel};
 use super::super::lanes::{LaneContext, Round};
 use super::{Job, NAP, Step, Walk, Window, list_dirty};
 use crate::link::Speaker;
+use crate::planted;
 use crate::protocol::{Message, RANGES_IN_MESSAGE_MAX, Ranges};
 use crate::telemetry::{Operation, Recorder, Shelf, SpanName, Track};
 
@@ -89,6 +90,7 @@ fn register<E: From<WindowDone>>(
 ) {
     while let Some(job) = window.jobs.next() {
         let begun = recorder.now();
+        planted::delay("source:registration");
         let (result, operation) = match job {
             Job::Prepare(named) => (endpoint.prepare(named.run), Operation::Registration),
             Job::Retire(named) => (endpoint.retire(named.run), Operation::Deregistration),

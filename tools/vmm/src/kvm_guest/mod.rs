@@ -37,7 +37,7 @@ pub use self::error::KvmGuestError;
 use self::hardware::{CpuidSource, Hardware};
 use self::serial_port::{Ports, SerialPort};
 use self::vcpu_thread::{Crew, VcpuThread};
-use crate::memory::{allocate, pc_layout, rebacked};
+use crate::memory::{allocate, allocate_for_arrival, pc_layout, rebacked};
 use crate::spec::{DirtyTracking, GuestSpec, VCPUS_MAX};
 use crate::workload::Workload;
 use crate::workload::control_page::{ControlPage, GuestClock, Statistics};
@@ -187,7 +187,7 @@ impl KvmGuest {
         configuration.finish()?;
         let layout = rebacked(&offer.layout, backing)?;
         let plan = Plan::new(&layout, offer.vcpus, &workload)?;
-        let memory = allocate(layout)?;
+        let memory = allocate_for_arrival(layout)?;
         let hardware = Hardware::new(&memory, cpuid, tracking, options.ring_bytes)?;
         let identity = offer.identity.clone();
         let mut guest =

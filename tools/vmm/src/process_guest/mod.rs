@@ -40,7 +40,7 @@ use self::replay::{BeginsReplay, Replay};
 use self::state::ClockState;
 use self::writers::Writers;
 use crate::dirty_trace::DirtyTrace;
-use crate::memory::{AllocateError, allocate, pc_layout, rebacked};
+use crate::memory::{AllocateError, allocate, allocate_for_arrival, pc_layout, rebacked};
 use crate::serial_queue::SerialQueue;
 use crate::size::format_size;
 use crate::spec::GuestSpec;
@@ -177,7 +177,8 @@ impl ProcessGuest {
         }
         let replay = trace.map(|trace| Arc::new(Replay::new(trace)));
         let workload = spec.workload.clone();
-        let mut guest = Self::new(identity, layout, spec.vcpus, workload, replay, serial)?;
+        let memory = allocate(layout)?;
+        let mut guest = Self::new(identity, memory, spec.vcpus, workload, replay, serial)?;
         fill(
             &guest.memory,
             &guest.plan,
@@ -213,7 +214,7 @@ impl ProcessGuest {
         let layout = rebacked(&offer.layout, backing)?;
         Self::new(
             offer.identity.clone(),
-            layout,
+            allocate_for_arrival(layout)?,
             offer.vcpus,
             workload,
             None,
@@ -224,14 +225,13 @@ impl ProcessGuest {
     /// A guest with fresh memory, whose threads wait.
     fn new(
         identity: GuestIdentity,
-        layout: Layout,
+        memory: GuestMemory,
         vcpus: u32,
         workload: Workload,
         replay: Option<Arc<Replay>>,
         serial: Box<dyn io::Write + Send>,
     ) -> Result<Self, ProcessGuestError> {
-        let plan = Plan::new(&layout, vcpus, &workload)?;
-        let memory = allocate(layout)?;
+        let plan = Plan::new(memory.layout(), vcpus, &workload)?;
         let serial = SerialQueue::start(serial).map_err(ProcessGuestError::Serial)?;
         let mut programs = Vec::new();
         for (settings, control_page) in settings(&plan, &workload).zip(plan.control_page_numbers())

@@ -272,7 +272,7 @@ fn transparent_huge_pages() -> Finding {
     if !comes_in_huge_pages(Backing::Memfd) {
         return Finding::new(NAME, State::Limited, found)
             .meaning("guests arrive more slowly in a memfd: it is touched in small pages")
-            .remedy("echo advise > /sys/kernel/mm/transparent_hugepage/shmem_enabled");
+            .remedy("echo advise > /sys/kernel/mm/transparent_hugepage/shmem_enabled   (or receive with CAP_SYS_ADMIN)");
     }
     Finding::new(NAME, State::Ok, found)
 }
