@@ -77,7 +77,7 @@ pub struct Report {
     pub reason: Option<String>,
     /// `tcp`, `rdma`.
     pub transport: String,
-    /// How the transport worked: `io_uring`, `writev`.
+    /// How the transport worked: `io_uring`, `io_uring, zero-copy`, `writev`.
     pub mechanism: String,
     /// How many lanes.
     pub lanes: u16,

@@ -15,6 +15,9 @@ pub struct LaneCounters {
     pub zero_pages: u64,
     /// System calls (or doorbells) made for them.
     pub submissions: u64,
+    /// Bytes among `wire_bytes` that the system was given to send without a copy. Whether it avoided
+    /// the copy, the endpoint's mechanism says.
+    pub zero_copy_bytes: u64,
     /// Guest bytes among `payload_bytes` that travelled compressed.
     pub compressed_bytes: u64,
     /// Time that the lane spent compressing or decompressing, in vain or not; copies included.

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::compression::{CodecSet, Unpacking};
+use super::mechanism::MechanismNote;
 use super::preamble::{self, Answer, ConnectionKind, Preamble, Refusal};
 use super::receiving::ReceivingLane;
 use super::sockets::LaneSockets;
@@ -35,7 +36,7 @@ pub struct DestinationEndpoint {
     memory: MemoryMap,
     incoming: Mutex<Receiver<IncomingLane>>,
     options: Options,
-    mechanism: Mutex<String>,
+    mechanism: Arc<MechanismNote>,
     sockets: Arc<LaneSockets>,
     gate: Arc<WriteGate>,
     used: Mutex<Vec<LaneToken>>,
@@ -48,7 +49,7 @@ impl DestinationEndpoint {
         Self {
             memory,
             incoming: Mutex::new(incoming),
-            mechanism: Mutex::new(stream::probe(options.mechanism)),
+            mechanism: Arc::new(MechanismNote::probe(options.mechanism)),
             options,
             sockets: Arc::default(),
             gate: Arc::default(),
@@ -92,16 +93,8 @@ impl DestinationEndpoint {
         }
         socket::configure(&connection, &self.options)
             .map_err(|source| system("setting up the connection", source))?;
-        let stream = stream::open(
-            &connection,
-            self.options.mechanism,
-            self.options.stall_limit,
-            |mechanism| {
-                let noted = self.mechanism.lock();
-                *noted.unwrap_or_else(PoisonError::into_inner) = mechanism;
-            },
-        )
-        .map_err(|source| system("setting up io_uring", source))?;
+        let stream = stream::open(&connection, &self.options, &self.mechanism)
+            .map_err(|source| system("setting up io_uring", source))?;
         let unpacking =
             Unpacking::new().map_err(|source| system("setting up compression", source))?;
         let takes = CodecSet::built_in();
@@ -125,8 +118,7 @@ impl lane::DestinationEndpoint for DestinationEndpoint {
     }
 
     fn mechanism(&self) -> String {
-        let mechanism = self.mechanism.lock();
-        mechanism.unwrap_or_else(PoisonError::into_inner).clone()
+        self.mechanism.words()
     }
 
     fn prepare(&self, range: Run) -> Result<Grant, LaneError> {

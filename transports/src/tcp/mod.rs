@@ -12,6 +12,7 @@
 //! | `stream` | the byte stream that carries frames: whole lengths from and to guest memory |
 //! | `uring` | a byte stream over io_uring |
 //! | `plain` | a byte stream over `sendmsg`/`recvmsg` |
+//! | `mechanism` | what lanes turned out to use, as reports name it |
 //! | `sockets` | an endpoint's open sockets, and how it ends them |
 //! | [`source`], `sending` | the endpoint and the lanes that send |
 //! | [`destination`], `receiving` | the endpoint and the lanes that receive |
@@ -32,6 +33,7 @@ mod batch;
 mod compression;
 #[cfg(feature = "testing")]
 pub mod framing;
+mod mechanism;
 mod plain;
 mod receiving;
 mod sending;
@@ -65,6 +67,20 @@ pub enum Mechanism {
     Plain,
 }
 
+/// Whether lanes over io_uring send guest memory without a copy. Small batches, compressed ones, and
+/// whatever the kernel refuses to send so are copied in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ZeroCopy {
+    /// A lane tries with its first batch, and goes on if the kernel says that it avoided the copy.
+    #[default]
+    Auto,
+    /// No.
+    Off,
+    /// Also where the kernel says that it copies all the same, as it does on loopback: slower, for
+    /// tests and benchmarks.
+    Always,
+}
+
 /// What an operator may decide about connections.
 ///
 /// `TCP_NODELAY` is always set: a fence must not wait for the answer to what went before it.
@@ -83,6 +99,11 @@ pub struct Options {
     pub stall_limit: Duration,
     /// How lanes move bytes.
     pub mechanism: Mechanism,
+    /// Whether a source's lanes send guest memory without a copy.
+    pub zero_copy: ZeroCopy,
+    /// The size of each connection's socket buffers, held to the system's limits; `None`: what the
+    /// kernel's autotuning makes of them, which is best wherever it was measured (see `socket`).
+    pub socket_buffer_bytes: Option<u32>,
     /// About how many guest bytes a lane sends as one batch; held to what the protocol allows.
     pub batch_bytes: u32,
     /// Whether a destination's lane has the kernel back a batch's memory in one call before it
@@ -105,6 +126,8 @@ impl Default for Options {
             // takes seconds), shorter than an operator's patience.
             stall_limit: Duration::from_secs(10),
             mechanism: Mechanism::default(),
+            zero_copy: ZeroCopy::default(),
+            socket_buffer_bytes: None,
             batch_bytes: wire::BATCH_BYTES,
             prefault: false,
             compression: Compression::Off,

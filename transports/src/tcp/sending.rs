@@ -335,6 +335,7 @@ impl SourceLane for SendingLane {
     fn counters(&self) -> LaneCounters {
         LaneCounters {
             submissions: self.stream.submissions(),
+            zero_copy_bytes: self.stream.zero_copy_bytes(),
             compressing: self.packing.as_ref().map_or(Duration::ZERO, Packing::spent),
             ..self.counters
         }

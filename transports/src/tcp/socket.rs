@@ -39,6 +39,10 @@ pub(super) fn configure(stream: &TcpStream, options: &Options) -> io::Result<()>
             .with_retries(KEEPALIVE_PROBES),
     )?;
     socket.set_tcp_user_timeout(Some(options.user_timeout))?;
+    if let Some(bytes) = options.socket_buffer_bytes {
+        socket.set_send_buffer_size(bytes as usize)?;
+        socket.set_recv_buffer_size(bytes as usize)?;
+    }
     let is_ipv6 = stream.local_addr()?.is_ipv6();
     set_traffic_class(&socket, is_ipv6, options)
 }

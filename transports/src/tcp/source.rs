@@ -2,11 +2,12 @@
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use super::compression::{CodecSet, Compression};
+use super::mechanism::MechanismNote;
 use super::preamble::{ANSWER_BYTES, Answer, Preamble};
 use super::sending::{BatchForm, SendingLane};
 use super::sockets::LaneSockets;
@@ -24,8 +25,7 @@ pub struct SourceEndpoint {
     peer: SocketAddr,
     memory: MemoryMap,
     options: Options,
-    /// The byte stream's, as reports name it.
-    mechanism: Mutex<String>,
+    mechanism: Arc<MechanismNote>,
     /// The destination does not take what `options` would have compressed.
     is_declined: AtomicBool,
     sockets: Arc<LaneSockets>,
@@ -38,7 +38,7 @@ impl SourceEndpoint {
         Self {
             peer,
             memory,
-            mechanism: Mutex::new(stream::probe(options.mechanism)),
+            mechanism: Arc::new(MechanismNote::probe(options.mechanism)),
             is_declined: AtomicBool::new(false),
             options,
             sockets: Arc::default(),
@@ -127,9 +127,8 @@ impl lane::SourceEndpoint for SourceEndpoint {
     }
 
     fn mechanism(&self) -> String {
-        let stream = self.mechanism.lock();
         self.options.compression.mechanism(
-            &stream.unwrap_or_else(PoisonError::into_inner),
+            &self.mechanism.words(),
             self.is_declined.load(Ordering::Relaxed),
         )
     }
@@ -185,16 +184,8 @@ impl lane::SourceEndpoint for SourceEndpoint {
             doing,
             source,
         };
-        let stream = stream::open(
-            &connection,
-            options.mechanism,
-            options.stall_limit,
-            |mechanism| {
-                let noted = self.mechanism.lock();
-                *noted.unwrap_or_else(PoisonError::into_inner) = mechanism;
-            },
-        )
-        .map_err(|source| system("setting up io_uring", source))?;
+        let stream = stream::open(&connection, options, &self.mechanism)
+            .map_err(|source| system("setting up io_uring", source))?;
         let form = BatchForm {
             bytes: options.batch_bytes,
             compression: self.compression(takes),

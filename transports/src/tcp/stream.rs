@@ -16,11 +16,11 @@ use std::io;
 use std::net::TcpStream;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
 
+use super::mechanism::MechanismNote;
 use super::plain::PlainStream;
 use super::uring::UringStream;
-use super::{Mechanism, socket};
+use super::{Mechanism, Options, socket};
 use crate::deadline::Deadline;
 use crate::lane::Observer;
 use crate::memory::{MemoryError, MemoryMap, Run};
@@ -35,6 +35,8 @@ pub(super) struct Segments {
     /// The first that is not used up.
     next: usize,
     bytes: usize,
+    /// Of these, bytes of guest memory when none was used up.
+    guest_bytes: usize,
 }
 
 // SAFETY: the addresses lead into `memory` and `own`, which go along.
@@ -49,6 +51,7 @@ impl Segments {
             iovecs: Vec::new(),
             next: 1,
             bytes: 0,
+            guest_bytes: 0,
         }
     }
 
@@ -63,12 +66,14 @@ impl Segments {
         self.own.clear();
         self.next = 1;
         self.bytes = 0;
+        self.guest_bytes = 0;
     }
 
     /// Adds a run of guest memory at the end.
     pub(super) fn push_run(&mut self, run: Run) -> Result<(), MemoryError> {
         let base = self.memory.host_address(run)?;
         self.push(base, run.bytes() as usize);
+        self.guest_bytes += run.bytes() as usize;
         Ok(())
     }
 
@@ -126,6 +131,11 @@ impl Segments {
     /// How many bytes are left.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// How many of these are guest memory, at most: which of them are used up is not looked at.
+    pub(super) fn guest_bytes(&self) -> usize {
+        self.guest_bytes.min(self.bytes)
     }
 
     /// Takes `count` bytes off the front, where they were moved.
@@ -221,7 +231,8 @@ pub(super) trait ByteStream: Send {
     fn start_send(&mut self, segments: Segments) -> Result<(), StreamError>;
 
     /// Waits until all has left, and gives the used segments back; `None` when nothing was being
-    /// sent. It fails once nothing moves for the stall limit.
+    /// sent. They are others where the kernel still reads those. It fails once nothing moves for the
+    /// stall limit.
     fn settle_send(&mut self) -> Result<Option<Segments>, StreamError>;
 
     /// Receives into `segments` (not empty) and takes off what was filled. Returns how many bytes.
@@ -237,42 +248,31 @@ pub(super) trait ByteStream: Send {
     /// System calls made so far.
     fn submissions(&self) -> u64;
 
+    /// Bytes given to the kernel to be sent without a copy, whether it managed to or not.
+    fn zero_copy_bytes(&self) -> u64 {
+        0
+    }
+
     /// Who wants to know how long things take: the lane's observer.
     fn observer(&mut self) -> &mut Observer;
 }
 
-/// What an endpoint's lanes use, as reports name it.
-pub(super) fn probe(mechanism: Mechanism) -> String {
-    match mechanism {
-        Mechanism::Plain => "writev".to_owned(),
-        Mechanism::IoUring => "io_uring".to_owned(),
-        Mechanism::Auto => match UringStream::probe() {
-            Ok(()) => "io_uring".to_owned(),
-            Err(error) => fallback(&error),
-        },
-    }
-}
-
-fn fallback(error: &io::Error) -> String {
-    format!("writev (io_uring: {error})")
-}
-
-/// Makes a stream of a connected socket. Where `Auto` has to do without io_uring, `note` is told
-/// the mechanism's name.
+/// Makes a stream of a connected socket. What it turns out to use goes into the note.
 pub(super) fn open(
     socket: &Arc<TcpStream>,
-    mechanism: Mechanism,
-    stall_limit: Duration,
-    note: impl FnOnce(String),
+    options: &Options,
+    note: &Arc<MechanismNote>,
 ) -> io::Result<Box<dyn ByteStream>> {
+    let stall_limit = options.stall_limit;
     let plain = || Box::new(PlainStream::new(Arc::clone(socket), stall_limit));
-    if mechanism == Mechanism::Plain {
+    if options.mechanism == Mechanism::Plain {
         return Ok(plain());
     }
-    match UringStream::new(Arc::clone(socket), stall_limit) {
+    let (socket, noted) = (Arc::clone(socket), Arc::clone(note));
+    match UringStream::new(socket, stall_limit, options.zero_copy, noted) {
         Ok(stream) => Ok(Box::new(stream)),
-        Err(error) if mechanism == Mechanism::Auto => {
-            note(fallback(&error));
+        Err(error) if options.mechanism == Mechanism::Auto => {
+            note.falls_back(&error);
             Ok(plain())
         }
         Err(error) => Err(error),

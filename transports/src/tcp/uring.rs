@@ -1,5 +1,11 @@
 //! A byte stream over io_uring: one ring for each lane, with the lane's thread as its only issuer.
 //!
+//! | room | what is in it |
+//! |---|---|
+//! | `ring` | submissions and completions |
+//! | `debts` | the notifications that are still to come |
+//! | `zero_copy` | which batches are sent without a copy |
+//!
 //! # Laws of this room
 //!
 //! 1. **Memory goes back only behind its completion.** An operation that has to end early (deadline,
@@ -13,6 +19,13 @@
 //!    down and emptied, so that an operation that still runs finds no byte to write into guest
 //!    memory. The socket's lock orders the two.
 //! 4. **A receive never outlives the call** that started it; a send may, until `settle_send`.
+//! 5. **Memory that is sent without a copy goes back only behind its notification**, of which there
+//!    is one for each completion that announced it (`IORING_CQE_F_MORE`): until then the kernel
+//!    reads it whenever bytes leave or leave again. `settle_send` waits for the completion alone;
+//!    the flight then lingers here, and the caller gets other segments. Laws 1 and 2 hold for it as
+//!    if it were on its way.
+//! 6. **No send waits for a notification.** At most `PENDING_MAX` flights linger; while so many do,
+//!    batches are copied.
 //!
 //! Closing the ring would not do for laws 2 and 3. With `DEFER_TASKRUN` the kernel goes on with an
 //! operation inside the issuing thread's `io_uring_enter`, with two exceptions: one that had to wait
@@ -20,258 +33,119 @@
 //! link does) is handed to a worker thread of the kernel, and what a closed ring leaves behind may
 //! run once more on the issuing thread, at any later time.
 //!
+//! # When notifications are awaited
+//!
+//! The peer's acknowledgement lets the kernel go of what it covers, within a round trip of the
+//! completion. The word for a fence acknowledges all that was sent before, so behind it a lane has
+//! all its notifications, or gets them with its next entry; a fence itself waits for none. Nobody
+//! else has to wait for any: the segments hold on to the guest's mappings, and the kernel to the
+//! pages. Only a stream that is dropped waits, a moment for the acknowledgements and then, as they do
+//! not come, for the kernel to throw away what it has not sent, which disconnecting makes it do.
+//! That takes next to no time after a move that went well, and ends a lane that did not.
+//!
+//! A guest that writes on changes what a segment holds when it is sent again. Its page was collected
+//! before, so it is sent once more in a later round, behind a fence; the peer's TCP takes each byte
+//! of the stream once. Where the processor makes the checksum, a write in between costs such a
+//! segment's way, and no more.
+//!
 //! `MSG_WAITALL` makes the kernel go on until a whole batch is moved, so an operation is one entry
 //! into the kernel on a fast link; what a cancelled one had moved, its completion says (since Linux
 //! 6.0; `DEFER_TASKRUN` itself needs 6.1, see io_uring_setup(2)).
-//!
-//! The ring is made disabled and enabled by the first call, because a lane is opened on one thread
-//! and used on another. A lane that moves to yet another thread, with nothing on its way, gets a
-//! new ring. The socket is its one registered file, which saves the lookup and the
-//! reference count of each operation.
 
 use std::io;
 use std::net::{Shutdown, TcpStream};
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::thread::ThreadId;
 use std::time::Duration;
 
-use io_uring::types::{Fixed, SubmitArgs, Timespec};
-use io_uring::{IoUring, opcode, squeue};
-use rustix::io::Errno;
-use rustix::net::RecvFlags;
+use io_uring::opcode;
+use io_uring::types::Fixed;
 
+use self::ring::{CANCEL_TIME_EXPECTED, Operation, Ring, SEND_ZC_REPORT_USAGE};
+use self::zero_copy::{Policy, is_refusal};
+use super::ZeroCopy;
+use super::mechanism::MechanismNote;
 use super::socket::SendQueue;
 use super::stream::{ByteStream, Segments, StreamError, Want};
 use crate::deadline::Deadline;
-use crate::lane::{LaneWork, Observer};
+use crate::lane::Observer;
 
-/// Entries in the submission queue: a send, a receive and a cancellation.
-const ENTRIES: u32 = 4;
+mod debts;
+mod ring;
+mod zero_copy;
 
-/// How long a cancellation is waited for before the socket is shut down to help it. It takes
-/// microseconds.
-const CANCEL_TIME_EXPECTED: Duration = Duration::from_secs(1);
-
-/// What an operation is, and its place among the results.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Operation {
-    Send,
-    Receive,
-    Cancel,
-}
-
-impl Operation {
-    fn tag(self) -> u64 {
-        self as u64
-    }
-}
+/// How long a dropped stream waits for the acknowledgements of what it sent without a copy: some
+/// round trips of a long link. What the peer has not taken by then it is not going to be sent.
+const ACKNOWLEDGEMENT_TIME: Duration = Duration::from_millis(200);
 
 /// What an operation reads or writes, besides the socket.
 struct Flight {
+    /// No other of the stream's has it.
+    number: u64,
     segments: Segments,
     /// Points into `segments`.
     message: libc::msghdr,
+    /// The operation under way was to do without a copy.
+    is_zero_copy: bool,
 }
 
 // SAFETY: the pointers in `message` lead into `segments`, which go along.
 unsafe impl Send for Flight {}
 
-impl Flight {
-    fn new(mut segments: Segments) -> Box<Self> {
-        let message = segments.message();
-        Box::new(Self { segments, message })
-    }
-}
-
 pub(super) struct UringStream {
-    ring: IoUring,
-    /// The thread that may enter the ring: the first that did.
-    issuer: Option<ThreadId>,
-    /// The ring can't be entered any more; nothing is submitted.
-    is_broken: bool,
+    ring: Ring,
     socket: Arc<TcpStream>,
     stall_limit: Duration,
     /// What is being sent, from `start_send` to `settle_send`.
     sending: Option<Box<Flight>>,
     /// What is being received into, during `receive`.
     receiving: Option<Box<Flight>>,
-    /// Operations that the kernel may be working on.
-    pending: [bool; 3],
-    /// Results that were seen and not yet asked for, by operation.
-    results: [Option<i32>; 3],
-    submissions: u64,
-    /// When each operation was submitted, by the observer's clock.
-    submitted: [Option<u64>; 3],
-    observer: Observer,
+    /// What was sent, and waits for its notification. Behind its completion the kernel reads what the
+    /// segments lead to, and no more the flight itself.
+    lingering: Vec<Flight>,
+    /// Segments of flights that lingered, for their memory.
+    spare: Vec<Segments>,
+    policy: Policy,
+    note: Arc<MechanismNote>,
+    flights: u64,
+    zero_copy_bytes: u64,
 }
 
 impl UringStream {
     /// Whether a ring can be made here.
     pub(super) fn probe() -> io::Result<()> {
-        new_ring().map(|_| ())
+        Ring::probe()
     }
 
-    pub(super) fn new(socket: Arc<TcpStream>, stall_limit: Duration) -> io::Result<Self> {
+    pub(super) fn new(
+        socket: Arc<TcpStream>,
+        stall_limit: Duration,
+        zero_copy: ZeroCopy,
+        note: Arc<MechanismNote>,
+    ) -> io::Result<Self> {
         Ok(Self {
-            ring: ring_for(&socket)?,
-            issuer: None,
-            is_broken: false,
+            ring: Ring::new(Arc::clone(&socket))?,
             socket,
             stall_limit,
             sending: None,
             receiving: None,
-            pending: [false; 3],
-            results: [None; 3],
-            submissions: 0,
-            submitted: [None; 3],
-            observer: Observer::default(),
+            lingering: Vec::new(),
+            spare: Vec::new(),
+            policy: Policy::new(zero_copy),
+            note,
+            flights: 0,
+            zero_copy_bytes: 0,
         })
     }
 
-    fn is_pending(&self, operation: Operation) -> bool {
-        self.pending.get(operation as usize) == Some(&true)
-    }
-
-    fn set_pending(&mut self, operation: Operation) {
-        if let Some(pending) = self.pending.get_mut(operation as usize) {
-            *pending = true;
-        }
-    }
-
-    /// Nothing can be awaited any more: sees to laws 2 and 3.
-    fn give_up(&mut self, error: io::Error) -> StreamError {
-        self.is_broken = true;
-        let _ = self.socket.shutdown(Shutdown::Both);
-        // Ends: a connection that was shut down takes no more bytes from the peer.
-        let mut discarded = [0; 16 << 10];
-        while matches!(
-            rustix::net::recv(&*self.socket, &mut discarded, RecvFlags::DONTWAIT),
-            Ok((1.., _)) | Err(Errno::INTR)
-        ) {}
-        error.into()
-    }
-
-    /// Sees to it that this thread may enter the ring.
-    fn enable(&mut self) -> Result<(), StreamError> {
-        if self.is_broken {
-            return Err(StreamError::Closed);
-        }
-        let this_thread = std::thread::current().id();
-        if self.issuer == Some(this_thread) {
-            return Ok(());
-        }
-        if self.pending.contains(&true) {
-            return Err(self.give_up(io::Error::other(
-                "the lane moved to another thread in the middle of a batch",
-            )));
-        }
-        if self.issuer.is_some() {
-            self.ring = ring_for(&self.socket)?;
-        }
-        self.ring.submitter().register_enable_rings()?;
-        self.issuer = Some(this_thread);
-        Ok(())
-    }
-
-    /// Puts an entry into the submission queue.
-    ///
-    /// # Safety
-    ///
-    /// What the entry points to is valid until its completion was seen, for ever if it is not.
-    unsafe fn push(
-        &mut self,
-        operation: Operation,
-        entry: squeue::Entry,
-    ) -> Result<(), StreamError> {
-        self.enable()?;
-        let entry = entry.user_data(operation.tag());
-        // SAFETY: the caller vouches for the entry.
-        let pushed = unsafe { self.ring.submission().push(&entry) };
-        pushed
-            .map_err(|_| StreamError::System(io::Error::other("the submission queue is full")))?;
-        self.set_pending(operation);
-        if let Some(submitted) = self.submitted.get_mut(operation as usize)
-            && operation != Operation::Cancel
-        {
-            *submitted = self.observer.now();
-        }
-        Ok(())
-    }
-
-    /// Submits what is queued, and waits for `operation`'s result; `None` at the deadline.
-    fn wait(
-        &mut self,
-        operation: Operation,
-        deadline: Deadline,
-    ) -> Result<Option<i32>, StreamError> {
-        self.enable()?;
-        loop {
-            self.reap();
-            let result = self.results.get_mut(operation as usize);
-            if let Some(result) = result.and_then(Option::take) {
-                return Ok(Some(result));
-            }
-            let left = deadline.remaining();
-            if left.is_zero() && self.ring.submission().is_empty() {
-                return Ok(None);
-            }
-            let timeout = Timespec::new()
-                .sec(left.as_secs())
-                .nsec(left.subsec_nanos());
-            let arguments = SubmitArgs::new().timespec(&timeout);
-            self.submissions += 1;
-            match self.ring.submitter().submit_with_args(1, &arguments) {
-                Ok(_) => {}
-                Err(error) => match error.raw_os_error() {
-                    // Over time or interrupted; both are looked at above.
-                    Some(libc::ETIME | libc::EINTR) => {}
-                    // Short of memory for a moment. What could not be submitted stays queued.
-                    Some(libc::EAGAIN | libc::EBUSY) if left.is_zero() => return Ok(None),
-                    Some(libc::EAGAIN | libc::EBUSY) => std::thread::yield_now(),
-                    _ => return Err(self.give_up(error)),
-                },
-            }
-        }
-    }
-
-    fn reap(&mut self) {
-        for completion in self.ring.completion() {
-            let place = usize::try_from(completion.user_data()).unwrap_or(usize::MAX);
-            if let Some(result) = self.results.get_mut(place) {
-                *result = Some(completion.result());
-            }
-            if let Some(pending) = self.pending.get_mut(place) {
-                *pending = false;
-            }
-            if let Some(submitted) = self.submitted.get_mut(place) {
-                self.observer.done(LaneWork::Submission, submitted.take());
-            }
-        }
-    }
-
-    /// Cancels an operation and awaits its completion. Returns the bytes that it had moved.
-    fn withdraw(&mut self, operation: Operation) -> Result<usize, StreamError> {
-        let cancel = opcode::AsyncCancel::new(operation.tag()).build();
-        // SAFETY: a cancellation points to nothing.
-        unsafe { self.push(Operation::Cancel, cancel) }?;
-        // No overall limit: law 1. It ends, since both a cancelled operation and one on a socket
-        // that was shut down complete.
-        let result = loop {
-            match self.wait(operation, Deadline::after(CANCEL_TIME_EXPECTED))? {
-                Some(result) => break result,
-                None => _ = self.socket.shutdown(Shutdown::Both),
-            }
-        };
-        while self
-            .wait(Operation::Cancel, Deadline::after(CANCEL_TIME_EXPECTED))?
-            .is_none()
-        {}
-        match usize::try_from(result) {
-            Ok(moved) => Ok(moved),
-            Err(_) if -result == libc::ECANCELED => Ok(0),
-            Err(_) => count(result),
-        }
+    fn flight(&mut self, mut segments: Segments) -> Box<Flight> {
+        self.flights += 1;
+        let message = segments.message();
+        Box::new(Flight {
+            number: self.flights,
+            segments,
+            message,
+            is_zero_copy: false,
+        })
     }
 
     /// Queues a send of what is left in `sending`.
@@ -280,24 +154,53 @@ impl UringStream {
             return Ok(());
         };
         flight.message = flight.segments.message();
-        let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
-        let entry = opcode::SendMsg::new(Fixed(0), &raw const flight.message)
-            .flags(flags as u32)
-            .build();
+        let guest_bytes = flight.segments.guest_bytes();
+        flight.is_zero_copy = self.policy.takes(guest_bytes, self.lingering.len());
+        let message = &raw const flight.message;
+        let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL) as u32;
+        let entry = if flight.is_zero_copy {
+            self.policy.handed_over();
+            opcode::SendMsgZc::new(Fixed(0), message)
+                .ioprio(SEND_ZC_REPORT_USAGE)
+                .flags(flags)
+                .build()
+        } else {
+            opcode::SendMsg::new(Fixed(0), message).flags(flags).build()
+        };
         // SAFETY: the flight is on the heap, keeps what it points to, stays as it is until the
-        // completion is seen, and is leaked if it never is (law 2).
-        unsafe { self.push(Operation::Send, entry) }
+        // completion is seen, and its memory until the notifications are (law 5); it is leaked if
+        // they never are (law 2).
+        unsafe { self.ring.push(Operation::Send, flight.number, entry) }
+    }
+
+    /// What a send's result says that it moved. A refusal to do without a copy is taken note of, and
+    /// moved nothing: what is pushed next goes plainly.
+    fn count_sent(&mut self, result: i32) -> Result<usize, StreamError> {
+        let is_zero_copy = self.sending.as_ref().is_some_and(|sent| sent.is_zero_copy);
+        if is_zero_copy && is_refusal(result) {
+            let refusal = io::Error::from_raw_os_error(-result);
+            if let Some(finding) = self.policy.refused(refusal, self.lingering.len()) {
+                self.note.found(&finding);
+            }
+            return Ok(0);
+        }
+        let moved = count(result)?;
+        if is_zero_copy {
+            self.zero_copy_bytes += moved as u64;
+        }
+        Ok(moved)
     }
 
     /// Waits until all of `sending` has left.
     fn settle_flight(&mut self) -> Result<(), StreamError> {
         let mut queue = SendQueue::of(&self.socket);
         loop {
-            let (moved, is_late) =
-                match self.wait(Operation::Send, Deadline::after(self.stall_limit))? {
-                    Some(result) => (count(result)?, false),
-                    None => (self.withdraw(Operation::Send)?, true),
-                };
+            let deadline = Deadline::after(self.stall_limit);
+            let (result, is_late) = match self.ring.wait(Operation::Send, deadline)? {
+                Some(result) => (result, false),
+                None => (self.ring.withdraw(Operation::Send)?, true),
+            };
+            let moved = self.count_sent(result)?;
             if is_late && moved == 0 && !queue.has_moved(&self.socket) {
                 return Err(StreamError::Stalled);
             }
@@ -312,6 +215,19 @@ impl UringStream {
         }
     }
 
+    /// Takes back what notifications have come for, and heeds what they say.
+    fn reclaim(&mut self) {
+        if let Some(is_copied) = self.ring.debts.take_word()
+            && let Some(finding) = self.policy.told(is_copied)
+        {
+            self.note.found(&finding);
+        }
+        let debts = &self.ring.debts;
+        let free = |flight: &mut Flight| !debts.owes(flight.number);
+        let flights = self.lingering.extract_if(.., free);
+        self.spare.extend(flights.map(|flight| flight.segments));
+    }
+
     /// Queues a receive into what is left in `receiving`.
     fn push_receive(&mut self, flags: libc::c_int) -> Result<(), StreamError> {
         let Some(flight) = self.receiving.as_mut() else {
@@ -322,7 +238,7 @@ impl UringStream {
             .flags(flags as u32)
             .build();
         // SAFETY: as for a send.
-        unsafe { self.push(Operation::Receive, entry) }
+        unsafe { self.ring.push(Operation::Receive, flight.number, entry) }
     }
 
     /// Receives into `receiving`.
@@ -337,10 +253,10 @@ impl UringStream {
                 Want::Some => (deadline, 0),
             };
             self.push_receive(flags)?;
-            let (moved, is_late) = match self.wait(Operation::Receive, until)? {
+            let (moved, is_late) = match self.ring.wait(Operation::Receive, until)? {
                 Some(0) => return Err(StreamError::Closed),
                 Some(result) => (count(result)?, false),
-                None => (self.withdraw(Operation::Receive)?, true),
+                None => (count(self.ring.withdraw(Operation::Receive)?)?, true),
             };
             received += moved;
             let Some(flight) = self.receiving.as_mut() else {
@@ -360,20 +276,6 @@ impl UringStream {
     }
 }
 
-fn new_ring() -> io::Result<IoUring> {
-    IoUring::builder()
-        .setup_r_disabled()
-        .setup_single_issuer()
-        .setup_defer_taskrun()
-        .build(ENTRIES)
-}
-
-fn ring_for(socket: &TcpStream) -> io::Result<IoUring> {
-    let ring = new_ring()?;
-    ring.submitter().register_files(&[socket.as_raw_fd()])?;
-    Ok(ring)
-}
-
 /// A completion's byte count. What asks for another try counts as none.
 fn count(result: i32) -> Result<usize, StreamError> {
     if let Ok(count) = usize::try_from(result) {
@@ -387,24 +289,18 @@ fn count(result: i32) -> Result<usize, StreamError> {
 
 impl ByteStream for UringStream {
     fn start_send(&mut self, segments: Segments) -> Result<(), StreamError> {
-        if self.is_broken || self.is_pending(Operation::Send) {
+        if self.ring.is_broken() || self.ring.is_pending(Operation::Send) {
             return Err(StreamError::Closed);
         }
-        self.sending = Some(Flight::new(segments));
+        let flight = self.flight(segments);
+        self.sending = Some(flight);
         if let Err(error) = self.push_send() {
             self.sending = None;
             return Err(error);
         }
-        self.submissions += 1;
         // The kernel takes at once what the socket's buffer has room for; the rest moves while
         // `settle_send` waits. What could not be submitted now, `settle_send` submits.
-        match self.ring.submit() {
-            Ok(_) => Ok(()),
-            Err(error) => match error.raw_os_error() {
-                Some(libc::EINTR | libc::EAGAIN | libc::EBUSY) => Ok(()),
-                _ => Err(self.give_up(error)),
-            },
-        }
+        self.ring.submit()
     }
 
     fn settle_send(&mut self) -> Result<Option<Segments>, StreamError> {
@@ -412,12 +308,21 @@ impl ByteStream for UringStream {
             return Ok(None);
         }
         let settled = self.settle_flight();
-        if self.is_pending(Operation::Send) {
+        self.reclaim();
+        if self.ring.is_pending(Operation::Send) {
             // Only behind an error. Law 2: it stays here until the stream is dropped.
             return settled.map(|()| None);
         }
-        let used = self.sending.take();
-        settled.map(|()| used.map(|flight| flight.segments))
+        let used = self.sending.take().map(|flight| {
+            if !self.ring.debts.owes(flight.number) {
+                return flight.segments;
+            }
+            let other = self.spare.pop();
+            let other = other.unwrap_or_else(|| flight.segments.empty());
+            self.lingering.push(*flight);
+            other
+        });
+        settled.map(|()| used)
     }
 
     fn receive(
@@ -426,26 +331,36 @@ impl ByteStream for UringStream {
         want: Want,
         deadline: Deadline,
     ) -> Result<usize, StreamError> {
-        if self.is_broken || self.is_pending(Operation::Receive) {
+        if self.ring.is_broken() || self.ring.is_pending(Operation::Receive) {
             return Err(StreamError::Closed);
         }
         let empty = segments.empty();
-        self.receiving = Some(Flight::new(std::mem::replace(segments, empty)));
+        let flight = self.flight(std::mem::replace(segments, empty));
+        self.receiving = Some(flight);
         let received = self.receive_flight(want, deadline);
-        if !self.is_pending(Operation::Receive)
+        if !self.ring.is_pending(Operation::Receive)
             && let Some(flight) = self.receiving.take()
         {
             *segments = flight.segments;
+        }
+        // What the peer says acknowledges what was sent.
+        if !self.lingering.is_empty() {
+            self.ring.collect();
+            self.reclaim();
         }
         received
     }
 
     fn submissions(&self) -> u64 {
-        self.submissions
+        self.ring.submissions()
+    }
+
+    fn zero_copy_bytes(&self) -> u64 {
+        self.zero_copy_bytes
     }
 
     fn observer(&mut self) -> &mut Observer {
-        &mut self.observer
+        &mut self.ring.observer
     }
 }
 
@@ -455,21 +370,35 @@ impl Drop for UringStream {
         // socket goes away only some time after the ring.
         let _ = self.socket.shutdown(Shutdown::Both);
         // What is complete may be known without entering the ring.
-        self.reap();
+        self.ring.reap();
         for operation in [Operation::Send, Operation::Receive] {
-            if self.is_pending(operation) {
+            if self.ring.is_pending(operation) {
                 // Fails where the ring can't be entered, on another thread than its own above all.
-                let _ = self.withdraw(operation);
+                let _ = self.ring.withdraw(operation);
             }
         }
-        // Law 2: the kernel may still use these. At most once for each lane; the segments hold on
-        // to the guest's mappings themselves.
-        if self.is_pending(Operation::Send) {
-            std::mem::forget(self.sending.take());
+        self.ring
+            .await_notifications(Deadline::after(ACKNOWLEDGEMENT_TIME));
+        if self.ring.debts.are_awaited() {
+            // Has the kernel throw away what was not acknowledged. Nobody misses it: what a peer is
+            // to have, it has confirmed behind a fence.
+            let _ = rustix::net::connect_unspec(&*self.socket);
+            self.ring
+                .await_notifications(Deadline::after(CANCEL_TIME_EXPECTED));
         }
-        if self.is_pending(Operation::Receive) {
+        // Law 2: the kernel may still use these. No more than so many for each lane; the segments
+        // hold on to the guest's mappings themselves.
+        if self.ring.is_pending(Operation::Receive) {
             std::mem::forget(self.receiving.take());
         }
+        if self.ring.is_pending(Operation::Send) {
+            std::mem::forget(self.sending.take());
+        }
+        let debts = &self.ring.debts;
+        let sent = self.sending.take().map(|flight| *flight).into_iter();
+        sent.chain(self.lingering.drain(..))
+            .filter(|flight| debts.owes(flight.number))
+            .for_each(std::mem::forget);
     }
 }
 

@@ -10,12 +10,14 @@ use dunlin_transports::deadline::Deadline;
 use dunlin_transports::memory::MemoryMap;
 use dunlin_transports::tcp::{
     Compression, ConnectionKind, DestinationEndpoint, IncomingLane, Mechanism, Options,
-    SourceEndpoint, listen, read_preamble,
+    SourceEndpoint, ZeroCopy, listen, read_preamble,
 };
 
 #[cfg(feature = "compression")]
 mod compressed;
+mod without_a_copy;
 mod without_uring;
+mod writing;
 
 /// Accepts lanes until dropped, as a supervisor does.
 struct Acceptor {
@@ -56,6 +58,7 @@ impl Drop for Acceptor {
 struct Tcp {
     mechanism: Mechanism,
     compression: Compression,
+    zero_copy: ZeroCopy,
     listen: &'static str,
 }
 
@@ -63,6 +66,7 @@ struct Tcp {
 const AUTOMATIC: Tcp = Tcp {
     mechanism: Mechanism::Auto,
     compression: Compression::Off,
+    zero_copy: ZeroCopy::Auto,
     listen: "127.0.0.1:0",
 };
 
@@ -79,22 +83,26 @@ impl Tcp {
     }
 }
 
-/// Endpoints on loopback, each with its own mechanism; the source compresses.
+/// Endpoints on loopback, each with its own mechanism; the source compresses, or does not copy.
 fn pair(
     address: &str,
     mechanisms: (Mechanism, Mechanism),
     compression: Compression,
+    zero_copy: ZeroCopy,
     source: MemoryMap,
     destination: MemoryMap,
 ) -> Pair {
-    let options = |mechanism, compression| Options {
+    let options = |mechanism| Options {
         mechanism,
-        compression,
         ..Options::default()
     };
-    let from = options(mechanisms.0, compression);
+    let from = Options {
+        compression,
+        zero_copy,
+        ..options(mechanisms.0)
+    };
     // A destination needs no word of it.
-    let to = options(mechanisms.1, Compression::Off);
+    let to = options(mechanisms.1);
     let listener = listen(address, &to).unwrap();
     let peer = listener.local_addr().unwrap();
     let (acceptor, incoming) = Acceptor::new(listener);
@@ -128,6 +136,7 @@ impl Harness for Tcp {
             self.listen,
             (self.mechanism, self.mechanism),
             self.compression,
+            self.zero_copy,
             source,
             destination,
         )

@@ -86,7 +86,8 @@ fn where_it_is_demanded_the_error_says_what_is_missing() {
         ] {
             let memory = || MemoryMap::new(Vec::new()).unwrap();
             let off = Compression::Off;
-            let pair = pair("127.0.0.1:0", mechanisms, off, memory(), memory());
+            let auto = ZeroCopy::Auto;
+            let pair = pair("127.0.0.1:0", mechanisms, off, auto, memory(), memory());
             let deadline = Deadline::after(Duration::from_secs(30));
             let (opened, accepted) = std::thread::scope(|scope| {
                 let opening = scope.spawn(|| pair.source.open_lane(&ticket, deadline).map(|_| ()));

@@ -19,7 +19,7 @@ use dunlin_transports::memory::{
 };
 use dunlin_transports::tcp::{
     DestinationEndpoint, IncomingLane, Mechanism, Options, Preamble, PreambleError, SourceEndpoint,
-    read_preamble,
+    ZeroCopy, read_preamble,
 };
 
 #[cfg(feature = "compression")]
@@ -433,6 +433,17 @@ fn a_slow_sender_within_the_stall_limit_is_waited_for() {
     }
 }
 
+/// Sources of each kind, with this stall limit: by themselves, plain, and without a copy though the
+/// kernel copies.
+fn sources(stall_limit: Duration) -> [Options; 3] {
+    let without_a_copy = Options {
+        zero_copy: ZeroCopy::Always,
+        ..options(Mechanism::Auto, stall_limit)
+    };
+    let [auto, plain] = MECHANISMS.map(|mechanism| options(mechanism, stall_limit));
+    [auto, plain, without_a_copy]
+}
+
 /// A source's lane whose peer is a bare socket, of a destination from before there were compressed
 /// frames.
 fn open_source(options: Options) -> (Box<dyn SourceLane>, TcpStream, MemoryMap) {
@@ -464,9 +475,9 @@ fn open_source(options: Options) -> (Box<dyn SourceLane>, TcpStream, MemoryMap) 
 
 #[test]
 fn a_slow_receiver_within_the_stall_limit_gets_every_byte() {
-    for mechanism in MECHANISMS {
-        let (mut lane, mut peer, memory) =
-            open_source(options(mechanism, Duration::from_millis(150)));
+    for options in sources(Duration::from_millis(150)) {
+        let mechanism = (options.mechanism, options.zero_copy);
+        let (mut lane, mut peer, memory) = open_source(options);
         for page in 0..PAGES {
             let words = (0..512).flat_map(|word: u64| ((page << 32) | word).to_le_bytes());
             memory
@@ -508,8 +519,8 @@ fn a_slow_receiver_within_the_stall_limit_gets_every_byte() {
 fn a_wait_for_a_fence_outlasts_its_limit_while_the_receiver_takes_what_was_sent() {
     // What lies in the buffers takes the receiver several limits, and something of it moves in each.
     const LIMIT: Duration = Duration::from_millis(500);
-    for mechanism in MECHANISMS {
-        let (mut lane, peer, _) = open_source(options(mechanism, PATIENCE));
+    for options in sources(PATIENCE) {
+        let (mut lane, peer, _) = open_source(options);
         let receiving = std::thread::spawn(move || {
             let mut taken = 0;
             let mut piece = vec![0; 16 << 10];
@@ -530,8 +541,8 @@ fn a_wait_for_a_fence_outlasts_its_limit_while_the_receiver_takes_what_was_sent(
 
 #[test]
 fn a_receiver_that_takes_only_what_its_system_takes_ends_a_wait_for_a_fence() {
-    for mechanism in MECHANISMS {
-        let (mut lane, _peer, _) = open_source(options(mechanism, PATIENCE));
+    for options in sources(PATIENCE) {
+        let (mut lane, _peer, _) = open_source(options);
         lane.put(&[run(0, 16)]).unwrap();
         let fence = lane.fence().unwrap();
         let waited = lane.wait_fence(fence, Duration::from_millis(100));
@@ -544,8 +555,8 @@ fn a_receiver_that_takes_only_what_its_system_takes_ends_a_wait_for_a_fence() {
 
 #[test]
 fn a_receiver_that_takes_nothing_ends_a_put_at_the_stall_limit() {
-    for mechanism in MECHANISMS {
-        let (mut lane, _peer, _) = open_source(options(mechanism, Duration::from_millis(100)));
+    for options in sources(Duration::from_millis(100)) {
+        let (mut lane, _peer, _) = open_source(options);
         let error = loop {
             if let Err(error) = lane.put(&[run(0, PAGES as u32)]) {
                 break error;

@@ -190,6 +190,7 @@ mod tests {
     use clap::CommandFactory;
 
     use super::*;
+    use crate::local::protocol::ZeroCopyChoice;
 
     #[test]
     fn the_command_line_is_consistent() {
@@ -223,9 +224,9 @@ mod tests {
     fn what_a_send_may_say() {
         let line = "dunlin send vm1 --to tcp://[::1]:9 --max-blackout 20ms --blackout-cap 1s \
              --on-stall switchover --max-bandwidth 64MiB/s --max-rounds 5 --timeout 2min \
-             --verify full --lanes 4 --cpus 0,2-3 --bind 10.0.0.1 --tos 46 --io writev --compress zstd:3 \
-             --peer-timeout 3s --json --quiet --report /tmp/r --rdma-device mlx5_0 --rdma-port 1 \
-             --rdma-gid-index 3 --rdma-tos 184 --rdma-sl 4 --rdma-pkey 0 --rdma-ack-timeout 12 \
+             --verify full --lanes 4 --cpus 0,2-3 --bind 10.0.0.1 --tos 46 --io writev \
+             --zero-copy off --compress zstd:3 --peer-timeout 3s --json --quiet --report /tmp/r \
+             --rdma-device mlx5_0 --rdma-port 1 --rdma-gid-index 3 --rdma-tos 184 --rdma-sl 4 --rdma-pkey 0 --rdma-ack-timeout 12 \
              --poll spin";
         let Command::Send(send) = Cli::try_parse_from(line.split_whitespace())
             .unwrap()
@@ -241,6 +242,7 @@ mod tests {
         assert_eq!(settings.cpus, [0, 2, 3]);
         assert_eq!(order.dscp, Some(46));
         assert_eq!(order.compress, "zstd:3");
+        assert_eq!(order.zero_copy, ZeroCopyChoice::Off);
         assert_eq!(order.rdma.as_arguments().len(), 8);
     }
 

@@ -14,7 +14,7 @@ use super::endpoint::Endpoint;
 use super::rdma::RdmaChoices;
 use super::values::{CpuList, GuestName, Lanes, StallChoice, VerifyChoice, some_duration};
 use crate::exit::{Exit, help};
-use crate::local::protocol::{IoChoice, MoveOrder, nanoseconds};
+use crate::local::protocol::{IoChoice, MoveOrder, ZeroCopyChoice, nanoseconds};
 
 /// Move a guest to another host
 #[derive(Clone, Debug, Args)]
@@ -77,6 +77,10 @@ pub(crate) struct Send {
     /// How lanes over TCP do their I/O
     #[arg(long, value_enum, default_value_t)]
     pub(crate) io: IoChoice,
+    /// Whether lanes over io_uring have the network card read guest memory itself. The kernel copies
+    /// all the same on paths that can't; a lane tries, and asks it
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) zero_copy: ZeroCopyChoice,
     /// Compress what lanes over TCP carry: off, lz4, zstd, zstd:LEVEL (1 to 12), or auto, which is
     /// lz4 while it makes the lane faster. It costs processor time on both hosts
     #[arg(long, value_name = "HOW", default_value_t)]
@@ -141,6 +145,7 @@ impl Send {
             bind: self.bind,
             dscp: self.tos,
             io: self.io,
+            zero_copy: self.zero_copy,
             compress: self.compress.to_string(),
             rdma: self.rdma.clone(),
             dirty_trace: None,

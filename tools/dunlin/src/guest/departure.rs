@@ -12,7 +12,7 @@ use dunlin_transports::control::{ControlChannel, ControlError};
 use dunlin_transports::deadline::Deadline;
 use dunlin_transports::lane::{SessionId, SourceEndpoint};
 use dunlin_transports::tcp::{
-    CompressionError, Mechanism, Options, SourceEndpoint as TcpEndpoint, dial_control,
+    CompressionError, Mechanism, Options, SourceEndpoint as TcpEndpoint, ZeroCopy, dial_control,
     dial_settling,
 };
 use dunlin_vmm::dirty_trace::{RecordedGuest, Recorder};
@@ -25,7 +25,7 @@ use super::logged::Logged;
 use super::trace_file::TraceFile;
 use crate::cli::endpoint::{Endpoint, Scheme};
 use crate::fabric;
-use crate::local::protocol::{IoChoice, MoveOrder};
+use crate::local::protocol::{IoChoice, MoveOrder, ZeroCopyChoice};
 
 /// Moves the guest as ordered. Returns when the move is over, one way or the other.
 ///
@@ -271,6 +271,10 @@ fn options(order: &MoveOrder) -> Result<Options, CompressionError> {
             IoChoice::Auto => Mechanism::Auto,
             IoChoice::IoUring => Mechanism::IoUring,
             IoChoice::Writev => Mechanism::Plain,
+        },
+        zero_copy: match order.zero_copy {
+            ZeroCopyChoice::Auto => ZeroCopy::Auto,
+            ZeroCopyChoice::Off => ZeroCopy::Off,
         },
         compression: order.compress.parse()?,
         ..Options::default()

@@ -141,6 +141,23 @@ pub(crate) enum IoChoice {
     Writev,
 }
 
+/// Whether lanes over io_uring send without a copy of the kernel's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ZeroCopyChoice {
+    /// Where the kernel says that it avoids the copy
+    #[default]
+    Auto,
+    /// Never
+    Off,
+}
+
+impl ZeroCopyChoice {
+    fn is_auto(&self) -> bool {
+        *self == Self::Auto
+    }
+}
+
 /// A move, as an operator orders it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -173,6 +190,10 @@ pub(crate) struct MoveOrder {
     pub(crate) dscp: Option<u8>,
     /// How lanes do their I/O.
     pub(crate) io: IoChoice,
+    /// Whether lanes over io_uring send without a copy. Left out where they find out by themselves, so
+    /// that processes of older builds take the order.
+    #[serde(default, skip_serializing_if = "ZeroCopyChoice::is_auto")]
+    pub(crate) zero_copy: ZeroCopyChoice,
     /// How lanes over TCP compress.
     #[serde(default = "uncompressed")]
     pub(crate) compress: String,
@@ -208,6 +229,7 @@ impl MoveOrder {
             bind: None,
             dscp: None,
             io: IoChoice::default(),
+            zero_copy: ZeroCopyChoice::default(),
             compress: uncompressed(),
             rdma: RdmaChoices::default(),
             dirty_trace: None,

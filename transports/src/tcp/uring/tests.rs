@@ -2,10 +2,14 @@
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::os::fd::AsRawFd;
 use std::sync::Weak;
 
 use super::*;
 use crate::memory::{HostMapping, MemoryMap, OwnedMapping, PAGE_BYTES, PageNumber, Run};
+use crate::tcp::Mechanism;
+
+mod zero_copy;
 
 const PAGES: u32 = 8192;
 
@@ -20,9 +24,14 @@ struct Lane {
     peer: TcpStream,
     memory: MemoryMap,
     mapping: Weak<OwnedMapping>,
+    note: Arc<MechanismNote>,
 }
 
 fn lane() -> Option<Lane> {
+    lane_with(ZeroCopy::Off, Duration::from_secs(30))
+}
+
+fn lane_with(zero_copy: ZeroCopy, stall_limit: Duration) -> Option<Lane> {
     if let Err(error) = UringStream::probe() {
         println!("skipped: no io_uring: {error}");
         return None;
@@ -30,14 +39,17 @@ fn lane() -> Option<Lane> {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let socket = Arc::new(listener.accept().unwrap().0);
+    let note = Arc::new(MechanismNote::probe(Mechanism::IoUring));
+    let noted = Arc::clone(&note);
     let mapping = Arc::new(OwnedMapping::new(u64::from(PAGES) * PAGE_BYTES).unwrap());
     let alive = Arc::downgrade(&mapping);
     let mapping: Arc<dyn HostMapping> = mapping;
     Some(Lane {
-        stream: UringStream::new(socket, Duration::from_secs(30)).unwrap(),
+        stream: UringStream::new(socket, stall_limit, zero_copy, noted).unwrap(),
         peer,
         memory: MemoryMap::new(vec![mapping]).unwrap(),
         mapping: alive,
+        note,
     })
 }
 
@@ -61,7 +73,10 @@ fn a_send_that_is_dropped_on_its_thread_gives_its_memory_back() {
     let Some(mut lane) = lane() else { return };
     let sent = segments(&lane.memory, ALL);
     lane.stream.start_send(sent).unwrap();
-    assert!(lane.stream.is_pending(Operation::Send), "nothing waits");
+    assert!(
+        lane.stream.ring.is_pending(Operation::Send),
+        "nothing waits"
+    );
     drop(lane.stream);
     drop(lane.memory);
     assert!(lane.mapping.upgrade().is_none());
