@@ -46,7 +46,8 @@
 //!    requests, with the ticket in them, can be read and repeated by others on it; so the source
 //!    sends each lane's number and [`SourceLane::identity`] over control, once all lanes are open,
 //!    and the destination gives them to [`DestinationEndpoint::confirm`]. Until a lane is confirmed
-//!    its puts are refused by the destination's device, so a source puts nothing before it knows
+//!    its puts are refused by the destination's device, or have nowhere to go
+//!    ([`DestinationEndpoint::confirms_before_opening`]), so a source puts nothing before it knows
 //!    that all are. Where every identity is empty the exchange can be left out. A failed
 //!    confirmation ends the session.
 //! 3. **Offers**: for post-copy, the way back. What the source's [`SourceEndpoint::offer`] returns
@@ -438,6 +439,13 @@ pub trait DestinationEndpoint: Send + Sync {
             return Ok(());
         }
         Err(unexpected(lane, "an identity", identity))
+    }
+
+    /// Whether nothing may be prepared before every lane is here and confirmed, because the device
+    /// can't keep a lane out that is not: then `prepare` fails while there is such a lane, and no
+    /// lane is let in once something was prepared.
+    fn confirms_before_opening(&self) -> bool {
+        false
     }
 
     /// Takes the source's offers; a [`DestinationLane::get`] needs one for its range.

@@ -242,10 +242,6 @@ fn write_zeros(
     let destination = DestinationEndpoint::new(control, to.clone(), options.clone())?;
     let source = SourceEndpoint::new(control, from.clone(), options)?;
     source.accept_contact(&destination.contact())?;
-    for range in from.whole() {
-        source.prepare(range)?;
-        source.accept_grants(&[destination.prepare(range)?])?;
-    }
     let ticket = LaneTicket {
         session: SessionId([1; 16]),
         number: LaneNumber(0),
@@ -263,6 +259,10 @@ fn write_zeros(
     let mut lane: Box<dyn SourceLane> = opened?;
     let mut other: Box<dyn DestinationLane> = accepted?;
     destination.confirm(lane.number(), &lane.identity())?;
+    for range in from.whole() {
+        source.prepare(range)?;
+        source.accept_grants(&[destination.prepare(range)?])?;
+    }
     let serving = std::thread::spawn(
         move || {
             while other.next_fence(Deadline::after(PATIENCE)).is_ok() {}

@@ -41,7 +41,7 @@ mod built_in {
             tos: choices.traffic_class.or(traffic_class),
             service_level: choices.service_level,
             pkey_index: choices.pkey_index,
-            ack_timeout: choices.ack_timeout.unwrap_or(defaults.ack_timeout),
+            ack_timeout: choices.ack_timeout,
             window_bytes: choices.window,
             poll: match choices.poll {
                 None | Some(PollChoice::Adaptive) => defaults.poll,

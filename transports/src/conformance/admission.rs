@@ -97,6 +97,7 @@ pub fn a_put_into_what_was_retired_lands_nowhere(harness: &dyn Harness) {
 pub fn what_was_never_prepared_cannot_be_retired(harness: &dyn Harness) {
     let session = Session::bare(harness, &[64]);
     session.prepare(run(0, 32));
+    session.prepare_late();
     let Pair {
         source,
         destination,
@@ -164,9 +165,11 @@ pub fn lanes_without_a_valid_ticket_are_turned_away(harness: &dyn Harness) {
             matches!(refused, Err(LaneError::Refused { .. })),
             "{refused:?}"
         );
-        let _other = source.open_lane(second, soon()).unwrap();
+        let other = source.open_lane(second, soon()).unwrap();
         let _servings = accepting.join().unwrap();
         session.confirm(&*lane);
+        session.confirm(&*other);
+        session.prepare_late();
         lane.put(&[run(0, 16)]).unwrap();
         settle(&mut *lane);
         super::session::assert_all_same(&session);
@@ -212,6 +215,49 @@ pub fn a_lane_that_is_not_the_one_named_over_control_writes_nothing(harness: &dy
             assert_put_fails(&mut **lane, run(0, 16));
         }
         assert_eq!(snapshot(&session.destination_memory), before);
+    });
+}
+
+/// Where a device can't keep out a lane that was not confirmed, there is nothing that it could write:
+/// nothing is prepared before it is confirmed, and no lane is let in afterwards. Elsewhere the order
+/// is free.
+pub fn memory_is_not_open_beside_a_lane_that_was_not_confirmed(harness: &dyn Harness) {
+    let session = Session::bare(harness, &[16]);
+    let destination = &session.pair.destination;
+    if !destination.confirms_before_opening() {
+        session.prepare(run(0, 8));
+        let (mut lane, _serving) = session.open_served();
+        session.prepare(run(8, 8));
+        lane.put(&[run(0, 16)]).unwrap();
+        settle(&mut *lane);
+        super::session::assert_all_same(&session);
+        return;
+    }
+    let source = &session.pair.source;
+    let tickets = tickets(2);
+    let [first, second] = tickets.as_slice() else {
+        panic!("two tickets");
+    };
+    std::thread::scope(|scope| {
+        let accepting = scope.spawn(|| destination.accept_lane(&tickets, soon()).unwrap());
+        let mut lane = source.open_lane(first, soon()).unwrap();
+        let _serving = serve(accepting.join().unwrap());
+        let early = destination.prepare(run(0, 16));
+        assert!(
+            matches!(early, Err(LaneError::Protocol { .. })),
+            "{early:?}"
+        );
+        session.confirm(&*lane);
+        session.prepare(run(0, 16));
+        session.prepare_late();
+        let accepting = scope.spawn(|| destination.accept_lane(&tickets, soon()).map(|_| ()));
+        let late = source.open_lane(second, soon()).map(|_| ());
+        assert!(matches!(late, Err(LaneError::Refused { .. })), "{late:?}");
+        let late = accepting.join().unwrap();
+        assert!(matches!(late, Err(LaneError::Protocol { .. })), "{late:?}");
+        lane.put(&[run(0, 16)]).unwrap();
+        settle(&mut *lane);
+        super::session::assert_all_same(&session);
     });
 }
 

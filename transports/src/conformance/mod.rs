@@ -116,6 +116,7 @@ macro_rules! conformance_tests {
             admission::what_was_never_prepared_cannot_be_retired
             admission::lanes_without_a_valid_ticket_are_turned_away
             admission::a_lane_that_is_not_the_one_named_over_control_writes_nothing
+            admission::memory_is_not_open_beside_a_lane_that_was_not_confirmed
             admission::a_malformed_contact_is_refused
             admission::waiting_for_a_lane_ends_at_its_deadline
             admission::opening_a_lane_that_nobody_accepts_ends_at_its_deadline

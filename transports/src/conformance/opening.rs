@@ -78,6 +78,7 @@ pub fn a_range_is_prepared_and_granted_again(harness: &dyn Harness) {
 /// A run arrives whose sides prepared it with borders of their own.
 pub fn a_run_over_the_borders_of_both_sides_arrives(harness: &dyn Harness) {
     let session = Session::bare(harness, &[3000]);
+    let (mut lane, _serving) = session.open_served();
     let source = &session.pair.source;
     for range in [run(0, 40), run(40, 1000), run(1040, 1960)] {
         source.prepare(range).unwrap();
@@ -89,7 +90,6 @@ pub fn a_run_over_the_borders_of_both_sides_arrives(harness: &dyn Harness) {
     let (first, last) = grants.split_at(3);
     source.accept_grants(last).unwrap();
     source.accept_grants(first).unwrap();
-    let (mut lane, _serving) = session.open_served();
     lane.put(&[run(0, 3000)]).unwrap();
     settle(&mut *lane);
     assert_all_same(&session);
@@ -161,6 +161,7 @@ pub fn registrations_are_counted(harness: &dyn Harness) {
             .map(|counts| [counts.made, counts.ended, counts.bytes, counts.bytes_max])
     };
     let before = counts();
+    session.prepare_late();
     for range in [run(0, 16), run(16, 8), run(24, 4)] {
         session.prepare(range);
     }

@@ -1,6 +1,6 @@
 //! What the cases share: two memories, two endpoints, their lanes.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -154,6 +154,13 @@ pub(super) struct Session {
     pub(super) source_memory: MemoryMap,
     pub(super) destination_memory: MemoryMap,
     pub(super) pair: Pair,
+    /// What waits for the lanes, where a destination opens nothing before they are confirmed.
+    late: Mutex<Late>,
+}
+
+enum Late {
+    Waiting(Vec<Run>),
+    Over,
 }
 
 impl Session {
@@ -166,14 +173,19 @@ impl Session {
         let contact = pair.destination.contact();
         assert!(contact.len() <= CONTACT_BYTES_MAX);
         pair.source.accept_contact(&contact).unwrap();
+        let late = match pair.destination.confirms_before_opening() {
+            true => Late::Waiting(Vec::new()),
+            false => Late::Over,
+        };
         Self {
             source_memory,
             destination_memory,
             pair,
+            late: Mutex::new(late),
         }
     }
 
-    /// A session with all memory prepared on both sides.
+    /// A session with all memory prepared on both sides, or to be.
     pub(super) fn prepared(harness: &dyn Harness, region_pages: &[u64]) -> Self {
         let session = Self::bare(harness, region_pages);
         for range in session.source_memory.whole() {
@@ -182,8 +194,20 @@ impl Session {
         session
     }
 
+    /// Prepares a range on both sides: now, or once the lanes are confirmed.
     pub(super) fn prepare(&self, range: Run) {
-        prepare(&*self.pair.source, &*self.pair.destination, range);
+        match &mut *self.late.lock().unwrap() {
+            Late::Waiting(ranges) => ranges.push(range),
+            Late::Over => prepare(&*self.pair.source, &*self.pair.destination, range),
+        }
+    }
+
+    /// All lanes are confirmed: prepares what waited for that.
+    pub(super) fn prepare_late(&self) {
+        let late = std::mem::replace(&mut *self.late.lock().unwrap(), Late::Over);
+        if let Late::Waiting(ranges) = late {
+            ranges.into_iter().for_each(|range| self.prepare(range));
+        }
     }
 
     /// Opens lanes 0 to `count`.
@@ -210,6 +234,7 @@ impl Session {
             for lane in &opened {
                 self.confirm(&**lane);
             }
+            self.prepare_late();
             (opened, accepted)
         })
     }

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use super::outbox::Window;
 use super::verbs::{
-    Access, Completion, CompletionChannel, CompletionQueue, ConnectionId, EventKind, LocalPiece,
-    MemoryRegion, ProtectionDomain, QueuePair, QueuePairShape, RegisterError, Transfer,
+    Access, Completion, CompletionChannel, CompletionQueue, ConnectionId, DeviceKind, EventKind,
+    LocalPiece, MemoryRegion, ProtectionDomain, QueuePair, QueuePairShape, RegisterError, Transfer,
 };
 use super::verbs::{DeviceEvent, INLINE_BYTES_MAX};
 use super::watch::Watch;
@@ -207,13 +207,21 @@ impl Connection {
         self.window
     }
 
-    /// Lets the peer write what is prepared, once; `false` when that was done before.
-    pub(super) fn let_peer_write(&self) -> io::Result<bool> {
+    /// Lets the peer write what is prepared, once; `false` when that was done before. Over iWARP the
+    /// pair is open already, and it is the endpoint that has nothing prepared before.
+    pub(super) fn let_peer_write(&self, kind: DeviceKind) -> io::Result<bool> {
         if self.confirmed.swap(true, Ordering::SeqCst) {
             return Ok(false);
         }
-        self.parts.pair.let_peer_write(true)?;
+        if kind == DeviceKind::InfiniBand {
+            self.parts.pair.let_peer_write(true)?;
+        }
         Ok(true)
+    }
+
+    /// Whether the lane was confirmed.
+    pub(super) fn is_confirmed(&self) -> bool {
+        self.confirmed.load(Ordering::SeqCst)
     }
 
     /// Ends the queue pair, so that nothing of the peer's is carried out any more. May be called
@@ -262,8 +270,8 @@ impl Connection {
         self.awaited.fetch_add(count.into(), Ordering::SeqCst);
     }
 
-    /// Whether what was posted has arrived at the peer. Completions are lost to the lane: for when
-    /// it is to be ended.
+    /// Whether what was posted has arrived at the peer (over iWARP: is TCP's to send). Completions
+    /// are lost to the lane: for when it is to be ended.
     pub(super) fn is_sent(&self) -> bool {
         let looked = self.poll_sends(|_| ());
         looked.is_err() || self.awaited.load(Ordering::SeqCst) <= 0

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::connection::{Connection, Parts};
@@ -12,11 +12,12 @@ use super::grants::Grants;
 use super::nearness::processors_near;
 use super::receiving::ReceivingLane;
 use super::registrations::{OpenRanges, Registrar};
-use super::setup::{Role, Setup, Way, canonical, next_event};
+use super::setup::{CONNECT_TRIES, Role, Setup, next_event};
 use super::verbs::{
-    Access, ConnectionId, Device, EventChannel, EventKind, Libraries, ProtectionDomain,
+    Access, ConnectionId, Device, DeviceKind, EventChannel, EventKind, Libraries, ProtectionDomain,
 };
 use super::watch::Watch;
+use super::way::{Way, canonical};
 use super::wire::{self, Refusal};
 use super::{LinkLayer, Options};
 use crate::deadline::Deadline;
@@ -40,7 +41,8 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(1);
 
 /// For how long `revoke_all` lets words for fences that were seen go out before it ends the queue
 /// pairs: the source may wait for them. A fabric's round trip takes some µs, a software device's in
-/// an emulated machine some 100; a source that does not take its word by then does without.
+/// an emulated machine some 100; a source that does not take its word by then does without. Over
+/// iWARP they are out once TCP has them, which sends what it has before it ends a connection.
 const WORDS_LIMIT: Duration = Duration::from_millis(2);
 
 /// What an endpoint shares with its lanes.
@@ -61,6 +63,8 @@ pub struct DestinationEndpoint {
     libraries: &'static Libraries,
     pub(super) shared: Arc<Shared>,
     used: Mutex<Vec<LaneToken>>,
+    /// Over iWARP, whether memory was opened to the lanes.
+    is_opened: Mutex<bool>,
 }
 
 impl DestinationEndpoint {
@@ -74,12 +78,26 @@ impl DestinationEndpoint {
         let libraries = Libraries::load()?;
         let no_manager = RdmaError::NoConnectionManager;
         let channel = EventChannel::new(libraries).map_err(no_manager)?;
-        let listener = ConnectionId::new(&channel).map_err(no_manager)?;
         let mut address = canonical(local);
         address.set_port(0);
-        listener
-            .listen(address, BACKLOG)
-            .map_err(|source| RdmaError::NoRoute { address, source })?;
+        let listen = || {
+            let listener = ConnectionId::new(&channel).map_err(no_manager)?;
+            let listening = listener.listen(address, BACKLOG);
+            listening.map_err(|source| RdmaError::NoRoute { address, source })?;
+            Ok(listener)
+        };
+        let mut listener = listen();
+        for _ in 1..CONNECT_TRIES {
+            match &listener {
+                Err(RdmaError::NoRoute { source, .. })
+                    if source.kind() == io::ErrorKind::AddrInUse =>
+                {
+                    listener = listen();
+                }
+                _ => break,
+            }
+        }
+        let listener = listener?;
         let way = Way::of(libraries, &listener, address, &options)?;
         let (device, link_layer) = (way.device, way.link_layer);
         let failed = |doing| {
@@ -109,6 +127,20 @@ impl DestinationEndpoint {
             device,
             link_layer,
             used: Mutex::default(),
+            is_opened: Mutex::default(),
+        })
+    }
+
+    /// Law 9 over iWARP, where a queue pair that is connected takes whatever the peer has a key for:
+    /// memory is opened only while every lane that is here was confirmed, and once it is no lane is
+    /// let in any more. So there is never a lane that nobody has vouched for beside memory that it
+    /// could write. What is returned keeps the other of the two waiting.
+    fn keep_apart(&self) -> Option<MutexGuard<'_, bool>> {
+        let is_iwarp = self.device.kind() == DeviceKind::Iwarp;
+        is_iwarp.then(|| {
+            self.is_opened
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
         })
     }
 
@@ -134,6 +166,15 @@ impl DestinationEndpoint {
 
     /// Connects a queue pair to the one that asks.
     fn admit(&self, lane: LaneNumber, id: ConnectionId) -> Result<Arc<Connection>, LaneError> {
+        let is_opened = self.keep_apart();
+        if is_opened.as_ref().is_some_and(|is_opened| **is_opened) {
+            // The peer may have gone meanwhile; then nobody hears this.
+            let _ = id.reject(&Refusal::Failed.encode());
+            return Err(LaneError::Protocol {
+                lane,
+                violation: "it came when memory was open to the session's lanes already".to_owned(),
+            });
+        }
         let system = |doing| {
             move |source| LaneError::System {
                 lane,
@@ -158,7 +199,7 @@ impl DestinationEndpoint {
             .map_err(system("making a queue pair"))
             .and_then(|parts| {
                 setup.initialize(&parts, &id)?;
-                let connected = setup.make_ready(&parts, &id)?;
+                let connected = setup.make_ready(&parts, &id, system("letting the lane in"))?;
                 id.accept(setup.parameters(&parts, &[]))
                     .map_err(system("letting the lane in"))?;
                 Ok((parts, connected))
@@ -193,6 +234,16 @@ impl lane::DestinationEndpoint for DestinationEndpoint {
     /// Registers the range for the source's writes: this pins it. Several threads may prepare
     /// ranges that do not overlap, side by side.
     fn prepare(&self, range: Run) -> Result<Grant, LaneError> {
+        if let Some(mut is_opened) = self.keep_apart() {
+            let connections = self.shared.watch.connections();
+            if let Some(stranger) = connections.iter().find(|lane| !lane.is_confirmed()) {
+                return Err(LaneError::Protocol {
+                    lane: stranger.number(),
+                    violation: "memory was to be opened before it was confirmed".to_owned(),
+                });
+            }
+            *is_opened = true;
+        }
         let key = self.shared.ranges.open(range)?.encode();
         Ok(Grant { range, key })
     }
@@ -227,7 +278,7 @@ impl lane::DestinationEndpoint for DestinationEndpoint {
                     .to_owned(),
             });
         }
-        match connection.let_peer_write() {
+        match connection.let_peer_write(self.device.kind()) {
             Ok(true) => Ok(()),
             Ok(false) => Err(LaneError::Protocol {
                 lane,
@@ -239,6 +290,10 @@ impl lane::DestinationEndpoint for DestinationEndpoint {
                 source,
             }),
         }
+    }
+
+    fn confirms_before_opening(&self) -> bool {
+        self.device.kind() == DeviceKind::Iwarp
     }
 
     fn accept_offers(&self, offers: &[Grant]) -> Result<(), LaneError> {
@@ -334,6 +389,12 @@ impl lane::DestinationEndpoint for DestinationEndpoint {
                 doing: "taking the peer's write access away",
                 source,
             })?;
+        }
+        if self.device.kind() == DeviceKind::Iwarp {
+            // There is nothing to wait for. siw ends a pair under the lock that it writes under
+            // (`siw_qp_llp_data_ready`, Linux, siw_qp.c), other drivers when the device has answered.
+            // And siw never completes a receive that a lane posts meanwhile.
+            return Ok(());
         }
         // From here on the devices take nothing; the wait is for what they had taken before.
         match wait(DRAIN_LIMIT, &connections, Connection::is_drained) {

@@ -49,12 +49,26 @@ pub enum RdmaError {
     },
     /// The device is not of a kind that lanes can use.
     #[error(
-        "RDMA device {device} is neither InfiniBand nor RoCE: iWARP and others are not supported"
+        "RDMA device {device} is neither InfiniBand nor RoCE nor iWARP: others are not supported"
     )]
     DeviceKind {
         /// The device.
         device: String,
     },
+    /// Something was asked for that iWARP does not have.
+    #[error(
+        "{what} was asked for, and RDMA device {device} is iWARP, which has none; leave it off, or \
+         name an address that another device has"
+    )]
+    NotOverIwarp {
+        /// The device.
+        device: String,
+        /// What was asked for.
+        what: &'static str,
+    },
+    /// This host's addresses can't be had.
+    #[error("listing this host's IP addresses: {0}")]
+    Addresses(io::Error),
     /// A device refused something.
     #[error("RDMA device {device}: {doing}: {source}")]
     Device {
@@ -125,7 +139,7 @@ pub enum RdmaError {
          (RLIMIT_MEMLOCK){}; raise it with `ulimit -l unlimited`, or LimitMEMLOCK=infinity in the \
          systemd unit, or free memory on this host",
         if *may_lock {
-            ", and in a user namespace (a container) it holds in spite of CAP_IPC_LOCK"
+            ", and in a user namespace (a container) or with siw it holds in spite of CAP_IPC_LOCK"
         } else {
             ""
         }

@@ -11,6 +11,7 @@
 //! | `nearness` | which processors are near a device |
 //! | `watch` | what ends every lane of an endpoint: a stop, an event of the device |
 //! | `connection` | one connected queue pair, its queues and its messages |
+//! | `way` | how an address leads to a device |
 //! | `setup` | how a queue pair becomes connected, and with which settings |
 //! | `waiting` | waiting for completions: spinning, then sleeping |
 //! | `outbox` | requests under way, and how many more may be |
@@ -68,6 +69,7 @@ mod setup;
 mod verbs;
 mod waiting;
 mod watch;
+mod way;
 mod wire;
 
 #[cfg(test)]
@@ -115,7 +117,9 @@ impl Default for PollMode {
 /// What an operator may decide about RDMA.
 ///
 /// Device, port and GID index follow from the address that is dialled or listened at. Naming them
-/// here is a demand: where another one leads there, the endpoint or the lane is an error.
+/// here is a demand: where another one leads there, the endpoint or the lane is an error. So is
+/// asking an iWARP device for what iWARP does not have: GID index, service level, partition key, and
+/// a time limit for acknowledgements.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// The device, like `mlx5_0`; `None`: whichever leads to the peer.
@@ -126,16 +130,17 @@ pub struct Options {
     pub gid_index: Option<u8>,
     /// The local address that lanes start from; `None`: the system's choice.
     pub bind: Option<IpAddr>,
-    /// The traffic class of the packets (RoCE: the byte of `IP_TOS`, DSCP in its upper six bits);
-    /// `None`: the system's.
+    /// The traffic class of the packets (RoCE and iWARP: the byte of `IP_TOS`, DSCP in its upper six
+    /// bits); `None`: the system's. Over iWARP it is the source's packets that bear it, if the
+    /// driver marks them (siw does not).
     pub tos: Option<u8>,
     /// The service level (InfiniBand) or priority (RoCE); `None`: the route's.
     pub service_level: Option<u8>,
     /// The entry of the port's table of partition keys; `None`: the route's.
     pub pkey_index: Option<u16>,
     /// When a packet that is not acknowledged is sent again: after 4.096 µs times two to this power;
-    /// devices may take up to four times as long.
-    pub ack_timeout: u8,
+    /// devices may take up to four times as long. `None`: 14. Over iWARP it is TCP that repeats.
+    pub ack_timeout: Option<u8>,
     /// Whether the source's memory is paged on demand: registered, and not pinned; the device
     /// fetches what it sends when it comes to it. For guests that do not fit into what may be
     /// pinned, on devices that can; each page that is not at hand costs the lane a fault of some
@@ -161,11 +166,7 @@ impl Default for Options {
             tos: None,
             service_level: None,
             pkey_index: None,
-            // 67 ms: a lost last packet costs a pause that much. Seven times that, all tries
-            // together, is 0.5 s, or 1.9 s with a device that takes four times as long: longer than
-            // a path takes to be switched, and below the engine's peer timeout of 5 s, so that a
-            // dead path is reported as such. rdma_cm would take 17 s.
-            ack_timeout: 14,
+            ack_timeout: None,
             on_demand_paging: false,
             window_bytes: None,
             poll: PollMode::default(),
@@ -182,6 +183,8 @@ pub enum LinkLayer {
     InfiniBand,
     /// Ethernet: RDMA over Converged Ethernet.
     Ethernet,
+    /// TCP: iWARP.
+    Iwarp,
 }
 
 impl fmt::Display for LinkLayer {
@@ -189,6 +192,7 @@ impl fmt::Display for LinkLayer {
         formatter.write_str(match self {
             Self::InfiniBand => "InfiniBand",
             Self::Ethernet => "RoCE",
+            Self::Iwarp => "iWARP",
         })
     }
 }
@@ -204,7 +208,7 @@ pub struct DeviceAddress {
     pub device: String,
     /// Its port, counted from 1.
     pub port: u8,
-    /// The address's place in the port's table.
+    /// The address's place in the port's table; 0 for iWARP, which has no table.
     pub gid_index: u8,
     /// The address. Link-local ones are left out.
     pub address: IpAddr,
@@ -221,8 +225,8 @@ pub fn devices() -> Result<Vec<String>, RdmaError> {
     verbs::Device::names(verbs::Libraries::load()?)
 }
 
-/// Where this host's RDMA devices are reached: ports that are up and have an IP address (RoCE).
-/// Devices of kinds that lanes can't use are left out.
+/// Where this host's RDMA devices are reached: ports that are up and have an IP address (RoCE,
+/// iWARP). Devices of kinds that lanes can't use are left out.
 ///
 /// # Errors
 ///
@@ -237,25 +241,61 @@ pub fn addresses() -> Result<Vec<DeviceAddress>, RdmaError> {
         };
         for port in 1..=device.limits().ports {
             let state = device.port(port)?;
-            let entries = u8::try_from(state.global_ids).unwrap_or(u8::MAX);
-            for gid_index in 0..entries.min(ADDRESSES_MAX) {
-                // An entry that is not in use may be an error, or all zero.
-                let Ok(id) = device.global_id(port, gid_index) else {
-                    continue;
-                };
-                let address = Ipv6Addr::from(id.0);
-                let is_used = !address.is_unspecified() && !address.is_unicast_link_local();
-                if state.is_active && is_used {
-                    addresses.push(DeviceAddress {
-                        device: name.clone(),
-                        port,
-                        gid_index,
-                        address: address.to_canonical(),
-                        link_layer: state.link_layer,
-                    });
-                }
+            if !state.is_active {
+                continue;
             }
+            let found = match device.kind() {
+                verbs::DeviceKind::InfiniBand => {
+                    addresses_in_table(&device, port, state.global_ids)
+                }
+                verbs::DeviceKind::Iwarp => addresses_bound_to(libraries, &name, port)?,
+            };
+            addresses.extend(found.into_iter().map(|(gid_index, address)| DeviceAddress {
+                device: name.clone(),
+                port,
+                gid_index,
+                address,
+                link_layer: state.link_layer,
+            }));
         }
     }
     Ok(addresses)
+}
+
+/// The IP addresses in a port's table of so many entries, with their places.
+fn addresses_in_table(device: &verbs::Device, port: u8, entries: u32) -> Vec<(u8, IpAddr)> {
+    let entries = u8::try_from(entries).unwrap_or(u8::MAX);
+    let entries = 0..entries.min(ADDRESSES_MAX);
+    let address = |gid_index| {
+        // An entry that is not in use may be an error, or all zero.
+        let id = device.global_id(port, gid_index).ok()?;
+        let address = Ipv6Addr::from(id.0);
+        let is_used = !address.is_unspecified() && !address.is_unicast_link_local();
+        is_used.then(|| (gid_index, address.to_canonical()))
+    };
+    entries.filter_map(address).collect()
+}
+
+/// This host's IP addresses that rdma_cm finds on a port: an iWARP port's table has none.
+fn addresses_bound_to(
+    libraries: &'static verbs::Libraries,
+    device: &str,
+    port: u8,
+) -> Result<Vec<(u8, IpAddr)>, RdmaError> {
+    let no_manager = RdmaError::NoConnectionManager;
+    let channel = verbs::EventChannel::new(libraries).map_err(no_manager)?;
+    let mut found = Vec::new();
+    for address in verbs::local_addresses().map_err(RdmaError::Addresses)? {
+        let id = verbs::ConnectionId::new(&channel).map_err(no_manager)?;
+        // Most addresses are on no RDMA device, which is an error here.
+        let is_its = !address.is_loopback()
+            && id.bind(address).is_ok()
+            && id
+                .device()
+                .is_some_and(|way| way == (device.to_owned(), port));
+        if is_its {
+            found.push((0, address));
+        }
+    }
+    Ok(found)
 }

@@ -226,8 +226,8 @@ impl Outbox {
     }
 
     /// Whether a request and all before it are known to have completed: the peer's device has
-    /// acknowledged them, so this side's will not read their memory again. For a silent request
-    /// that is known with the next one that asks for its completion.
+    /// acknowledged them (over iWARP: TCP has them), so this side's will not read their memory
+    /// again. For a silent request that is known with the next one that asks for its completion.
     pub(super) fn has_completed(&self, id: u64) -> bool {
         id < self.completed_before
     }

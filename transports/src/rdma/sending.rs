@@ -8,6 +8,10 @@
 //! then the device reads the same memory again when its retry timer fires. Until a request has
 //! completed its memory stays registered (ibv_post_send(3)); who was told that a fence is over may
 //! deregister.
+//!
+//! Over iWARP a request completes once TCP has it, and siw has TCP read some memory only when it is
+//! sent, or sent again. There it is the word that says both: it comes on the same TCP connection,
+//! with the acknowledgement of all that it answers.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -1,22 +1,42 @@
-//! How an address leads to a device, and how a queue pair becomes connected, with which settings.
+//! How a queue pair becomes connected, with which settings.
+//!
+//! # InfiniBand, RoCE, iWARP
+//!
+//! This is the room that knows what differs between them ([`DeviceKind`]). Over InfiniBand and RoCE
+//! this side moves the queue pair to RTR and RTS, with time limits, retries and marks of its own
+//! choice, and confirms the answer. Over iWARP a lane is a TCP connection: the kernel moves the pair
+//! when it connects or accepts, and there is nothing to set and nothing to confirm. What is lost is
+//! repeated by TCP, what finds no buffer ends the connection. The side that connected has to send
+//! first (RFC 5044, section 7.1): the source does, as a destination's first message answers a fence.
+//!
+//! There a queue pair can't be opened to the peer's writes once it is connected either: cxgb4 refuses
+//! it, and siw looks at no such flag (`siw_proc_write`, Linux, siw_qp_rx.c). So it is open from the
+//! beginning, and what keeps a lane out that was not confirmed is that no memory is registered for
+//! the peer before all are, and no lane let in afterwards ([`Setup`], `destination`).
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::Options;
 use super::connection::{Connected, Parts};
 use super::error::RdmaError;
 use super::outbox::Window;
 use super::verbs::{
-    ConnectParameters, ConnectionEvent, ConnectionId, Device, EventChannel, EventKind, Libraries,
+    ConnectParameters, ConnectionEvent, ConnectionId, Device, DeviceKind, EventChannel, EventKind,
     NextState, QueuePairAttributes,
 };
-use super::watch::{Watch, wait_readable};
+use super::watch::Watch;
 use super::wire::{self, End};
-use super::{LinkLayer, Options};
 use crate::deadline::Deadline;
 use crate::lane::{LaneError, LaneNumber};
+
+/// [`Options::ack_timeout`] where none is asked for: 67 ms. A lost last packet costs a pause that
+/// much. Seven times that, all tries together, is 0.5 s, or 1.9 s with a device that takes four times
+/// as long: longer than a path takes to be switched, and below the engine's peer timeout of 5 s, so
+/// that a dead path is reported as such. rdma_cm would take 17 s.
+const ACK_TIMEOUT: u8 = 14;
 
 /// How often the device sends again what is not acknowledged. With [`Options::ack_timeout`] it says
 /// how long a dead path goes unnoticed. Not 7, the most that its three bits hold: rxe takes that as
@@ -37,114 +57,16 @@ const BUFFER_WAIT: u8 = 12;
 /// have. Only post-copy reads.
 const READS_MAX: u8 = 16;
 
-/// How long rdma_cm may look for an address or a route: about what ARP and a path record take with
-/// some losses. The caller's deadline counts too.
-pub(super) const RESOLVE_LIMIT_MS: u32 = 2000;
+/// How often a lane or a listener is made that finds its port in use. rdma_cm chooses a port at
+/// random out of those that nobody uses for RDMA; over iWARP it is one of TCP's too, and there some
+/// hundreds of 28,000 may be taken. With a thousand, this many tries in vain are one in 600,000.
+pub(super) const CONNECT_TRIES: u32 = 4;
 
 /// Which end of a lane this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
     Source,
     Destination,
-}
-
-/// An address as rdma_cm takes it: IPv4 as such, where a socket for both versions has it in the form
-/// of IPv6.
-pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
-    match address.ip().to_canonical() {
-        IpAddr::V4(v4) => SocketAddr::new(v4.into(), address.port()),
-        // With its scope.
-        IpAddr::V6(_) => address,
-    }
-}
-
-/// A device, and the port of it that leads to an address.
-pub(super) struct Way {
-    pub(super) device: Arc<Device>,
-    pub(super) port: u8,
-    pub(super) link_layer: LinkLayer,
-}
-
-impl Way {
-    /// The way that a connection's address led to, if it is the one that the operator wants.
-    pub(super) fn of(
-        libraries: &'static Libraries,
-        id: &ConnectionId,
-        address: SocketAddr,
-        options: &Options,
-    ) -> Result<Self, RdmaError> {
-        let Some((name, port)) = id.device() else {
-            return Err(RdmaError::NoRoute {
-                address,
-                source: io::Error::other("it is on no RDMA device"),
-            });
-        };
-        check_way(&name, port, address, options)?;
-        let device = Device::open(libraries, &name)?;
-        let state = device.port(port)?;
-        if !state.is_active {
-            return Err(RdmaError::PortDown { device: name, port });
-        }
-        Ok(Self {
-            device,
-            port,
-            link_layer: state.link_layer,
-        })
-    }
-
-    /// The way to a peer.
-    pub(super) fn to(
-        libraries: &'static Libraries,
-        peer: SocketAddr,
-        options: &Options,
-        deadline: Deadline,
-    ) -> Result<Self, RdmaError> {
-        let no_manager = RdmaError::NoConnectionManager;
-        let no_route = |source| RdmaError::NoRoute {
-            address: peer,
-            source,
-        };
-        let channel = EventChannel::new(libraries).map_err(no_manager)?;
-        let id = ConnectionId::new(&channel).map_err(no_manager)?;
-        id.resolve_address(options.bind, peer, RESOLVE_LIMIT_MS)
-            .map_err(no_route)?;
-        loop {
-            match channel.next().map_err(no_route)? {
-                Some(event) if event.kind == EventKind::AddressResolved => break,
-                Some(event) => return Err(no_route(event.reason())),
-                None if deadline.passed() => {
-                    return Err(no_route(io::ErrorKind::TimedOut.into()));
-                }
-                None => wait_readable([channel.descriptor()], deadline).map_err(no_route)?,
-            }
-        }
-        Self::of(libraries, &id, peer, options)
-    }
-}
-
-/// Sees to it that the way to an address is the one that the operator wants.
-fn check_way(
-    device: &str,
-    port: u8,
-    address: SocketAddr,
-    options: &Options,
-) -> Result<(), RdmaError> {
-    let other = |what, wanted: String, found: String| RdmaError::OtherWay {
-        address,
-        what,
-        wanted,
-        found,
-    };
-    match &options.device {
-        Some(wanted) if wanted != device => {
-            return Err(other("RDMA device", wanted.clone(), device.to_owned()));
-        }
-        _ => {}
-    }
-    match options.port {
-        Some(wanted) if wanted != port => Err(other("port", wanted.to_string(), port.to_string())),
-        _ => Ok(()),
-    }
 }
 
 /// Takes a queue pair from one state to the next until it is connected.
@@ -200,8 +122,10 @@ impl Setup<'_> {
         }
         let mut attributes = id.attributes(NextState::Initialized).map_err(&system)?;
         // The source's memory may be read where it is offered; the destination's may be written
-        // once the lane is confirmed.
-        attributes.let_peer(self.role == Role::Source, false);
+        // once the lane is confirmed, or, over iWARP, once it is registered.
+        let is_source = self.role == Role::Source;
+        let is_iwarp = self.device.kind() == DeviceKind::Iwarp;
+        attributes.let_peer(is_source, is_iwarp && !is_source);
         if let Some(index) = self.options.pkey_index {
             attributes.set_partition(index);
         }
@@ -211,12 +135,60 @@ impl Setup<'_> {
             .map_err(self.system("posting receives"))
     }
 
-    /// To RTR and RTS.
+    /// What the source is told when the destination has accepted.
+    pub(super) fn answer(&self) -> EventKind {
+        match self.device.kind() {
+            DeviceKind::InfiniBand => EventKind::Response,
+            DeviceKind::Iwarp => EventKind::Established,
+        }
+    }
+
+    /// What is left for this side to do before a queue pair sends: at the source once the
+    /// destination has accepted, at the destination before it accepts.
     pub(super) fn make_ready(
         &self,
         parts: &Parts,
         id: &ConnectionId,
+        unreachable: impl Fn(io::Error) -> LaneError,
     ) -> Result<Connected, LaneError> {
+        match (self.device.kind(), self.role) {
+            (DeviceKind::InfiniBand, Role::Source) => {
+                let connected = self.move_pair(parts, id)?;
+                id.establish().map_err(unreachable)?;
+                Ok(connected)
+            }
+            (DeviceKind::InfiniBand, Role::Destination) => self.move_pair(parts, id),
+            (DeviceKind::Iwarp, _) => self.name_connection(id),
+        }
+    }
+
+    /// Drops what did not become a connection. Over iWARP the kernel keeps who drops it waiting
+    /// until the peer or the driver has answered ([`ConnectionId::connect`]), so that is left to a
+    /// thread of its own; what it holds is pinned for that long, two pages.
+    pub(super) fn abandon(&self, parts: Parts, id: ConnectionId) {
+        match self.device.kind() {
+            DeviceKind::InfiniBand => drop((parts, id)),
+            DeviceKind::Iwarp => {
+                let thread = std::thread::Builder::new().name("dunlin-abandon".to_owned());
+                // Where there is no thread to be had, they are dropped here.
+                let _ = thread.spawn(move || drop((id, parts)));
+            }
+        }
+    }
+
+    /// Over iWARP there is nothing left to do; what both ends know of the connection is which one
+    /// it is.
+    fn name_connection(&self, id: &ConnectionId) -> Result<Connected, LaneError> {
+        let Some((own, peer)) = id.addresses() else {
+            let error = io::Error::other("its addresses are not known");
+            return Err(self.system("connecting a queue pair")(error));
+        };
+        // No path MTU to speak of: TCP cuts the stream as it likes.
+        Ok(self.connected(End::of_tcp(own), End::of_tcp(peer), 0))
+    }
+
+    /// To RTR and RTS.
+    fn move_pair(&self, parts: &Parts, id: &ConnectionId) -> Result<Connected, LaneError> {
         let system = self.system("connecting a queue pair");
         let mut attributes = id.attributes(NextState::ReadyToReceive).map_err(&system)?;
         attributes.set_marks(self.options.tos, self.options.service_level);
@@ -232,20 +204,25 @@ impl Setup<'_> {
         let (queue_pair, address) = attributes.peer();
         parts.pair.modify(attributes).map_err(&system)?;
         let mut attributes = id.attributes(NextState::ReadyToSend).map_err(&system)?;
-        attributes.set_retries(self.options.ack_timeout.min(31), RETRIES, BUFFER_RETRIES);
+        let ack_timeout = self.options.ack_timeout.unwrap_or(ACK_TIMEOUT);
+        attributes.set_retries(ack_timeout.min(31), RETRIES, BUFFER_RETRIES);
         parts.pair.modify(attributes).map_err(&system)?;
         let peer = End {
-            queue_pair,
+            number: queue_pair,
             address,
         };
+        Ok(self.connected(own, peer, path_mtu))
+    }
+
+    fn connected(&self, own: End, peer: End, path_mtu: u32) -> Connected {
         let (source, destination) = match self.role {
             Role::Source => (own, peer),
             Role::Destination => (peer, own),
         };
-        Ok(Connected {
+        Connected {
             identity: wire::identity(source, destination),
             window: Window::of(self.device.limits(), path_mtu, self.options.window_bytes),
-        })
+        }
     }
 
     fn own_end(&self, parts: &Parts, attributes: &QueuePairAttributes) -> Result<End, LaneError> {
@@ -267,7 +244,7 @@ impl Setup<'_> {
             .global_id(port, index)
             .map_err(|error| error.on(self.number, doing))?;
         Ok(End {
-            queue_pair: parts.pair.number(),
+            number: parts.pair.number(),
             address,
         })
     }

@@ -11,12 +11,13 @@ use super::grants::Grants;
 use super::nearness::processors_near;
 use super::registrations::{OpenRanges, Registrar};
 use super::sending::SendingLane;
-use super::setup::{RESOLVE_LIMIT_MS, Role, Setup, Way, canonical, next_event};
+use super::setup::{CONNECT_TRIES, Role, Setup, next_event};
 use super::verbs::{
     Access, ConnectionEvent, ConnectionId, Device, EventChannel, EventKind, Libraries,
     MemoryRegion, ProtectionDomain, RegisterError,
 };
 use super::watch::Watch;
+use super::way::{RESOLVE_LIMIT_MS, Way, canonical};
 use super::wire::{self, Refusal};
 use super::{LinkLayer, Options};
 use crate::deadline::Deadline;
@@ -137,6 +138,22 @@ impl SourceEndpoint {
         address: SocketAddr,
         deadline: Deadline,
     ) -> Result<Arc<Connection>, LaneError> {
+        for _ in 1..CONNECT_TRIES {
+            match self.try_to_connect(ticket, address, deadline) {
+                Err(LaneError::Connect { source, .. })
+                    if source.kind() == io::ErrorKind::AddrInUse && !deadline.passed() => {}
+                connected => return connected,
+            }
+        }
+        self.try_to_connect(ticket, address, deadline)
+    }
+
+    fn try_to_connect(
+        &self,
+        ticket: &LaneTicket,
+        address: SocketAddr,
+        deadline: Deadline,
+    ) -> Result<Arc<Connection>, LaneError> {
         let lane = ticket.number;
         let options = &self.shared.options;
         let watch = &self.shared.watch;
@@ -184,11 +201,18 @@ impl SourceEndpoint {
             .map_err(system("making a queue pair"))?;
         setup.initialize(&parts, &id)?;
         let introduction = wire::introduction(ticket);
-        id.connect(setup.parameters(&parts, &introduction))
-            .map_err(unreachable)?;
-        step("waiting to be let in", EventKind::Response)?;
-        let connected = setup.make_ready(&parts, &id)?;
-        id.establish().map_err(unreachable)?;
+        let connected = id
+            .connect(setup.parameters(&parts, &introduction))
+            .map_err(unreachable)
+            .and_then(|()| step("waiting to be let in", setup.answer()))
+            .and_then(|()| setup.make_ready(&parts, &id, unreachable));
+        let connected = match connected {
+            Ok(connected) => connected,
+            Err(error) => {
+                setup.abandon(parts, id);
+                return Err(error);
+            }
+        };
         let connection = Connection::new(lane, parts, id, connected, Arc::clone(watch));
         if !watch.add(&connection) {
             return Err(LaneError::Stopped(lane));

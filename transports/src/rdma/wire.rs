@@ -6,9 +6,13 @@
 //! | introduction | a connection request's private data, in the clear | magic `DNRL` · u16 version · u16 lane · session 16 · token 32 |
 //! | refusal | a rejection's private data | magic `DNRL` · u16 version · u16 code |
 //! | contact | control | u8 4 or 6 · u8 zero · u16 port · u32 scope · address 4 or 16 |
-//! | identity | control | u32 source's queue pair · its address 16 · u32 destination's · its address 16 |
+//! | identity | control | u32 source's number · its address 16 · u32 destination's · its address 16 |
 //! | key of a grant | control | u32 key · u64 address |
 //! | fence, word | a message on the lane | magic `DNRM` · u16 kind · u16 zero · u64 number |
+//!
+//! An end's number and address are its queue pair's number and its GID; over iWARP, where a peer knows
+//! neither, they are the port and the address of the TCP connection, IPv4 mapped into IPv6, as a
+//! RoCE GID has it. Both ends are of one kind, since only such connect.
 //!
 //! Whoever reads the fabric can read the introduction, and could show its token first. The token is
 //! there to keep out strangers and strays; what binds the lane is its identity, compared over
@@ -178,15 +182,29 @@ pub(super) fn read_contact(mut bytes: &[u8], control: SocketAddr) -> Option<Sock
 /// One end of a connected lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct End {
-    pub(super) queue_pair: u32,
+    pub(super) number: u32,
     pub(super) address: GlobalId,
+}
+
+impl End {
+    /// An end of a TCP connection.
+    pub(super) fn of_tcp(address: SocketAddr) -> Self {
+        let ip = match address.ip() {
+            IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+            IpAddr::V6(v6) => v6,
+        };
+        Self {
+            number: address.port().into(),
+            address: GlobalId(ip.octets()),
+        }
+    }
 }
 
 /// A lane's identity.
 pub(super) fn identity(source: End, destination: End) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(IDENTITY_BYTES);
     for end in [source, destination] {
-        bytes.extend(end.queue_pair.to_le_bytes());
+        bytes.extend(end.number.to_le_bytes());
         bytes.extend(end.address.0);
     }
     bytes
@@ -318,6 +336,25 @@ mod tests {
             let expected = read.map(|text| text.parse().unwrap());
             assert_eq!(read_contact(&bytes, control), expected, "{sent}");
         }
+    }
+
+    #[test]
+    fn an_identity_names_both_ends_in_their_order() {
+        let v4 = End::of_tcp("10.78.0.1:40000".parse().unwrap());
+        // As a socket for both versions has it.
+        let mapped = End::of_tcp("[::ffff:10.78.0.1]:40000".parse().unwrap());
+        assert_eq!(v4, mapped);
+        let v6 = End::of_tcp("[fd78::2%3]:7471".parse().unwrap());
+        let bytes = identity(v4, v6);
+        assert_eq!(bytes.len(), IDENTITY_BYTES);
+        let expected = [
+            [0x40, 0x9c, 0, 0].as_slice(),
+            &[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 78, 0, 1],
+            &[0x2f, 0x1d, 0, 0],
+            &[0xfd, 0x78, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2],
+        ];
+        assert_eq!(bytes, expected.concat());
+        assert_ne!(bytes, identity(v6, v4));
     }
 
     #[test]

@@ -13,7 +13,9 @@ use dunlin_transports::lane::{LaneError, LaneNumber, LaneTicket, LaneToken, Sess
 use dunlin_transports::memory::{
     HostMapping, MemoryMap, OwnedMapping, PAGE_BYTES, PageNumber, Run,
 };
-use dunlin_transports::rdma::{self, DestinationEndpoint, Options, PollMode, SourceEndpoint};
+use dunlin_transports::rdma::{
+    self, DestinationEndpoint, LinkLayer, Options, PollMode, SourceEndpoint,
+};
 
 /// The two ends of a session, which may be the same.
 pub(crate) struct Ends {
@@ -21,6 +23,7 @@ pub(crate) struct Ends {
     pub(crate) source_device: String,
     pub(crate) destination: IpAddr,
     pub(crate) destination_device: String,
+    pub(crate) link_layer: LinkLayer,
 }
 
 impl Ends {
@@ -45,6 +48,7 @@ impl Ends {
             source_device: source.device.clone(),
             destination: destination.address,
             destination_device: destination.device.clone(),
+            link_layer: source.link_layer,
         })
     }
 

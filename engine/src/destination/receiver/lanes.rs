@@ -27,6 +27,13 @@ pub(super) fn let_in<G: IncomingGuest>(
         if hello.message.capabilities & capability::PIN_WINDOW != 0 {
             return Ok((Vec::new(), Some(budget)));
         }
+        if endpoint.confirms_before_opening() {
+            return Err(ReceiveError::Transport(
+                "the source does not open memory in parts, and so not behind the confirmation of \
+                 its lanes, which this side's RDMA device needs"
+                    .to_owned(),
+            ));
+        }
         if budget < guest_bytes {
             return Err(ReceiveError::Transport(format!(
                 "the source does not open memory in parts, and {guest_bytes} bytes are more than \

@@ -81,9 +81,14 @@ fn more_messages_than_there_are_buffers_for_fail_soon_on_both_sides() {
     let source = session.source_end();
     post(&source, &fences);
     // Nobody takes any. Were the retries without end, neither would this wait be.
-    let all = completions(&source, fences.len());
-    let no_buffer = all.iter().filter(|end| end.status == CompletionStatus(13));
-    assert_eq!(no_buffer.count(), 1, "{all:?}");
+    if session.is_iwarp() {
+        // There are none, nor a word for what found no buffer: the connection ends.
+        await_end(&source);
+    } else {
+        let all = completions(&source, fences.len());
+        let no_buffer = all.iter().filter(|end| end.status == CompletionStatus(13));
+        assert_eq!(no_buffer.count(), 1, "{all:?}");
+    }
     // Those that found a buffer are good; then the lane ends.
     let mut seen = 0;
     let error = loop {

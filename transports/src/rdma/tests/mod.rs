@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::connection::Connection;
-use super::verbs::{Completion, CompletionStatus, LocalPiece, Request, RequestList, Transfer};
+use super::verbs::{
+    Completion, CompletionStatus, DeviceKind, LocalPiece, Request, RequestList, Transfer,
+};
 use super::{DestinationEndpoint, DeviceAddress, Options, RdmaError, SourceEndpoint};
 use crate::conformance::Pinned;
 use crate::deadline::Deadline;
@@ -64,13 +66,17 @@ struct Session {
 
 const PAGES: u32 = 64;
 
-/// A device of this host; says so if there is none.
+/// The device whose IPv4 address the environment names, else one of this host; says so if there is
+/// none.
 fn device() -> Option<DeviceAddress> {
     let found = super::addresses().ok().unwrap_or_default();
     if found.is_empty() {
         println!("skipped: no RDMA device");
     }
-    found.into_iter().next()
+    let named = std::env::var("RDMA_IPV4_A").unwrap_or_default();
+    let named = named.parse::<IpAddr>().ok();
+    let is_named = |device: &&DeviceAddress| Some(device.address) == named;
+    found.iter().find(is_named).or(found.first()).cloned()
 }
 
 impl Session {
@@ -84,7 +90,21 @@ impl Session {
         let session = Self::unconfirmed()?;
         let identity = session.source_lane.identity();
         session.destination.confirm(NUMBER, &identity).unwrap();
+        if session.is_iwarp() {
+            session.open_memory();
+        }
         Some(session)
+    }
+
+    /// Lets the source write all of the destination's memory.
+    fn open_memory(&self) {
+        let grant = self.destination.prepare(run(0, PAGES)).unwrap();
+        self.source.accept_grants(&[grant]).unwrap();
+    }
+
+    fn is_iwarp(&self) -> bool {
+        let domain = self.source.shared.sent.registrar().domain();
+        domain.device().kind() == DeviceKind::Iwarp
     }
 
     fn at(address: IpAddr) -> Self {
@@ -101,8 +121,6 @@ impl Session {
         let source = SourceEndpoint::new(control, source_memory.clone(), options)?;
         source.accept_contact(&destination.contact()).unwrap();
         source.prepare(run(0, PAGES)).unwrap();
-        let grant = destination.prepare(run(0, PAGES)).unwrap();
-        source.accept_grants(&[grant]).unwrap();
         let ticket = LaneTicket {
             session: SessionId([1; 16]),
             number: NUMBER,
@@ -116,14 +134,19 @@ impl Session {
             let opened = source.open_lane(&ticket, soon()).unwrap();
             (opened, accepting.join().unwrap())
         });
-        Ok(Self {
+        let session = Self {
             source,
             destination,
             source_memory,
             destination_memory,
             source_lane,
             destination_lane,
-        })
+        };
+        // Over iWARP that is not to be had before the lane is confirmed.
+        if !session.is_iwarp() {
+            session.open_memory();
+        }
+        Ok(session)
     }
 
     fn source_end(&self) -> Arc<Connection> {
@@ -163,6 +186,11 @@ impl Session {
 
 /// Posts requests past all bookkeeping.
 fn post(end: &Connection, transfers: &[Transfer]) {
+    assert!(try_to_post(end, transfers), "they were not taken");
+}
+
+/// The same, where the pair may have failed; says whether it took them.
+fn try_to_post(end: &Connection, transfers: &[Transfer]) -> bool {
     let mut list = RequestList::new(transfers.len());
     for (id, transfer) in transfers.iter().enumerate() {
         list.push(Request {
@@ -171,7 +199,7 @@ fn post(end: &Connection, transfers: &[Transfer]) {
             signalled: true,
         });
     }
-    end.pair().post(&mut list).unwrap();
+    end.pair().post(&mut list).is_ok()
 }
 
 /// The ends of so many requests; panics if they don't come.
@@ -184,6 +212,32 @@ fn completions(end: &Connection, count: usize) -> Vec<Completion> {
         std::thread::yield_now();
     }
     all
+}
+
+/// The end of one request. `None` where the connection ended without it: siw says nothing of what is
+/// posted to a pair that has failed already.
+fn completion(end: &Connection) -> Option<CompletionStatus> {
+    let deadline = soon();
+    loop {
+        let has_ended = end.look().is_some();
+        let mut status = None;
+        end.poll_sends(|completion| status = status.or(Some(completion.status)))
+            .unwrap();
+        if status.is_some() || has_ended {
+            return status;
+        }
+        assert!(!deadline.passed(), "it neither completes nor ends");
+        std::thread::yield_now();
+    }
+}
+
+/// Waits until this end knows that its connection is over.
+fn await_end(end: &Connection) {
+    let deadline = soon();
+    while end.look().is_none() {
+        assert!(!deadline.passed(), "the connection goes on");
+        std::thread::yield_now();
+    }
 }
 
 /// Posts one request and sees that the peer's device refuses it; returns how.

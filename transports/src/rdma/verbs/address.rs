@@ -1,6 +1,9 @@
 //! IP addresses as the system's calls take and give them.
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+
+use super::check;
 
 /// A socket address in the system's shape, big enough for either version of IP.
 pub(super) struct RawAddress(libc::sockaddr_storage);
@@ -45,12 +48,12 @@ impl RawAddress {
     ///
     /// # Safety
     ///
-    /// `place` points to a readable, initialised `sockaddr_storage`.
-    #[allow(dead_code, reason = "only the tests read an address back")]
-    pub(super) unsafe fn read(place: *const libc::sockaddr_storage) -> Option<SocketAddr> {
-        // SAFETY: the caller vouches for `place`; each kind of address fits into it.
+    /// `place` points to a readable, initialised address that is as long as its family says, and
+    /// aligned for it.
+    pub(super) unsafe fn read(place: *const libc::sockaddr) -> Option<SocketAddr> {
+        // SAFETY: the caller vouches for `place`, and its family says which kind of address it is.
         unsafe {
-            match i32::from((*place).ss_family) {
+            match i32::from((*place).sa_family) {
                 libc::AF_INET => {
                     let raw = place.cast::<libc::sockaddr_in>().read();
                     let address = Ipv4Addr::from(raw.sin_addr.s_addr.to_ne_bytes());
@@ -81,6 +84,38 @@ impl RawAddress {
     }
 }
 
+/// The IP addresses of this host's interfaces, each once. Link-local ones are left out.
+///
+/// # Errors
+///
+/// The system's.
+pub(in crate::rdma) fn local_addresses() -> io::Result<Vec<IpAddr>> {
+    let mut first = std::ptr::null_mut();
+    // SAFETY: `first` is a place for the answer.
+    check(unsafe { libc::getifaddrs(&raw mut first) })?;
+    let mut addresses = Vec::new();
+    let mut entry = first;
+    // SAFETY: an entry of the list, or its null end; the list is there until it is freed below.
+    while let Some(found) = unsafe { entry.as_ref() } {
+        entry = found.ifa_next;
+        if found.ifa_addr.is_null() {
+            continue;
+        }
+        // SAFETY: an entry's address is null or one of its family, of the C library's making.
+        let Some(address) = (unsafe { RawAddress::read(found.ifa_addr) }) else {
+            continue;
+        };
+        let ip = address.ip();
+        let is_link_local = matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
+        if !is_link_local && !addresses.contains(&ip) {
+            addresses.push(ip);
+        }
+    }
+    // SAFETY: the list came from `getifaddrs`, and nothing refers to it any more.
+    unsafe { libc::freeifaddrs(first) };
+    Ok(addresses)
+}
+
 /// An address without a port, as a socket address.
 pub(super) fn any_port(address: IpAddr) -> SocketAddr {
     SocketAddr::new(address, 0)
@@ -96,8 +131,18 @@ mod tests {
             let address: SocketAddr = text.parse().unwrap();
             let raw = RawAddress::new(address);
             // SAFETY: the storage is the value's own.
-            let back = unsafe { RawAddress::read(&raw const raw.0) };
+            let back = unsafe { RawAddress::read((&raw const raw.0).cast()) };
             assert_eq!(back, Some(address));
         }
+    }
+
+    #[test]
+    fn this_hosts_addresses_are_listed_each_once() {
+        let all = local_addresses().unwrap();
+        let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        assert_eq!(
+            all.iter().filter(|address| **address == loopback).count(),
+            1
+        );
     }
 }

@@ -3,6 +3,7 @@
 //! Queue pairs are made and moved from state to state by this transport, not by librdmacm: it knows
 //! the addresses, and this side decides about time limits, retries and access. So a queue pair's
 //! registrations, events and domain are those of the session's own device, whoever connected it.
+//! Over iWARP it is the kernel that moves them, but for INIT.
 
 use std::ffi::{c_int, c_void};
 use std::io;
@@ -116,12 +117,39 @@ impl ConnectionId {
         check(unsafe { (functions.rdma_listen)(self.id, backlog.into()) })
     }
 
+    /// Binds to one of this host's addresses, which leads to the device that has it.
+    ///
+    /// # Errors
+    ///
+    /// The system's: the address is nobody's here, or no RDMA device has it.
+    pub(in crate::rdma) fn bind(&self, address: IpAddr) -> io::Result<()> {
+        let mut raw = RawAddress::new(any_port(address));
+        // SAFETY: the connection is there; the address is read during the call.
+        check(unsafe {
+            (self.channel.libraries.connection_manager.rdma_bind_addr)(self.id, raw.as_mut_ptr())
+        })
+    }
+
     /// The port that a listener got.
     pub(in crate::rdma) fn port(&self) -> u16 {
         // SAFETY: the connection is there.
         let port =
             unsafe { (self.channel.libraries.connection_manager.rdma_get_src_port)(self.id) };
         u16::from_be(port)
+    }
+
+    /// This side's address and port, and the peer's: once the address is resolved, or of a request.
+    /// Over iWARP they are those of the TCP connection.
+    pub(in crate::rdma) fn addresses(&self) -> Option<(SocketAddr, SocketAddr)> {
+        // SAFETY: the connection is there. Both places are unions as large and as aligned as a
+        // `sockaddr_storage`, all zero until librdmacm fills them in, with the family first; zero
+        // is no family that is read.
+        unsafe {
+            let route = &raw const (*self.id).route.addr;
+            let own = RawAddress::read((&raw const (*route).src_addr_union).cast())?;
+            let peer = RawAddress::read((&raw const (*route).dst_addr_union).cast())?;
+            Some((own, peer))
+        }
     }
 
     /// The name of the device that an address led to, and the number of its port; `None` before.
@@ -219,6 +247,11 @@ impl ConnectionId {
     }
 
     /// Asks the peer for the connection; answered by an event.
+    ///
+    /// Over iWARP the kernel waits here until TCP is connected (`kernel_bindconnect`, Linux,
+    /// siw_cm.c): as long as TCP sends SYN again, some 2 minutes, where nothing answers at all.
+    /// And it lets nobody drop the connection before the peer or the driver's own time limit, 10 s
+    /// with siw, has answered (`IWCM_F_CONNECT_WAIT`, iwcm.c).
     ///
     /// # Errors
     ///

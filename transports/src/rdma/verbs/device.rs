@@ -21,6 +21,28 @@ use crate::rdma::error::RdmaError;
 /// was another.
 const LINK_LAYER_ETHERNET: u8 = 2;
 
+/// Who makes a connection of a device's queue pairs, and what it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::rdma) enum DeviceKind {
+    /// InfiniBand and RoCE: this side moves a queue pair from state to state, by attributes that
+    /// rdma_cm knows, and names the peer's queue pair and address in them.
+    InfiniBand,
+    /// iWARP: a TCP connection. The kernel moves the queue pair when it connects or accepts, and
+    /// there are no attributes.
+    Iwarp,
+}
+
+impl DeviceKind {
+    /// The kind that the library says; `None` for those that lanes can't use.
+    fn of(transport: ibv_transport_type::Type) -> Option<Self> {
+        match transport {
+            ibv_transport_type::IBV_TRANSPORT_IB => Some(Self::InfiniBand),
+            ibv_transport_type::IBV_TRANSPORT_IWARP => Some(Self::Iwarp),
+            _ => None,
+        }
+    }
+}
+
 /// What a device can do, as far as lanes ask.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(in crate::rdma) struct DeviceLimits {
@@ -60,7 +82,8 @@ pub(in crate::rdma) struct PortState {
     pub(in crate::rdma) link_layer: LinkLayer,
 }
 
-/// A port's address on the fabric (a GID); for RoCE an IPv6 address or a mapped IPv4 address.
+/// A port's address on the fabric (a GID); for RoCE an IPv6 address or a mapped IPv4 address, for
+/// iWARP its interface's hardware address and no more.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(in crate::rdma) struct GlobalId(pub(in crate::rdma) [u8; 16]);
 
@@ -75,6 +98,7 @@ pub(in crate::rdma) struct Device {
     context: *mut ibv_context,
     pub(super) libraries: &'static Libraries,
     name: String,
+    kind: DeviceKind,
     limits: DeviceLimits,
 }
 
@@ -165,9 +189,9 @@ impl Device {
         };
         // SAFETY: `device` is an entry of `list`, which lives until the end of this function.
         let transport = unsafe { (*device).transport_type };
-        if transport != ibv_transport_type::IBV_TRANSPORT_IB {
+        let Some(kind) = DeviceKind::of(transport) else {
             return Err(RdmaError::DeviceKind { device: name });
-        }
+        };
         let failed = |doing| {
             let device = name.clone();
             move |source| RdmaError::Device {
@@ -185,6 +209,7 @@ impl Device {
             context,
             libraries,
             name: name.clone(),
+            kind,
             limits: DeviceLimits::default(),
         };
         opened.check_operations().map_err(failed("opening it"))?;
@@ -235,6 +260,11 @@ impl Device {
         &self.name
     }
 
+    /// Of which kind it is.
+    pub(in crate::rdma) fn kind(&self) -> DeviceKind {
+        self.kind
+    }
+
     /// What it can do.
     pub(in crate::rdma) fn limits(&self) -> DeviceLimits {
         self.limits
@@ -266,9 +296,10 @@ impl Device {
             is_active: raw.state == ibv_port_state::IBV_PORT_ACTIVE,
             path_mtu: raw.active_mtu,
             global_ids: u32::try_from(raw.gid_tbl_len).unwrap_or(0),
-            link_layer: match raw.link_layer {
-                LINK_LAYER_ETHERNET => LinkLayer::Ethernet,
-                _ => LinkLayer::InfiniBand,
+            link_layer: match (self.kind, raw.link_layer) {
+                (DeviceKind::Iwarp, _) => LinkLayer::Iwarp,
+                (DeviceKind::InfiniBand, LINK_LAYER_ETHERNET) => LinkLayer::Ethernet,
+                (DeviceKind::InfiniBand, _) => LinkLayer::InfiniBand,
             },
         })
     }

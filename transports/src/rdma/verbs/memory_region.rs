@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rdma_sys::{ibv_access_flags, ibv_mr, ibv_pd};
 
-use super::{Device, LocalPiece, check_returned};
+use super::{Device, DeviceKind, LocalPiece, check_returned};
 use crate::memory::{MemoryError, MemoryMap, PAGE_BYTES, PageNumber, Run};
 
 /// The boundary to which addresses on the wire keep their place in memory: 1 GiB, the largest page
@@ -154,8 +154,13 @@ impl MemoryRegion {
         let length = usize::try_from(range.bytes())
             .map_err(|error| RegisterError::System(io::Error::other(error)))?;
         // Each registration has its own addresses, told apart by the key. The peer learns where in
-        // a page of up to 1 GiB the range is, and nothing of where this process has it.
-        let address = base as u64 % PAGE_BYTES_MAX;
+        // a page of up to 1 GiB the range is, and nothing of where this process has it. But siw
+        // knows no addresses than this process's own: it does not look at what it is asked for
+        // (`rnic_va` in `siw_reg_user_mr`, Linux, siw_verbs.c), and other iWARP devices take them.
+        let address = match domain.device.kind() {
+            DeviceKind::InfiniBand => base as u64 % PAGE_BYTES_MAX,
+            DeviceKind::Iwarp => base as u64,
+        };
         // SAFETY: `host_address` checked that `length` bytes are mapped at `base`; the map, held
         // below for as long as the registration, keeps them so. They are raw memory: law 1.
         let region = unsafe {

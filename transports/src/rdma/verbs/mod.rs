@@ -20,7 +20,10 @@
 //!    waits, without bound, for events of it that are not.
 //! 6. **No call here waits for the peer or for an event.** Descriptors are nonblocking, and
 //!    whatever may take time is asked for and answered by an event. Waiting, with a deadline, is
-//!    done outside, by poll(2).
+//!    done outside, by poll(2). Over iWARP the kernel does wait in two places, each time for a
+//!    bounded while, and says nothing that could prevent it: `connect` until TCP is connected, and
+//!    dropping a connection that was asked for until it is answered
+//!    ([`ConnectionId::connect`](connection::ConnectionId::connect)).
 //! 7. **Handles may be used from several threads.** All objects of libibverbs are safe for that
 //!    unless asked not to be (ibv_alloc_td(3)); librdmacm's calls name a connection to the kernel by
 //!    a number and lock the little that they keep of it. Destroying is for the last owner: `Drop`.
@@ -40,7 +43,7 @@
 //! | `attributes` | with which settings a queue pair goes from state to state |
 //! | `connection` | rdma_cm: from an IP address to a connected queue pair |
 //! | `connection_event` | rdma_cm's events: what became of it, what the peer does |
-//! | `address` | IP addresses as the system's calls take them |
+//! | `address` | IP addresses as the system's calls take and give them |
 
 mod address;
 mod attributes;
@@ -55,11 +58,12 @@ mod paging;
 mod queue_pair;
 mod request;
 
+pub(super) use address::local_addresses;
 pub(super) use attributes::{NextState, QueuePairAttributes};
 pub(super) use completion::{Completion, CompletionChannel, CompletionQueue, CompletionStatus};
 pub(super) use connection::{ConnectParameters, ConnectionId};
 pub(super) use connection_event::{ConnectionEvent, EventChannel, EventKind};
-pub(super) use device::{Device, DeviceLimits, GlobalId};
+pub(super) use device::{Device, DeviceKind, DeviceLimits, GlobalId};
 pub(super) use event::DeviceEvent;
 pub(super) use libraries::Libraries;
 pub(super) use memory_region::{Access, MemoryRegion, ProtectionDomain, RegisterError};
