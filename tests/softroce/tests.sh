@@ -4,6 +4,7 @@
 #
 #   run       'NAME' SECONDS COMMAND [ARGUMENT...]
 #   run_cargo 'NAME' SECONDS 'CARGO ARGUMENTS THAT CHOOSE ONE TEST BINARY' [ARGUMENT OF IT...]
+#   over_iwarp LINE          the line, between the machine's two iWARP devices; in the machine only
 #
 # A test passes if it exits with 0 in that time. In the machine, where all is there, it may not say
 # `skipped:`. The words that are no programs (rping_between, move_a_guest, …) are in `words.sh`.
@@ -31,6 +32,12 @@ run 'auto picks RDMA, and TCP where the destination has no RDMA' 300 auto_picks
 run 'the demo moves over RDMA' 240 move_a_guest --transport rdma
 run 'bench measures RDMA, TCP and perftest' 240 bench_over_rdma
 run 'doctor sees RDMA' 60 doctor_sees_rdma
+over_iwarp run_cargo 'iWARP: conformance of RDMA lanes' 600 '-p dunlin-transports --features rdma,testing --test rdma' conformance::
+over_iwarp run_cargo 'iWARP: peers that break the protocol' 300 '-p dunlin-transports --features rdma,testing --lib' rdma::
+over_iwarp run_cargo 'iWARP: peers that die or lie' 300 '-p dunlin-transports --features rdma,testing --test rdma_faults'
+over_iwarp run_cargo 'iWARP: the limit for locked memory' 120 '-p dunlin-transports --features rdma,testing --test rdma_locked_memory'
+over_iwarp run 'iWARP: a KVM guest moves over RDMA, and on' 300 send_over_iwarp
+over_iwarp run 'iWARP: doctor sees RDMA' 60 doctor_sees_rdma
 run_cargo 'no RDMA library, though there is a device' 240 '-p dunlin-tests --test rdma_where_there_is_none' without_the_library
 # The last of these: rxe devices under which the wire went down let nobody connect any more, and its
 # IPv6 addresses and routes do not come back with it.

@@ -1,6 +1,19 @@
 # shellcheck shell=bash
 # The words of tests.sh that are no programs. Each runs in a shell of its own.
 
+# What carries the first device's packets: RoCE, iWARP.
+rdma_kind() {
+    local type
+    type=$(cat "/sys/class/infiniband/$RDMA_DEVICE_A/node_type" 2>/dev/null)
+    case $type in
+        *RNIC*) echo iWARP ;;
+        *) echo RoCE ;;
+    esac
+}
+
+# Before Linux 6.9 siw holds even root to the limit for locked memory, 8 MiB.
+[ "$(rdma_kind)" = RoCE ] || ulimit -l unlimited
+
 # rping_between FROM TO: a client at FROM sends to a server at TO and compares what comes back, by
 # RDMA reads and writes over a connection that rdma_cm made.
 rping_between() {
@@ -141,22 +154,29 @@ refused() {
 }
 
 # send_over_rdma FROM TO: over the wire, then on to another receiver on the same device, with all
-# flags.
+# flags. What iWARP has nothing for is refused there.
 send_over_rdma() {
+    local to gid flag flags=()
     if [ -z "$1" ] || [ -z "$2" ]; then
         echo 'skipped: the device has no such address'
         return 0
     fi
     make_site
     start_guest a || return 1
-    local to gid
     to=$(bracketed "$2")
-    gid=$(gid_index "$RDMA_DEVICE_A" "$1") || return 1
     start_receiver b "$to" || return 1
+    if [ "$(rdma_kind)" = iWARP ]; then
+        for flag in --rdma-ack-timeout=16 --rdma-gid-index=0 --rdma-sl=1 --rdma-pkey=0; do
+            refused a "rdma://$to:$PORT" "was asked for, and RDMA device $RDMA_DEVICE_A is iWARP" \
+                --bind "$1" "$flag" || return 1
+        done
+    else
+        gid=$(gid_index "$RDMA_DEVICE_A" "$1") || return 1
+        flags=(--rdma-gid-index "$gid" --rdma-sl 3 --rdma-pkey 0 --rdma-ack-timeout 16)
+    fi
     send a "rdma://$to:$PORT" rdma --bind "$1" --rdma-device "$RDMA_DEVICE_A" --rdma-port 1 \
-        --rdma-gid-index "$gid" --rdma-tos 104 --rdma-sl 3 --rdma-pkey 0 --rdma-ack-timeout 16 \
-        --rdma-window 128KiB --pin-budget 32MiB --lanes 2 || return 1
-    grep -qF "\"mechanism\": \"$RDMA_DEVICE_A port 1, RoCE\"" "$SITE/report.json" || return 1
+        --rdma-tos 104 "${flags[@]}" --rdma-window 128KiB --pin-budget 32MiB --lanes 2 || return 1
+    grep -qF "\"mechanism\": \"$RDMA_DEVICE_A port 1, $(rdma_kind)\"" "$SITE/report.json" || return 1
     start_receiver c "$to" --rdma-device "$RDMA_DEVICE_B" --poll event || return 1
     send b "rdma://$to:$PORT" rdma --poll spin --lanes 1 || return 1
     # What leads elsewhere than asked for is an error.
@@ -198,6 +218,11 @@ expect_count() {
     [ "$found" -eq "$3" ] || { echo "$2 stands $found times, not $3 times, in:"; cat "$1"; return 1; }
 }
 
+# Between the ends as they are when the line is run.
+send_over_iwarp() {
+    send_over_rdma "$RDMA_IPV4_A" "$RDMA_IPV4_B"
+}
+
 # auto:// takes RDMA where both sides have it. A destination that can't, for a limit or a device
 # that is not there, refuses, and the guest goes over TCP.
 auto_picks() {
@@ -217,5 +242,5 @@ auto_picks() {
 }
 
 doctor_sees_rdma() {
-    "$DUNLIN" doctor | tee /dev/stderr | grep -q "^ok .* rdma .*$RDMA_DEVICE_A port 1, RoCE: "
+    "$DUNLIN" doctor | tee /dev/stderr | grep -q "^ok .* rdma .*$RDMA_DEVICE_A port 1, $(rdma_kind): "
 }
