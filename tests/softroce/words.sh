@@ -11,7 +11,7 @@ rdma_kind() {
     esac
 }
 
-# Before Linux 6.9 siw holds even root to the limit for locked memory, 8 MiB.
+# siw of Linux 6.1 holds even root to the limit for locked memory, which is 8 MiB.
 [ "$(rdma_kind)" = RoCE ] || ulimit -l unlimited
 
 # rping_between FROM TO: a client at FROM sends to a server at TO and compares what comes back, by

@@ -219,7 +219,7 @@ impl MemoryRegion {
     }
 
     /// Ends the registration: the device does not touch its memory once this has returned, which is
-    /// no longer pinned. Dropping does the same, and tells nobody when it fails.
+    /// no longer pinned (siw lets the packet that it is copying be, and its pages pinned until then). Dropping does the same, and tells nobody when it fails.
     ///
     /// # Errors
     ///
