@@ -102,7 +102,7 @@ pub struct Options {
     /// Whether a source's lanes send guest memory without a copy.
     pub zero_copy: ZeroCopy,
     /// The size of each connection's socket buffers, held to the system's limits; `None`: what the
-    /// kernel's autotuning makes of them, which is best wherever it was measured (see `socket`).
+    /// kernel's autotuning makes of them, to which nothing was found superior. For measuring.
     pub socket_buffer_bytes: Option<u32>,
     /// About how many guest bytes a lane sends as one batch; held to what the protocol allows.
     pub batch_bytes: u32,

@@ -5,6 +5,12 @@
 //! the path to the card can't carry foreign pages (loopback, veth, a card without scatter-gather)
 //! the kernel copies all the same, which costs both. So a lane tries with one batch, asks for the
 //! kernel's own word (`IORING_SEND_ZC_REPORT_USAGE`, since Linux 6.2), and goes by that.
+//!
+//! Measured where the kernel copies (`lane_throughput --zero-copy off,auto,always`; loopback, 2 cores
+//! with other work, medians of 9 passes in turns, GB/s): one lane made 1.55 without, 1.56 where it
+//! tried, and 0.77 where it did not heed the kernel's word; two made 1.36, 1.36 and 0.74; one with
+//! single pages apart 0.78 without, and 0.65. So trying costs nothing that shows, and not listening
+//! half. What is gained where the kernel does not copy needs a real card, and was not measured.
 
 use std::io;
 
