@@ -25,7 +25,7 @@ use super::error::RdmaError;
 use super::outbox::Window;
 use super::verbs::{
     ConnectParameters, ConnectionEvent, ConnectionId, Device, DeviceKind, EventChannel, EventKind,
-    NextState, QueuePairAttributes,
+    NextState, OwnAddress, PortState, QueuePairAttributes,
 };
 use super::watch::Watch;
 use super::wire::{self, End};
@@ -193,6 +193,8 @@ impl Setup<'_> {
         let mut attributes = id.attributes(NextState::ReadyToReceive).map_err(&system)?;
         attributes.set_marks(self.options.tos, self.options.service_level);
         attributes.set_buffer_wait(BUFFER_WAIT);
+        let limits = self.device.limits();
+        attributes.limit_reads(limits.reads_in_max, limits.reads_out_max);
         let port = self
             .device
             .port(self.port)
@@ -200,12 +202,13 @@ impl Setup<'_> {
         // The route knows the path, the port its own link: never more than either.
         let path_mtu = attributes.path_mtu().min(port.path_mtu);
         attributes.set_path_mtu(path_mtu);
-        let own = self.own_end(parts, &attributes)?;
+        let own = self.own_end(parts, &attributes, &port)?;
         let (queue_pair, address) = attributes.peer();
         parts.pair.modify(attributes).map_err(&system)?;
         let mut attributes = id.attributes(NextState::ReadyToSend).map_err(&system)?;
         let ack_timeout = self.options.ack_timeout.unwrap_or(ACK_TIMEOUT);
         attributes.set_retries(ack_timeout.min(31), RETRIES, BUFFER_RETRIES);
+        attributes.limit_reads(limits.reads_in_max, limits.reads_out_max);
         parts.pair.modify(attributes).map_err(&system)?;
         let peer = End {
             number: queue_pair,
@@ -225,24 +228,37 @@ impl Setup<'_> {
         }
     }
 
-    fn own_end(&self, parts: &Parts, attributes: &QueuePairAttributes) -> Result<End, LaneError> {
+    fn own_end(
+        &self,
+        parts: &Parts,
+        attributes: &QueuePairAttributes,
+        port: &PortState,
+    ) -> Result<End, LaneError> {
         let doing = "connecting a queue pair";
-        let (port, index) = attributes.own_address();
+        let own = attributes.own_address();
+        let found = match own {
+            OwnAddress::Global(index) => Some(index),
+            OwnAddress::Local(_) => None,
+        };
         if let Some(wanted) = self.options.gid_index
-            && wanted != index
+            && found != Some(wanted)
         {
+            let none = || "none: packets stay in one subnet".to_owned();
             let error = RdmaError::OtherWay {
                 address: self.address,
                 what: "GID index",
                 wanted: wanted.to_string(),
-                found: index.to_string(),
+                found: found.map_or_else(none, |found| found.to_string()),
             };
             return Err(error.on(self.number, doing));
         }
-        let address = self
-            .device
-            .global_id(port, index)
-            .map_err(|error| error.on(self.number, doing))?;
+        let address = match own {
+            OwnAddress::Global(index) => self
+                .device
+                .global_id(attributes.port(), index)
+                .map_err(|error| error.on(self.number, doing))?,
+            OwnAddress::Local(bits) => port.local_address(bits),
+        };
         Ok(End {
             number: parts.pair.number(),
             address,

@@ -113,16 +113,69 @@ impl QueuePairAttributes {
         self.set(ibv_qp_attr_mask::IBV_QP_RNR_RETRY);
     }
 
-    /// The peer's queue pair and address, for attributes of [`NextState::ReadyToReceive`].
-    pub(in crate::rdma) fn peer(&self) -> (u32, GlobalId) {
-        // SAFETY: both members of the union are 16 bytes without padding, all of them initialised.
-        let address = unsafe { self.raw.ah_attr.grh.dgid.raw };
-        (self.raw.dest_qp_num, GlobalId(address))
+    /// No more reads at a time than this side's device can answer and have under way: where the peer
+    /// connects, it is the peer's numbers that stand here.
+    pub(in crate::rdma) fn limit_reads(&mut self, reads_in_max: u8, reads_out_max: u8) {
+        self.raw.max_dest_rd_atomic = self.raw.max_dest_rd_atomic.min(reads_in_max);
+        self.raw.max_rd_atomic = self.raw.max_rd_atomic.min(reads_out_max);
     }
 
-    /// The port of this side's device, and the entry of its table of addresses that is used.
-    pub(in crate::rdma) fn own_address(&self) -> (u8, u8) {
+    /// The peer's queue pair and address, for attributes of [`NextState::ReadyToReceive`].
+    pub(in crate::rdma) fn peer(&self) -> (u32, GlobalId) {
         let address = &self.raw.ah_attr;
-        (address.port_num, address.grh.sgid_index)
+        let address = match address.is_global {
+            0 => GlobalId::of_local(address.dlid),
+            // SAFETY: both members of the union are 16 bytes without padding, all of them
+            // initialised.
+            _ => GlobalId(unsafe { address.grh.dgid.raw }),
+        };
+        (self.raw.dest_qp_num, address)
+    }
+
+    /// The port of this side's device.
+    pub(in crate::rdma) fn port(&self) -> u8 {
+        self.raw.ah_attr.port_num
+    }
+
+    /// By which of the port's addresses the peer knows this side.
+    pub(in crate::rdma) fn own_address(&self) -> OwnAddress {
+        let address = &self.raw.ah_attr;
+        match address.is_global {
+            0 => OwnAddress::Local(address.src_path_bits),
+            _ => OwnAddress::Global(address.grh.sgid_index),
+        }
+    }
+}
+
+/// One of a port's addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::rdma) enum OwnAddress {
+    /// The entry of its table of GIDs.
+    Global(u8),
+    /// Its LID with these low bits: packets that stay in one InfiniBand subnet have no global
+    /// header, and no GID in them.
+    Local(u8),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_packets_have_no_global_header_both_ends_go_by_their_lids() {
+        let raw = QueuePairAttributes::blank();
+        let mut attributes = QueuePairAttributes::new(raw, 0);
+        let raw = attributes.raw_mut();
+        raw.dest_qp_num = 7;
+        raw.ah_attr.dlid = 0x0123;
+        raw.ah_attr.src_path_bits = 1;
+        assert_eq!(attributes.peer(), (7, GlobalId::of_local(0x0123)));
+        assert_eq!(attributes.own_address(), OwnAddress::Local(1));
+
+        let raw = attributes.raw_mut();
+        raw.ah_attr.is_global = 1;
+        raw.ah_attr.grh.sgid_index = 3;
+        assert_eq!(attributes.peer(), (7, GlobalId([0; 16])));
+        assert_eq!(attributes.own_address(), OwnAddress::Global(3));
     }
 }

@@ -80,12 +80,35 @@ pub(in crate::rdma) struct PortState {
     pub(in crate::rdma) global_ids: u32,
     /// What its link is.
     pub(in crate::rdma) link_layer: LinkLayer,
+    /// Its LID on an InfiniBand subnet, and how many low bits of it are free to tell paths apart.
+    pub(in crate::rdma) local_id: u16,
+    pub(in crate::rdma) path_bits: u8,
+}
+
+impl PortState {
+    /// The address that is known by the LID with these low bits.
+    pub(in crate::rdma) fn local_address(&self, bits: u8) -> GlobalId {
+        let mask = 1_u16.checked_shl(self.path_bits.into()).unwrap_or(0);
+        let mask = mask.wrapping_sub(1);
+        GlobalId::of_local((self.local_id & !mask) | (u16::from(bits) & mask))
+    }
 }
 
 /// A port's address on the fabric (a GID); for RoCE an IPv6 address or a mapped IPv4 address, for
 /// iWARP its interface's hardware address and no more.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(in crate::rdma) struct GlobalId(pub(in crate::rdma) [u8; 16]);
+
+impl GlobalId {
+    /// Stands for a LID. No GID is like it: a GID begins with a prefix that is not zero.
+    pub(in crate::rdma) fn of_local(local_id: u16) -> Self {
+        let mut bytes = [0; 16];
+        if let Some(end) = bytes.last_chunk_mut() {
+            *end = local_id.to_be_bytes();
+        }
+        Self(bytes)
+    }
+}
 
 impl fmt::Debug for GlobalId {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -301,6 +324,8 @@ impl Device {
                 (DeviceKind::InfiniBand, LINK_LAYER_ETHERNET) => LinkLayer::Ethernet,
                 (DeviceKind::InfiniBand, _) => LinkLayer::InfiniBand,
             },
+            local_id: raw.lid,
+            path_bits: raw.lmc,
         })
     }
 
