@@ -58,7 +58,7 @@ fn sizes_and_durations() -> Result<()> {
 
 #[test]
 fn endpoints() -> Result<()> {
-    complains("send vm1 --to host", 2, &["host", "tcp://"])?;
+    complains("send vm1 --to host:99999", 2, &["99999", "tcp://host"])?;
     complains("send vm1 --to tcp://", 2, &["tcp://"])?;
     complains("send vm1 --to tcp://h:99999", 2, &["99999"])?;
     complains(

@@ -1,5 +1,5 @@
-//! Metrics for Prometheus, where `--metrics` or `--metrics-file` asks for them: what a process knows of its guests and
-//! their moves, live; and what the last move measured of itself.
+//! Metrics for Prometheus, where `--metrics` or `--metrics-file` asks for them: what a process knows
+//! of its guests and their moves, live; and what the last move measured of itself.
 //!
 //! | room | what is in it |
 //! |---|---|
@@ -7,7 +7,7 @@
 //! | [`http`] | the little of HTTP that a scrape needs, within bounds |
 //! | [`told`] | the metrics that this program tells beside those that a move measures |
 //! | [`exposition`] | writing them |
-//! | [`file`] | a file of them, once a move is over |
+//! | [`mod@file`] | a file of them, once a move is over |
 //! | [`watched`] | a move that is watched from outside, by `send` |
 //!
 //! The names of what a move measures are declared in the engine (docs/metrics.md).
