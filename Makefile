@@ -96,12 +96,12 @@ planted-slowness: build ## See that a build slowed by a tenth is told from this 
 	$(CARGO_TARGET_DIR)/planted/release/dunlin bench $(SLOWNESS) --against $(DUNLIN); test $$? -eq 18
 
 softroce: build ## Run the RDMA tests in an emulated machine that has RDMA (ARGS=pings: those named so)
-	@$(SETUP) rdma-headers
+	@$(SETUP) rdma-headers module-tools
 	tests/softroce/suite machine '$(ARGS)'
 
 # Each kill of a process at each phase is 104 runs; one takes 4 to 10 s there.
 softroce-chaos: build ## Chaos over RDMA, in the emulated machine (RUNS=300 ARGS=...)
-	@$(SETUP) rdma-headers
+	@$(SETUP) rdma-headers module-tools
 	$(CARGO) build -p dunlin-tests --locked --bin dunlin-chaos
 	tests/softroce/run --timeout 7200 --env DUNLIN=$(DUNLIN) -- $(CARGO_TARGET_DIR)/debug/dunlin-chaos \
 		--transport rdma --address 10.77.0.2 --bind 10.77.0.1 --guest kvm --runs $(RUNS) $(ARGS)
@@ -113,13 +113,13 @@ rdma-test: ## Run the same tests on this host, if it has an RDMA device (ARGS=pi
 	tests/softroce/suite here '$(ARGS)'
 
 softroce-bench: build ## Compare with QEMU, ib_write_bw and iperf3 in that machine (ARGS="--passes 5")
-	@$(SETUP) rdma-headers
+	@$(SETUP) rdma-headers module-tools
 	$(CARGO) build --release --locked -p dunlin-bench --bin softroce_peers
 	DUNLIN=$(DUNLIN) tests/softroce/bench $(CARGO_TARGET_DIR)/release/softroce_peers $(ARGS)
 
 # An emulated processor takes its time to enter a guest: the way in is given more of it.
 softroce-receipts: build ## Check the receipts of 50 moves over TCP and 50 over RDMA in that machine (ARGS="--each")
-	@$(SETUP) rdma-headers
+	@$(SETUP) rdma-headers module-tools
 	$(CARGO) build --release --locked -p dunlin-bench --bin receipts
 	tests/softroce/run --timeout 3600 -- $(CARGO_TARGET_DIR)/release/receipts --dunlin $(DUNLIN) \
 		--transport tcp,rdma --addresses 10.77.0.1 10.77.0.2 --way-in 100000 $(ARGS)

@@ -47,9 +47,19 @@ present() {
         iperf3) command -v iperf3 >/dev/null ;;
         perftest) command -v ib_write_bw >/dev/null && command -v ib_read_lat >/dev/null ;;
         qemu) command -v qemu-system-x86_64 >/dev/null ;;
+        # The kernel's objtool reads ELF files by libelf.
+        module-tools) command -v gcc >/dev/null && command -v make >/dev/null && command -v xz >/dev/null && command -v strip >/dev/null && libelf_is_there ;;
         rdma-tools) command -v ibv_devinfo >/dev/null && command -v rping >/dev/null && PATH=$PATH:/usr/sbin:/sbin command -v rdma >/dev/null ;;
         *) die "there is no tool '$1' that this script knows" ;;
     esac
+}
+
+libelf_is_there() {
+    local library
+    for library in /usr/lib/*/libelf.so.1 /usr/lib{,64}/libelf.so.1 /lib/*/libelf.so.1; do
+        if [ -e "$library" ]; then return; fi
+    done
+    return 1
 }
 
 # rdma-sys's bindgen 0.59 fails with clang 16 and newer, and takes the newest that it finds: so the
@@ -111,6 +121,7 @@ install() {
         # A font too, or every letter is a box.
         chromium) apt chromium fonts-dejavu-core ;;
         ip) apt iproute2 ;;
+        module-tools) apt make gcc binutils xz-utils libelf1 ;;
         rdma-tools) apt ibverbs-utils ibverbs-providers rdmacm-utils iproute2 ;;
         iperf3) apt iperf3 ;;
         perftest) apt perftest ibverbs-providers ;;
