@@ -135,7 +135,8 @@ pub(crate) struct Receive {
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(crate) memory_limit: Option<u64>,
     /// How much of a guest's memory has to be free here, in percent; less than 100 counts on the
-    /// rest staying untouched (huge pages are always set aside whole)
+    /// rest staying untouched, and makes --prefault auto keep to small pages (huge pages of
+    /// --memory-backing are always set aside whole)
     #[arg(long, value_name = "PERCENT", default_value_t = 100, value_parser = percent)]
     pub(crate) reserve: u8,
     /// What backs a guest's memory here
@@ -170,6 +171,17 @@ pub(crate) struct Receive {
     /// ends (for 'dunlin demo')
     #[arg(long, hide = true)]
     pub(crate) with_parent: bool,
+}
+
+impl Receive {
+    /// When guests' memory is backed. Where less is reserved than they have, it counts on what they
+    /// never touched staying so: then nothing comes in huge pages unless all of it is asked for.
+    pub(crate) fn effective_prefault(&self) -> Prefault {
+        match self.prefault {
+            Prefault::Auto if self.reserve < 100 => Prefault::Off,
+            asked => asked,
+        }
+    }
 }
 
 fn receive_help() -> String {

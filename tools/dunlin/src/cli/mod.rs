@@ -247,6 +247,26 @@ mod tests {
     }
 
     #[test]
+    fn where_less_is_reserved_memory_comes_in_small_pages() {
+        use super::values::Prefault;
+        for (given, expected) in [
+            ("", Prefault::Auto),
+            ("--reserve 99", Prefault::Off),
+            ("--reserve 25 --prefault on", Prefault::On),
+            ("--prefault off", Prefault::Off),
+        ] {
+            let line = format!("dunlin receive {given}");
+            let Command::Receive(receive) = Cli::try_parse_from(line.split_whitespace())
+                .unwrap()
+                .command
+            else {
+                panic!("another command");
+            };
+            assert_eq!(receive.effective_prefault(), expected, "{given}");
+        }
+    }
+
+    #[test]
     fn what_is_not_given_is_the_engines_default() {
         let Command::Send(send) = Cli::try_parse_from(["dunlin", "send", "vm1", "--to", "tcp://h"])
             .unwrap()

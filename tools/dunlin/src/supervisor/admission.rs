@@ -284,7 +284,7 @@ impl Admission {
             .arg("--memory-backing")
             .arg(value_name(&self.arguments.memory_backing))
             .arg("--prefault")
-            .arg(value_name(&self.arguments.prefault))
+            .arg(value_name(&self.arguments.effective_prefault()))
             .arg("--dirty-tracking")
             .arg(value_name(&self.arguments.dirty_tracking))
             .arg("--serial")
