@@ -1,9 +1,12 @@
 //! What the benchmarks are given: guests' layouts, bitmaps with a known pattern, contents of pages.
 //! All of it is made from a fixed seed, so that two builds are given the same work.
 
+use std::io;
+use std::sync::Arc;
+
 use dunlin_engine::dirty::DirtyBitmap;
 use dunlin_engine::layout::{Backing, GuestAddress, Layout, LayoutError, RegionShape};
-use dunlin_transports::memory::PAGE_BYTES;
+use dunlin_transports::memory::{HostMapping, MemoryMap, OwnedMapping, PAGE_BYTES};
 
 /// The layout of a guest with one region of `bytes` bytes.
 ///
@@ -18,6 +21,17 @@ pub fn one_region(bytes: u64) -> Result<Layout, LayoutError> {
         backing_page_bytes: PAGE_BYTES,
     };
     Layout::new(1, vec![region])
+}
+
+/// Fresh memory of so many pages, in one region.
+///
+/// # Errors
+///
+/// When the system has none.
+pub fn fresh_memory(pages: u32) -> io::Result<MemoryMap> {
+    let mapping = OwnedMapping::new(u64::from(pages) * PAGE_BYTES)?;
+    let mapping: Arc<dyn HostMapping> = Arc::new(mapping);
+    MemoryMap::new(vec![mapping]).map_err(io::Error::other)
 }
 
 /// How the dirty pages of a bitmap lie.

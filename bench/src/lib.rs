@@ -37,4 +37,4 @@ pub mod table;
 pub mod target;
 pub mod usage;
 
-pub use inputs::{Contents, Pattern, SplitMix, one_region};
+pub use inputs::{Contents, Pattern, SplitMix, fresh_memory, one_region};

@@ -1,14 +1,11 @@
 //! The zero scan, each implementation that the processor has.
 
 use std::hint::black_box;
-use std::sync::Arc;
 
 use criterion::{Criterion, Throughput};
-use dunlin_bench::SplitMix;
+use dunlin_bench::{SplitMix, fresh_memory};
 use dunlin_engine::zero::ZeroScan;
-use dunlin_transports::memory::{
-    HostMapping, MemoryMap, OwnedMapping, PAGE_BYTES, PageNumber, Run,
-};
+use dunlin_transports::memory::{MemoryMap, PAGE_BYTES, PageNumber, Run};
 
 /// More than a core's caches hold, so that the sweep shows what memory gives.
 const SWEEP_PAGES: u32 = (256 << 20) / PAGE_BYTES as u32;
@@ -89,9 +86,7 @@ fn plain_read(words: &[u64]) -> u64 {
     reason = "a benchmark without memory has nothing to measure"
 )]
 fn memory(pages: u32) -> MemoryMap {
-    let mapping = OwnedMapping::new(u64::from(pages) * PAGE_BYTES).expect("memory");
-    let mapping: Arc<dyn HostMapping> = Arc::new(mapping);
-    MemoryMap::new(vec![mapping]).expect("whole pages")
+    fresh_memory(pages).expect("memory")
 }
 
 fn put(memory: &MemoryMap, page: PageNumber, bytes: &[u8]) {

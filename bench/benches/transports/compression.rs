@@ -3,13 +3,10 @@
 //! printed with the names.
 
 use std::hint::black_box;
-use std::sync::Arc;
 
 use criterion::{Criterion, Throughput};
-use dunlin_bench::Contents;
-use dunlin_transports::memory::{
-    HostMapping, MemoryMap, OwnedMapping, PAGE_BYTES, PageNumber, Run,
-};
+use dunlin_bench::{Contents, fresh_memory};
+use dunlin_transports::memory::{MemoryMap, PAGE_BYTES, PageNumber, Run};
 use dunlin_transports::tcp::Compression;
 use dunlin_transports::tcp::rehearsal::Rehearsal;
 
@@ -73,9 +70,8 @@ fn batch(number: u64) -> Run {
     reason = "a benchmark without memory has nothing to measure"
 )]
 fn memory(contents: Contents) -> MemoryMap {
-    let mapping = OwnedMapping::new(BATCHES * BATCH_BYTES as u64).expect("memory");
-    let mapping: Arc<dyn HostMapping> = Arc::new(mapping);
-    let memory = MemoryMap::new(vec![mapping]).expect("whole pages");
+    let pages = BATCHES * BATCH_BYTES as u64 / PAGE_BYTES;
+    let memory = fresh_memory(pages as u32).expect("memory");
     fill(&memory, contents);
     memory
 }

@@ -2,12 +2,10 @@
 //! and read and checked on the other.
 
 use std::hint::black_box;
-use std::sync::Arc;
 
 use criterion::{Criterion, Throughput};
-use dunlin_transports::memory::{
-    HostMapping, MemoryMap, OwnedMapping, PAGE_BYTES, PageNumber, Run,
-};
+use dunlin_bench::fresh_memory;
+use dunlin_transports::memory::{MemoryMap, PageNumber, Run};
 use dunlin_transports::tcp::framing::Framing;
 
 /// The pages of 1 MiB.
@@ -49,7 +47,5 @@ fn run(first: u64, pages: u32) -> Run {
     reason = "a benchmark without memory has nothing to measure"
 )]
 fn memory(pages: u32) -> MemoryMap {
-    let mapping = OwnedMapping::new(u64::from(pages) * PAGE_BYTES).expect("memory");
-    let mapping: Arc<dyn HostMapping> = Arc::new(mapping);
-    MemoryMap::new(vec![mapping]).expect("whole pages")
+    fresh_memory(pages).expect("memory")
 }
