@@ -22,6 +22,7 @@ run_cargo 'RDMA: peers that break the protocol' 300 '-p dunlin-transports --feat
 run_cargo 'conformance of RDMA lanes' 900 '-p dunlin-transports --features rdma,testing --test rdma'
 run_cargo 'RDMA: peers that die or lie' 300 '-p dunlin-transports --features rdma,testing --test rdma_faults'
 run_cargo 'RDMA: the limit for locked memory' 120 '-p dunlin-transports --features rdma,testing --test rdma_locked_memory'
+run_cargo "KVM: state, clocks and the writes of a guest" 120 '-p dunlin-engine --lib' kvm::
 run 'a KVM guest moves over TCP, tracked by the bitmap' 240 move_a_guest --transport tcp --dirty-tracking bitmap
 run 'a KVM guest moves over TCP, tracked by the ring' 240 move_a_guest --transport tcp --dirty-tracking ring
 run 'a KVM guest moves over RDMA, and on' 300 send_over_rdma "$RDMA_IPV4_A" "$RDMA_IPV4_B"

@@ -35,6 +35,7 @@ mod ioctl;
 mod msrs;
 mod nested;
 mod platform;
+mod realtime;
 mod ring;
 mod ring_entries;
 mod slots;

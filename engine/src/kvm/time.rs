@@ -14,18 +14,33 @@
 //! have to agree (NTP); where the source's is ahead of the destination's, nothing is added.
 //!
 //! Where one side has no offset, no such clock reading, or scales the TSC (the formula assumes that
-//! guest and host count alike), IA32_TSC is set instead, advanced by the real time that passed.
+//! guest and host count alike), IA32_TSC is set instead, advanced by the real time that passed; KVM
+//! gives vCPUs of which that is done within a second one common offset. Where the guest's TSC is not
+//! what it should be behind that, because a thread lost its processor or KVM took the value for one
+//! that was meant to equal another's, it is set once more, by a way that KVM can't take so.
+//!
+//! On a host whose TSC Linux does not trust, KVM stops the guest's TSC while its vCPU is not in the
+//! guest, and lets it catch up when it is entered again: what is read there is what it was when the
+//! vCPU left, and the guest misses the time between.
 
 use kvm_bindings::{
     KVM_CLOCK_HOST_TSC, KVM_CLOCK_REALTIME, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, kvm_clock_data,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 
-use super::{KvmError, ioctl, msrs};
+use super::{KvmError, ioctl, msrs, realtime};
 
 /// How far two TSC frequencies may be apart, in parts per million: what KVM itself lets pass
 /// without scaling (`tsc_tolerance_ppm`, arch/x86/kvm/x86.c).
 const TSC_TOLERANCE_PPM: u64 = 250;
+
+/// How far a guest's TSC may be from where it should be, in nanoseconds: no less than reading both
+/// tells them apart.
+const TSC_OFF_NS_MAX: u64 = 50_000;
+
+/// How far ahead a TSC is set for KVM not to take the next value for one that it knows: it does so
+/// where they are less than a second apart (`kvm_synchronize_tsc`, arch/x86/kvm/x86.c).
+const AWAY_NS: u64 = 10_000_000_000;
 
 /// Whether two TSC frequencies count as one.
 pub(super) fn same_frequency(one_khz: u32, other_khz: u32) -> bool {
@@ -46,16 +61,15 @@ pub(super) struct ClockReading {
 
 impl ClockReading {
     pub(super) fn now(vm: &VmFd) -> Result<Self, KvmError> {
-        let clock = vm
-            .get_clock()
-            .map_err(KvmError::system("reading kvmclock"))?;
+        let (clock, read_at_ns) =
+            realtime::read_at(|| vm.get_clock().map_err(KvmError::system("reading kvmclock")))?;
         let has = |flag: u32| clock.flags & flag != 0;
         Ok(Self {
             kvmclock_ns: clock.clock,
             realtime_ns: if has(KVM_CLOCK_REALTIME) {
                 clock.realtime
             } else {
-                realtime_ns()
+                read_at_ns
             },
             host_tsc: has(KVM_CLOCK_HOST_TSC).then_some(clock.host_tsc),
         })
@@ -63,16 +77,17 @@ impl ClockReading {
 
     /// Sets kvmclock to this reading, advanced by the real time that has passed since.
     ///
-    /// KVM would add that by itself (`KVM_CLOCK_REALTIME`), but not where its clock is not based on
-    /// the TSC; the sum made here differs by the microsecond that the call takes.
+    /// KVM would add that by itself (`KVM_CLOCK_REALTIME`), but not before Linux 5.16.
     pub(super) fn restore(self, vm: &VmFd) -> Result<ClockAdvance, KvmError> {
-        let passed = realtime_ns().saturating_sub(self.realtime_ns);
-        let clock = kvm_clock_data {
-            clock: self.kvmclock_ns.saturating_add(passed),
-            ..Default::default()
-        };
-        vm.set_clock(&clock)
-            .map_err(KvmError::system("setting kvmclock"))?;
+        realtime::set_at(|now_ns| {
+            let passed = now_ns.saturating_sub(self.realtime_ns);
+            let clock = kvm_clock_data {
+                clock: self.kvmclock_ns.saturating_add(passed),
+                ..Default::default()
+            };
+            vm.set_clock(&clock)
+                .map_err(KvmError::system("setting kvmclock"))
+        })?;
         Ok(ClockAdvance {
             source: self,
             destination: Self::now(vm)?,
@@ -135,18 +150,14 @@ impl VcpuTime {
             .get_tsc_khz()
             .map_err(KvmError::system("reading the TSC's frequency"))?;
         let scaled = host_tsc_khz.is_some_and(|host| host != tsc_khz);
-        let value = |index: u32| -> Result<u64, KvmError> {
-            let read = msrs::read(vcpu, &[index])?;
-            Ok(read.first().map_or(0, |(_, value)| *value))
-        };
         let tsc_deadline = has_deadline
-            .then(|| value(msrs::IA32_TSC_DEADLINE))
+            .then(|| read_msr(vcpu, msrs::IA32_TSC_DEADLINE))
             .transpose()?;
-        let tsc = value(msrs::IA32_TSC)?;
+        let (tsc, realtime_ns) = realtime::read_at(|| read_msr(vcpu, msrs::IA32_TSC))?;
         Ok(Self {
             tsc_khz,
             tsc,
-            realtime_ns: realtime_ns(),
+            realtime_ns,
             tsc_offset: if scaled { None } else { read_offset(vcpu) },
             tsc_deadline: tsc_deadline.filter(|deadline| *deadline != 0),
             vcpu: number,
@@ -168,15 +179,40 @@ impl VcpuTime {
             None => false,
         };
         if !restored {
-            let passed = realtime_ns().saturating_sub(self.realtime_ns);
-            let tsc = self.tsc.wrapping_add(ticks(passed, self.tsc_khz));
-            msrs::write(vcpu, self.vcpu, &[(msrs::IA32_TSC, tsc)])?;
+            self.restore_by_realtime(vcpu)?;
         }
         // KVM turns the deadline into a time when it is set: so the TSC has to be right by then.
         match self.tsc_deadline {
             Some(deadline) => msrs::write(vcpu, self.vcpu, &[(msrs::IA32_TSC_DEADLINE, deadline)]),
             None => Ok(()),
         }
+    }
+}
+
+impl VcpuTime {
+    fn restore_by_realtime(&self, vcpu: &VcpuFd) -> Result<(), KvmError> {
+        realtime::set_at(|now_ns| {
+            let tsc = self.tsc_at(now_ns);
+            msrs::write(vcpu, self.vcpu, &[(msrs::IA32_TSC, tsc)])
+        })?;
+        let (tsc, now_ns) = realtime::read_at(|| read_msr(vcpu, msrs::IA32_TSC))?;
+        let off = self.tsc_at(now_ns).wrapping_sub(tsc);
+        if off.min(off.wrapping_neg()) <= ticks(TSC_OFF_NS_MAX, self.tsc_khz) {
+            return Ok(());
+        }
+        // Far from what was set last, each value counts as it is.
+        realtime::set_at(|now_ns| {
+            let tsc = self.tsc_at(now_ns);
+            let away = tsc.wrapping_add(ticks(AWAY_NS, self.tsc_khz));
+            msrs::write(vcpu, self.vcpu, &[(msrs::IA32_TSC, away)])?;
+            msrs::write(vcpu, self.vcpu, &[(msrs::IA32_TSC, tsc)])
+        })
+    }
+
+    /// What the guest's TSC should say at a CLOCK_REALTIME.
+    fn tsc_at(&self, realtime_ns: u64) -> u64 {
+        let passed = realtime_ns.saturating_sub(self.realtime_ns);
+        self.tsc.wrapping_add(ticks(passed, self.tsc_khz))
     }
 }
 
@@ -193,6 +229,11 @@ pub fn tell_paused(vcpu: &VcpuFd) -> Result<(), KvmError> {
         }
         _ => Ok(()),
     }
+}
+
+fn read_msr(vcpu: &VcpuFd, index: u32) -> Result<u64, KvmError> {
+    let read = msrs::read(vcpu, &[index])?;
+    Ok(read.first().map_or(0, |(_, value)| *value))
 }
 
 /// The TSC's offset from the host's; `None` where this KVM does not tell it.
@@ -214,15 +255,6 @@ fn ticks(nanoseconds: u64, khz: u32) -> u64 {
     // A kHz is a tick in a million nanoseconds. 64 × 32 bits fit; the quotient is taken modulo
     // 2^64, as the counter itself is.
     (u128::from(nanoseconds) * u128::from(khz) / 1_000_000) as u64
-}
-
-fn realtime_ns() -> u64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
-    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
-    let nanoseconds = u64::try_from(time.tv_nsec).unwrap_or(0);
-    seconds
-        .saturating_mul(1_000_000_000)
-        .saturating_add(nanoseconds)
 }
 
 #[cfg(test)]
@@ -262,6 +294,37 @@ mod tests {
             ..behind
         };
         assert_eq!(blind.tsc_offset(1, 1_000_000), None);
+    }
+
+    /// KVM takes a value within a second of the VM's age for that of a vCPU that was made with it.
+    /// Where it ignores offsets, as a software back end does, the guest reads the host's TSC
+    /// whatever one sets, and it is told so.
+    #[test]
+    fn a_tsc_set_by_the_time_is_right_whatever_kvm_makes_of_it() {
+        let vm = kvm_ioctls::Kvm::new().unwrap().create_vm().unwrap();
+        let vcpu = vm.create_vcpu(0).unwrap();
+        let here = VcpuTime::read(0, &vcpu, None, false).unwrap();
+        let half_a_second = u64::from(here.tsc_khz) * 500;
+        let arrived = VcpuTime {
+            tsc: here.tsc.wrapping_add(half_a_second),
+            tsc_offset: None,
+            ..here
+        };
+        let advance = ClockAdvance {
+            source: reading(0, None),
+            destination: reading(0, None),
+        };
+        arrived.restore(&vcpu, &advance).unwrap();
+        let restored = VcpuTime::read(0, &vcpu, None, false).unwrap();
+        let expected = match restored.tsc_offset == Some(0) {
+            false => arrived.tsc_at(restored.realtime_ns),
+            true => here.tsc_at(restored.realtime_ns),
+        };
+        let off = restored.tsc.abs_diff(expected);
+        assert!(
+            off < half_a_second / 4,
+            "{off} ticks; {here:?} {restored:?}"
+        );
     }
 
     #[test]

@@ -4,8 +4,10 @@ use crate::clock::Timestamp;
 use crate::report::{BlackoutPart, REMAINDER, Side};
 
 /// The pause, part by part. The parts do not overlap by construction: none begins before the one
-/// before it ends. A part that does not say when it began follows without a gap; what lies between
-/// those that say it is the remainder.
+/// before it ends. A part follows from the one before it without a gap: the session's own step from
+/// one to the next, and the processor that its thread may lose in it, count with what they lead to.
+/// Where a part follows from none, as behind a failure, it says when it began, and what lies between
+/// is the remainder.
 #[derive(Clone, Debug)]
 pub(super) struct Timeline {
     begin: Timestamp,

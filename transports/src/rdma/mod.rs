@@ -208,7 +208,7 @@ pub struct DeviceAddress {
     pub device: String,
     /// Its port, counted from 1.
     pub port: u8,
-    /// The address's place in the port's table; 0 for iWARP, which has no table.
+    /// The address's place in the port's table; 0 where it is in none (InfiniBand, iWARP).
     pub gid_index: u8,
     /// The address. Link-local ones are left out.
     pub address: IpAddr,
@@ -226,7 +226,7 @@ pub fn devices() -> Result<Vec<String>, RdmaError> {
 }
 
 /// Where this host's RDMA devices are reached: ports that are up and have an IP address (RoCE,
-/// iWARP). Devices of kinds that lanes can't use are left out.
+/// InfiniBand with IP over it, iWARP). Devices of kinds that lanes can't use are left out.
 ///
 /// # Errors
 ///
@@ -244,11 +244,11 @@ pub fn addresses() -> Result<Vec<DeviceAddress>, RdmaError> {
             if !state.is_active {
                 continue;
             }
-            let found = match device.kind() {
-                verbs::DeviceKind::InfiniBand => {
+            let found = match (device.kind(), state.link_layer) {
+                (verbs::DeviceKind::InfiniBand, LinkLayer::Ethernet) => {
                     addresses_in_table(&device, port, state.global_ids)
                 }
-                verbs::DeviceKind::Iwarp => addresses_bound_to(libraries, &name, port)?,
+                _ => addresses_bound_to(libraries, &name, port)?,
             };
             addresses.extend(found.into_iter().map(|(gid_index, address)| DeviceAddress {
                 device: name.clone(),
@@ -276,7 +276,8 @@ fn addresses_in_table(device: &verbs::Device, port: u8, entries: u32) -> Vec<(u8
     entries.filter_map(address).collect()
 }
 
-/// This host's IP addresses that rdma_cm finds on a port: an iWARP port's table has none.
+/// This host's IP addresses that rdma_cm finds on a port: an iWARP port's table has none, and what
+/// is in an InfiniBand port's are no IP addresses.
 fn addresses_bound_to(
     libraries: &'static verbs::Libraries,
     device: &str,

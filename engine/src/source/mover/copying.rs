@@ -182,7 +182,6 @@ impl Mover<'_, '_> {
     }
 
     pub(super) fn start_final_round(&mut self) {
-        self.begins();
         planted::delay("source:share-out");
         let (shares, must_open) = self.divide();
         let is_first = self.report.rounds.is_empty();

@@ -35,7 +35,6 @@ impl Mover<'_, '_> {
 
     /// Saves device state. The lanes send the last pages meanwhile.
     pub(super) fn save(&mut self) -> Event {
-        self.begins();
         let begun = Timestamp::now();
         planted::delay("source:save-state");
         let saved = self.guest.save_state();
@@ -58,7 +57,6 @@ impl Mover<'_, '_> {
 
     /// Law 7: what saving wrote is collected too.
     pub(super) fn collect_again(&mut self) -> Event {
-        self.begins();
         let collected = self.collect(Some("source:collect-again"));
         self.mark("collect-again");
         match collected {
@@ -71,7 +69,6 @@ impl Mover<'_, '_> {
 
     /// Waits until the destination has seen every lane's last fence.
     pub(super) fn fence_lanes(&mut self) -> Option<Event> {
-        self.begins();
         self.tallies.clear();
         self.order(&Order::ConfirmFence);
         loop {
@@ -94,7 +91,6 @@ impl Mover<'_, '_> {
     }
 
     pub(super) fn send_prepare(&mut self) -> Option<Event> {
-        self.begins();
         let mut all_digests = Vec::new();
         if self.full_digests() {
             let threads = usize::from(self.report.lanes);
@@ -140,7 +136,6 @@ impl Mover<'_, '_> {
     }
 
     pub(super) fn send_commit(&mut self) -> Option<Event> {
-        self.begins();
         planted::delay("source:commit");
         self.commit_begun = Some(Timestamp::now());
         let event = self.send(&Message::Commit);

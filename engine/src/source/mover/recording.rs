@@ -14,7 +14,6 @@ impl Mover<'_, '_> {
             .pause_deadline
             .unwrap_or_else(|| Deadline::after(Duration::ZERO));
         let words = format!("COMMIT follows; guest epoch {}", self.offer.identity.epoch);
-        self.begins();
         let begun = Timestamp::now();
         planted::delay("source:record-give-up");
         let added = self

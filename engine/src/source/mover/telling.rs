@@ -9,7 +9,7 @@ impl Mover<'_, '_> {
         }
     }
 
-    /// The next part of the pause begins now.
+    /// The next part of the pause begins now, and does not follow from the one before it.
     pub(super) fn begins(&mut self) {
         if let Some(timeline) = &mut self.timeline {
             timeline.begins_now();

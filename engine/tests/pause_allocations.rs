@@ -1,0 +1,132 @@
+//! What the sessions' threads allocate while the guest is paused: so little that no page of fresh
+//! memory is waited for, and no more for a larger guest.
+//!
+//! Messages and the guest's state are values of their own; all that is as large as memory is made
+//! before the pause.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that meets an impossible value should stop there and say so"
+)]
+
+mod simulated;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::sync::{Arc, Mutex};
+
+use dunlin_engine::protocol::MessageKind;
+
+use simulated::{Hooks, Session};
+
+/// The most that one allocation may have: far below what the system's allocator asks the kernel for
+/// by itself (128 KiB).
+const BYTES_MAX: usize = 16 << 10;
+
+/// And all of one thread's in a pause.
+const ALL_BYTES_MAX: usize = 64 << 10;
+
+/// What one thread allocated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Allocations {
+    calls: usize,
+    bytes: usize,
+    largest: usize,
+}
+
+thread_local! {
+    static ALLOCATED: Cell<Allocations> = const {
+        Cell::new(Allocations { calls: 0, bytes: 0, largest: 0 })
+    };
+}
+
+/// The system's allocator, and a count.
+struct Counting;
+
+fn count(bytes: usize) {
+    let mut all = ALLOCATED.get();
+    all.calls += 1;
+    all.bytes += bytes;
+    all.largest = all.largest.max(bytes);
+    ALLOCATED.set(all);
+}
+
+// SAFETY: every call goes on to the system's allocator as it came. Counting neither allocates (the
+// cell is made at compile time and has no destructor) nor panics.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout.size());
+        // SAFETY: as the caller promises.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count(layout.size());
+        // SAFETY: as the caller promises.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
+        count(bytes);
+        // SAFETY: as the caller promises.
+        unsafe { System.realloc(pointer, layout, bytes) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: as the caller promises.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// What a move of a guest of so many pages allocates: on the source from the order to pause until
+/// COMMIT, on the destination from loading the state until vCPUs are entered.
+fn in_the_pause(pages: u64) -> [Allocations; 2] {
+    let told = Arc::new(Mutex::new([Allocations::default(); 2]));
+    let tell = |side: usize| {
+        let told = Arc::clone(&told);
+        move || told.lock().unwrap()[side] = ALLOCATED.get()
+    };
+    let (source, destination) = (tell(0), tell(1));
+    let hooks = Hooks {
+        pause: Some(Box::new(|machine| {
+            machine.write_all(0..200, 2);
+            ALLOCATED.take();
+            Ok(())
+        })),
+        ..Hooks::default()
+    };
+    let mut session = Session::new(&[pages], hooks);
+    session.source.write_all(0..300, 1);
+    session.hooks = Hooks {
+        load: Some(Box::new(|_| {
+            ALLOCATED.take();
+            Ok(())
+        })),
+        run: Some(Box::new(move |_| {
+            destination();
+            Ok(())
+        })),
+        ..Hooks::default()
+    };
+    session.at(MessageKind::Commit, move |_| source());
+    session.run().assert_moved();
+    let told = *told.lock().unwrap();
+    told
+}
+
+#[test]
+fn a_pause_allocates_little_and_no_more_for_a_larger_guest() {
+    let small = in_the_pause(1 << 12);
+    let large = in_the_pause(1 << 17);
+    for (side, all) in ["source", "destination"].into_iter().zip(small) {
+        println!("{side}: {all:?}");
+        assert!(all.calls > 0, "nothing was counted");
+        assert!(all.largest <= BYTES_MAX && all.bytes <= ALL_BYTES_MAX);
+    }
+    assert_eq!(small, large);
+}
