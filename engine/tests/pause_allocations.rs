@@ -98,6 +98,13 @@ fn in_the_pause(pages: u64) -> [Allocations; 2] {
             ALLOCATED.take();
             Ok(())
         })),
+        // Pages of no lane, so that one more round follows.
+        save: Some(Box::new(|machine| {
+            let so_far = ALLOCATED.get();
+            machine.write_all(250..270, 3);
+            ALLOCATED.set(so_far);
+            Ok(())
+        })),
         ..Hooks::default()
     };
     let mut session = Session::new(&[pages], hooks);

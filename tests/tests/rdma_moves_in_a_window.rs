@@ -75,7 +75,7 @@ fn move_a_guest(
         "vm1",
         &["--memory", memory, "--guest", "kvm", "--workload", workload],
     )?;
-    let receiver = there.receiver_at(&format!("rdma://{destination}:0"), receive)?;
+    let mut receiver = there.receiver_at(&format!("rdma://{destination}:0"), receive)?;
     let to = format!("rdma://{destination}:{}", receiver.port()?);
     let mut flags = vec![
         "--bind",
@@ -95,7 +95,9 @@ fn move_a_guest(
     });
     let report = report?;
     expect_moved(&report)?;
-    there.expect_goes_on("vm1")?;
+    there
+        .expect_goes_on("vm1")
+        .with_context(|| receiver.process.said_so_far("receive").join("\n"))?;
     eventually("nothing is pinned any more", || {
         Ok(there
             .processes()

@@ -1,11 +1,14 @@
 //! The host's CLOCK_REALTIME, read or used together with something that takes a call of its own.
 //!
 //! A thread can lose its processor between the two, and what was read at the one moment would be
-//! taken for that of the other: a guest's clock would be wrong by that long. So the time is read on
-//! both sides of the call, and the call made again where they are too far apart.
+//! taken for that of the other: a guest's clock would be wrong by that long. So it is looked at how
+//! long both took together, by a clock that nobody sets, and they are done again where that was too
+//! long.
 
-/// How far apart the two readings may be, in nanoseconds: several times what a call takes on a host
-/// whose processors are its own.
+use crate::clock::Timestamp;
+
+/// How long both may take, in nanoseconds: several times what they do on a host whose processors are
+/// its own.
 const APART_NS: u64 = 20_000;
 
 /// How often a call is made at most. Where every one takes long, the guest should not wait for more
@@ -13,7 +16,7 @@ const APART_NS: u64 = 20_000;
 const ATTEMPTS: u32 = 4;
 
 /// CLOCK_REALTIME, in nanoseconds.
-fn now_ns() -> u64 {
+pub(super) fn now_ns() -> u64 {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
     let nanoseconds = u64::try_from(time.tv_nsec).unwrap_or(0);
@@ -25,10 +28,10 @@ fn now_ns() -> u64 {
 /// What `read` said, and the time at which it did, in nanoseconds, by the attempt that tells it best.
 pub(super) fn read_at<T, E>(mut read: impl FnMut() -> Result<T, E>) -> Result<(T, u64), E> {
     let mut attempt = || {
-        let before = now_ns();
+        let (before, time) = (Timestamp::now(), now_ns());
         let value = read()?;
-        let apart = now_ns().saturating_sub(before);
-        Ok((apart, value, before.saturating_add(apart / 2)))
+        let apart = Timestamp::now().0.saturating_sub(before.0);
+        Ok((apart, value, time.saturating_add(apart / 2)))
     };
     let mut best = attempt()?;
     for _ in 1..ATTEMPTS {
@@ -47,9 +50,9 @@ pub(super) fn read_at<T, E>(mut read: impl FnMut() -> Result<T, E>) -> Result<(T
 /// What `set` does last counts.
 pub(super) fn set_at<E>(mut set: impl FnMut(u64) -> Result<(), E>) -> Result<(), E> {
     for _ in 0..ATTEMPTS {
-        let now = now_ns();
-        set(now)?;
-        if now_ns().saturating_sub(now) <= APART_NS {
+        let (before, time) = (Timestamp::now(), now_ns());
+        set(time)?;
+        if Timestamp::now().0.saturating_sub(before.0) <= APART_NS {
             break;
         }
     }

@@ -88,9 +88,10 @@ impl Mover<'_, '_> {
                 return self.stop(StayReason::Failed, &reason);
             }
         }
-        // The pause may need two: one for the last pages, one for what saving state writes.
-        self.spare
-            .push(DirtyBitmap::new(self.offer.layout.page_span()));
+        // The pause may need two: one for the last pages, one for what saving state writes. Rounds
+        // take them in turns and give them back.
+        let page_span = self.offer.layout.page_span();
+        self.spare = [DirtyBitmap::new(page_span), DirtyBitmap::new(page_span)].into();
         // The first round takes every page, whatever was written before tracking started.
         self.pending = DirtyBitmap::new(self.offer.layout.page_span());
         for (region, shape) in self.offer.layout.regions().iter().enumerate() {
@@ -197,8 +198,9 @@ impl Mover<'_, '_> {
         is_final: bool,
         must_open: bool,
     ) {
-        let empty = self.spare.pop();
-        let empty = empty.unwrap_or_else(|| DirtyBitmap::new(self.offer.layout.page_span()));
+        let spare = self.spare.pop_front();
+        let mut empty = spare.unwrap_or_else(|| DirtyBitmap::new(self.offer.layout.page_span()));
+        empty.clear();
         let dirty = std::mem::replace(&mut self.pending, empty);
         let dirty_pages = dirty.count();
         self.round = Some(RoundReport {
@@ -233,9 +235,12 @@ impl Mover<'_, '_> {
     pub(super) fn close_round(&mut self) {
         // Lanes let go of a round before they say that it is done.
         let shared = self.shared_round.take().and_then(Arc::into_inner);
-        if let Some(mut round) = shared.filter(|_| self.timeline.is_none()) {
-            round.dirty.clear();
-            self.spare.push(round.dirty);
+        if let Some(mut round) = shared {
+            // In the pause that is left to whoever needs it.
+            if self.timeline.is_none() {
+                round.dirty.clear();
+            }
+            self.spare.push_back(round.dirty);
         }
         let tallies = std::mem::take(&mut self.tallies);
         let Some(mut round) = self.round.take() else {

@@ -214,7 +214,7 @@ pub(super) fn migrate(
             collect_took: Duration::ZERO,
             record_takes: None,
             round_begin: Timestamp::now(),
-            spare: Vec::new(),
+            spare: VecDeque::new(),
             shared_round: None,
             round: None,
             tallies: Vec::new(),
@@ -307,8 +307,8 @@ struct Mover<'scope, 'env> {
     /// What an entry in this side's record takes.
     record_takes: Option<Duration>,
     round_begin: Timestamp,
-    /// Cleared bitmaps, so that none has to be made while the guest is paused.
-    spare: Vec<DirtyBitmap>,
+    /// Bitmaps of the guest's size, so that none is made or freed while the guest is paused.
+    spare: VecDeque<DirtyBitmap>,
     /// What the lanes work on.
     shared_round: Option<Arc<Round>>,
     /// The round that is under way.
