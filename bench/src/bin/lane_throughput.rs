@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use clap::{Parser, ValueEnum};
 use dunlin_bench::Contents;
+use dunlin_engine::chunk::CHUNK_PAGES;
 use dunlin_transports::deadline::Deadline;
 use dunlin_transports::lane::{
     DestinationEndpoint as _, LaneCounters, LaneNumber, LaneTicket, LaneToken, SessionId,
@@ -28,9 +29,6 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long a lane may wait for its turn.
 const IDLENESS_MAX: Duration = Duration::from_secs(600);
-
-/// What a lane claims at once, as in a move: 4 MiB.
-const CHUNK_PAGES: u32 = 1024;
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum MechanismName {

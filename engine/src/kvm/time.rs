@@ -335,6 +335,7 @@ mod tests {
             time.restore(vcpu, &advance).unwrap();
         }
         let offsets = vcpus.each_ref().map(read_offset);
+        let is_trusted = ClockReading::now(&vm).unwrap().host_tsc.is_some();
         let restored = read(0, &vcpus[0]);
         let expected = match restored.tsc_offset == Some(0) {
             false => arrived[0].tsc_at(restored.realtime_ns),
@@ -342,7 +343,8 @@ mod tests {
         };
         let off = restored.tsc.abs_diff(expected);
         assert!(off < second / 8, "{off} ticks; {here:?} {restored:?}");
-        assert_eq!(offsets[0], offsets[1]);
+        // Where it trusts no TSC, KVM changes offsets whenever a vCPU is looked at.
+        assert!(offsets[0] == offsets[1] || !is_trusted, "{offsets:?}");
     }
 
     #[test]

@@ -19,8 +19,8 @@ const TRACING: &str = "/sys/kernel/tracing";
 /// Which histogram: of calls, by thread and name. The table has room for some hundred threads.
 const HISTOGRAM: &str = "hist:keys=common_pid,id.syscall:size=16384";
 
-/// Calls that look at the clock. Only in an emulated machine do they need the kernel, so they are
-/// not counted among the others.
+/// Calls that look at the clock. They need the kernel only where it does not trust its processors'
+/// counter, so they are not counted among the others.
 const CLOCK_CALLS: [&str; 3] = ["sys_clock_gettime", "sys_gettimeofday", "sys_time"];
 
 /// Counts from its start on.
