@@ -122,8 +122,7 @@ fn in_the_pause(pages: u64) -> [Allocations; 2] {
     };
     session.at(MessageKind::Commit, move |_| source());
     session.run().assert_moved();
-    let told = *told.lock().unwrap();
-    told
+    *told.lock().unwrap()
 }
 
 #[test]
