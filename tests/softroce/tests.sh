@@ -28,7 +28,7 @@ run 'a KVM guest moves over TCP, tracked by the ring' 240 move_a_guest --transpo
 run 'a KVM guest moves over RDMA, and on' 300 send_over_rdma "$RDMA_IPV4_A" "$RDMA_IPV4_B"
 run 'a KVM guest moves over RDMA, IPv6' 300 send_over_rdma "$RDMA_IPV6_A" "$RDMA_IPV6_B"
 run 'a KVM guest in huge pages moves over RDMA' 240 move_in_huge_pages
-run_cargo 'RDMA: a guest moves in a window of pinned memory' 400 '-p dunlin-tests --test rdma_moves_in_a_window' --test-threads=1
+run_cargo 'RDMA: a guest moves in a window of pinned memory' 400 '-p dunlin-tests --test rdma_moves_in_a_window' --test-threads=1 --skip 1_gib
 run 'auto picks RDMA, and TCP where the destination has no RDMA' 300 auto_picks
 run 'the demo moves over RDMA' 240 move_a_guest --transport rdma
 run 'bench measures RDMA, TCP and perftest' 240 bench_over_rdma
@@ -43,8 +43,10 @@ run_cargo 'no RDMA library, though there is a device' 240 '-p dunlin-tests --tes
 # The last of these: rxe devices under which the wire went down let nobody connect any more, and its
 # IPv6 addresses and routes do not come back with it.
 run_cargo 'RDMA: the link goes down' 120 '-p dunlin-transports --features rdma,testing --test rdma_link_down'
-# Whole guests under faults. They have passed, also on a busy host, but not often enough yet to be
-# trusted in every run. The first of them makes devices anew.
+# What a nested guest has to live through for long: whole guests under faults, and one of 1 GiB. Now
+# and then the emulated KVM has such a guest crash by itself (see docs/softroce.md). The second of
+# them makes devices anew.
+run_cargo 'by hand: a guest of 1 GiB moves in a window of 128 MiB' 400 '-p dunlin-tests --test rdma_moves_in_a_window' 1_gib
 run_cargo 'by hand: the link goes down under moves' 600 '-p dunlin-tests --test rdma_the_link_goes_down' --test-threads=1
 run_cargo 'by hand: less memory may be locked than a guest has' 600 '-p dunlin-tests --test rdma_the_limit_for_locked_memory' --test-threads=1
 run_cargo 'by hand: processes are killed under moves (chaos)' 900 '-p dunlin-tests --test rdma_moves_with_faults'
