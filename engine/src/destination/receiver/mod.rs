@@ -186,7 +186,7 @@ pub(super) fn receive<F: GuestFactory>(
     };
     let own = capability::ALL & !capability::SELF_CHECK | self_check;
     let costs = guest.handover_costs();
-    let record = journal.rehearse(Deadline::after(LAST_WORD_TIME));
+    let record = journal.expected_duration(Deadline::after(LAST_WORD_TIME));
     let told = |cost: Option<Duration>| {
         cost.map(|cost| u64::try_from(cost.as_nanos()).unwrap_or(u64::MAX))
     };

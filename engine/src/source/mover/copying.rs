@@ -65,7 +65,7 @@ impl Mover<'_, '_> {
         };
         self.record_takes = self
             .journal
-            .rehearse(Deadline::after(self.settings.peer_timeout));
+            .expected_duration(Deadline::after(self.settings.peer_timeout));
         self.identities = lanes.iter().map(|lane| lane.identity()).collect();
         self.fences = vec![0; lanes.len()];
         self.counters = vec![LaneCounters::default(); lanes.len()];
