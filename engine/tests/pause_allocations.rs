@@ -1,5 +1,5 @@
-//! What the sessions' threads allocate while the guest is paused: so little that no page of fresh
-//! memory is waited for, and no more for a larger guest.
+//! What the sessions' threads allocate while the guest is paused: little, in small pieces, and no
+//! more for a larger guest.
 //!
 //! Messages and the guest's state are values of their own; all that is as large as memory is made
 //! before the pause.
@@ -11,14 +11,14 @@
     reason = "a test that meets an impossible value should stop there and say so"
 )]
 
+mod counting;
 mod simulated;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::sync::{Arc, Mutex};
 
 use dunlin_engine::protocol::MessageKind;
 
+use counting::{ALLOCATED, Allocations};
 use simulated::{Hooks, Session};
 
 /// The most that one allocation may have: far below what the system's allocator asks the kernel for
@@ -27,61 +27,6 @@ const BYTES_MAX: usize = 16 << 10;
 
 /// And all of one thread's in a pause.
 const ALL_BYTES_MAX: usize = 64 << 10;
-
-/// What one thread allocated.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Allocations {
-    calls: usize,
-    bytes: usize,
-    largest: usize,
-}
-
-thread_local! {
-    static ALLOCATED: Cell<Allocations> = const {
-        Cell::new(Allocations { calls: 0, bytes: 0, largest: 0 })
-    };
-}
-
-/// The system's allocator, and a count.
-struct Counting;
-
-fn count(bytes: usize) {
-    let mut all = ALLOCATED.get();
-    all.calls += 1;
-    all.bytes += bytes;
-    all.largest = all.largest.max(bytes);
-    ALLOCATED.set(all);
-}
-
-// SAFETY: every call goes on to the system's allocator as it came. Counting neither allocates (the
-// cell is made at compile time and has no destructor) nor panics.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size());
-        // SAFETY: as the caller promises.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count(layout.size());
-        // SAFETY: as the caller promises.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
-        count(bytes);
-        // SAFETY: as the caller promises.
-        unsafe { System.realloc(pointer, layout, bytes) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: as the caller promises.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 /// What a move of a guest of so many pages allocates: on the source from the order to pause until
 /// COMMIT, on the destination from loading the state until vCPUs are entered.

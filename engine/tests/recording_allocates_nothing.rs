@@ -3,49 +3,13 @@
 
 #![cfg(feature = "telemetry")]
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
+mod counting;
+
 use std::time::Duration;
 
 use dunlin_engine::telemetry::{Counter, End, Gauge, Operation, Recorder, SpanName, Track};
 
-thread_local! {
-    /// Allocations of this thread: the test's runner has threads of its own.
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-/// The system's allocator, and a count.
-struct Counting;
-
-// SAFETY: every call goes on to the system's allocator as it came. Counting neither allocates (the
-// cell is made at compile time and has no destructor) nor panics.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: as the caller promises.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: as the caller promises.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: as the caller promises.
-        unsafe { System.realloc(pointer, layout, bytes) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: as the caller promises.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
+use counting::ALLOCATED;
 
 #[test]
 fn recording_allocates_nothing() {
@@ -56,9 +20,9 @@ fn recording_allocates_nothing() {
         (End::Destination, Track::Lane(63)),
         (End::Destination, Track::Registrar(0)),
     ] {
-        let before_making = ALLOCATIONS.get();
+        let before_making = ALLOCATED.get().calls;
         let mut recorder = Recorder::new(end, track);
-        let before = ALLOCATIONS.get();
+        let before = ALLOCATED.get().calls;
         assert!(before > before_making, "the count does not count");
         for operation in Operation::ALL {
             for exponent in 0..64 {
@@ -82,6 +46,6 @@ fn recording_allocates_nothing() {
                 recorder.span_of(Track::Vcpu(1), *name, now, now);
             }
         }
-        assert_eq!(ALLOCATIONS.get() - before, 0, "{end:?}, {track}");
+        assert_eq!(ALLOCATED.get().calls - before, 0, "{end:?}, {track}");
     }
 }

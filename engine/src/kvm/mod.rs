@@ -24,7 +24,7 @@
 //!    its vCPUs and their CPUID; [`StateAccess::new`] on both sides.
 //! 2. Source, paused: [`StateAccess::save_vcpu`] of each vCPU, [`StateAccess::save_vm`].
 //! 3. Destination: [`StateAccess::load_vcpu`] of each, then [`StateAccess::load_vm`], then
-//!    [`VcpuTime::restore`] of each, before any vCPU runs.
+//!    [`VcpuTime::restore`] of each, vCPU 0 first, before any vCPU runs.
 //! 4. Either side, before vCPUs go on after a pause: [`tell_paused`] for each.
 
 mod abi;

@@ -69,40 +69,34 @@ mod tests {
 
     const LOST: Duration = Duration::from_millis(30);
 
-    /// The call during which the processor is lost says what was true before or behind that; the
-    /// time that is told with it is another's.
     #[test]
     fn a_reading_in_which_the_processor_was_lost_is_taken_again() {
         let mut calls = 0;
+        let begun = now_ns();
         let read = || {
             calls += 1;
-            let value = now_ns();
             if calls == 1 {
                 sleep(LOST);
             }
-            Ok::<_, Infallible>(value)
+            Ok::<_, Infallible>(calls)
         };
-        let Ok((value, time)) = read_at(read);
-        assert!(calls > 1);
-        assert!(
-            time.abs_diff(value) < LOST.as_nanos() as u64 / 4,
-            "{time} {value}"
-        );
+        let Ok((call, time)) = read_at(read);
+        assert!(call > 1, "the first is told");
+        assert!(time - begun >= LOST.as_nanos() as u64, "{begun} {time}");
     }
 
     #[test]
     fn a_setting_in_which_the_processor_was_lost_is_made_again() {
-        let mut set = Vec::new();
+        let mut times = Vec::new();
         let Ok(()) = set_at(|now| {
-            if set.is_empty() {
+            if times.is_empty() {
                 sleep(LOST);
             }
-            set.push((now, now_ns()));
+            times.push(now);
             Ok::<_, Infallible>(())
         });
-        let (told, was) = *set.last().unwrap();
-        assert!(set.len() > 1);
-        assert!(was - told < LOST.as_nanos() as u64 / 4, "{set:?}");
+        let (first, last) = (times[0], times[times.len() - 1]);
+        assert!(last - first >= LOST.as_nanos() as u64, "{times:?}");
     }
 
     #[test]

@@ -16,8 +16,9 @@
 //! Where one side has no offset, no such clock reading, or scales the TSC (the formula assumes that
 //! guest and host count alike), IA32_TSC is set instead, advanced by the real time that passed. KVM
 //! takes a value that is within a second of what another vCPU's TSC says by then for an attempt to
-//! make them equal, and gives both one offset: so vCPUs that are set one after the other agree. That
-//! it takes the first one's for nothing else is seen to; with it the others are right.
+//! make them equal, and gives both one offset: so vCPUs that are set one after the other agree with
+//! vCPU 0, the first. Its own value is looked at afterwards, and set once more where KVM took it for
+//! such an attempt too.
 //!
 //! On a host whose TSC Linux does not trust, KVM stops the guest's TSC while its vCPU is not in the
 //! guest, and lets it catch up when it is entered again: what is read there is what it was when the
@@ -187,15 +188,10 @@ impl VcpuTime {
             None => Ok(()),
         }
     }
-}
 
-impl VcpuTime {
     fn restore_by_realtime(&self, vcpu: &VcpuFd) -> Result<(), KvmError> {
-        let write = |values: &[u64]| {
-            let values: Vec<_> = values.iter().map(|tsc| (msrs::IA32_TSC, *tsc)).collect();
-            msrs::write(vcpu, self.vcpu, &values)
-        };
-        write(&[self.tsc_at(realtime::now_ns())])?;
+        let tsc = self.tsc_at(realtime::now_ns());
+        msrs::write(vcpu, self.vcpu, &[(msrs::IA32_TSC, tsc)])?;
         if self.vcpu != 0 {
             return Ok(());
         }
@@ -208,7 +204,9 @@ impl VcpuTime {
         // was set last, each counts as it is.
         realtime::set_at(|now_ns| {
             let tsc = self.tsc_at(now_ns);
-            write(&[tsc.wrapping_add(ticks(AWAY_NS, self.tsc_khz)), tsc])
+            let away = tsc.wrapping_add(ticks(AWAY_NS, self.tsc_khz));
+            let values = [away, tsc].map(|tsc| (msrs::IA32_TSC, tsc));
+            msrs::write(vcpu, self.vcpu, &values)
         })
     }
 

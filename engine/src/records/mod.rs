@@ -206,7 +206,7 @@ pub trait Journal: Send {
             return Some(first);
         }
         let again = (1..REHEARSALS_MAX).map_while(|_| self.rehearse(deadline));
-        again.min().map(|least| least.min(first)).or(Some(first))
+        again.chain([first]).min()
     }
 
     /// Makes durable what is recorded already.

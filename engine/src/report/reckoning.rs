@@ -3,8 +3,8 @@
 
 use super::{BlackoutReport, REMAINDER};
 
-/// How much a remainder may be in any case: some tens of calls that belong to no part. A guest that
-/// was moved has none; see the parts' order.
+/// How much a remainder may be in any case: some tens of calls that belong to no part. Where the
+/// guest was moved without a hitch there are none.
 pub const REMAINDER_NS_MAX: u64 = 50_000;
 
 /// Or what share of the pause, in parts of a hundred.
