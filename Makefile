@@ -34,7 +34,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test model simulate chaos planted-bug planted-delays planted-slowness softroce softroce-bench softroce-receipts softroce-chaos rdma-test bench bench-blackout bench-brownout bench-peers bench-scaling bench-suite bench-recording receipts lint format deny
+.PHONY: help demo build test model simulate chaos planted-bug planted-delays planted-slowness softroce softroce-bench softroce-receipts softroce-chaos rdma-test bench bench-blackout bench-brownout bench-peers bench-scaling bench-suite bench-recording bench-rearm receipts lint format deny
 
 help: ## Say what there is
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -123,7 +123,7 @@ softroce-bench: build ## Compare with QEMU, ib_write_bw and iperf3 in that machi
 softroce-receipts: build ## Check the receipts of 50 moves over TCP and 50 over RDMA in that machine (ARGS="--each")
 	@$(SETUP) rdma-headers module-tools
 	$(CARGO) build --release --locked -p dunlin-bench --bin receipts
-	tests/softroce/run --timeout 3600 --append tsc=reliable -- $(CARGO_TARGET_DIR)/release/receipts --dunlin $(DUNLIN) \
+	tests/softroce/run --cpus 2 --timeout 3600 --append tsc=reliable -- $(CARGO_TARGET_DIR)/release/receipts --dunlin $(DUNLIN) \
 		--transport tcp,rdma --addresses 10.77.0.1 10.77.0.2 --way-in 100000 $(ARGS)
 
 bench: ## Run the micro-benchmarks (about two minutes; ARGS=zero runs those named so)
@@ -141,6 +141,11 @@ bench-blackout: build ## Measure the pause of guests over loopback (three minute
 bench-brownout: build ## Measure what a move costs the guest while it still runs (five minutes; ARGS="--passes 3")
 	$(CARGO) build --release --locked -p dunlin-bench --bin brownout
 	$(CARGO_TARGET_DIR)/release/brownout --dunlin $(DUNLIN) $(ARGS)
+
+bench-rearm: ## Measure re-arming of the dirty log, by the size of its granules (two minutes)
+	@$(SETUP) rust cc
+	$(CARGO) build --release --locked -p dunlin-bench --bin rearm
+	$(CARGO_TARGET_DIR)/release/rearm $(ARGS)
 
 # The program without recording, but with all else, has a folder of its own.
 SILENT = --features compression$$($(SETUP) --has rdma-headers && echo ,rdma)

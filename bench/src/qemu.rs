@@ -58,6 +58,9 @@ pub struct Told {
     pub copying_s: f64,
     /// The pause.
     pub downtime_s: f64,
+    /// The longest time in which the guest saw the processor's counter stand still, from the move's
+    /// beginning to its end; `None` for a guest that idles.
+    pub guest_gap_s: Option<f64>,
 }
 
 /// One process.
@@ -77,7 +80,12 @@ pub struct Pair {
     pub destination: Machine,
     uri: String,
     logs: [PathBuf; 2],
+    /// The source's memory, of a guest that looks at the counter.
+    gaps_at: Option<PathBuf>,
 }
+
+/// How long a guest that runs again is given to see for how long it did not.
+const GAP_TIME: Duration = Duration::from_millis(100);
 
 /// What a QEMU says of itself; `None` when it is none.
 pub fn version(program: &Path) -> Option<String> {
@@ -165,6 +173,15 @@ impl Machine {
         })
     }
 
+    /// A word of the guest's memory.
+    fn word(&mut self, address: u32) -> anyhow::Result<u32> {
+        let command = json!({ "command-line": format!("xp /1wx {address:#x}") });
+        let said = self.monitor.execute("human-monitor-command", command)?;
+        let said = said.as_str().unwrap_or_default();
+        let word = said.trim().rsplit("0x").next().unwrap_or_default();
+        u32::from_str_radix(word, 16).with_context(|| format!("QEMU says '{said}'"))
+    }
+
     /// Waits for the move's end, and gives what QEMU tells of it.
     fn completed(&mut self) -> anyhow::Result<Value> {
         let begun = Instant::now();
@@ -233,6 +250,7 @@ impl Pair {
             destination,
             uri: format!("{}:{}:{port}", way.scheme, ends.destination.address),
             logs: ["source", "destination"].map(|name| directory.join(format!("{name}.log"))),
+            gaps_at: guest.hot_bytes.map(|_| guest.memory.to_owned()),
         };
         pair.source.configure(way)?;
         pair.destination.configure(way)?;
@@ -247,15 +265,27 @@ impl Pair {
         Ok(pair)
     }
 
-    /// Moves the guest.
+    /// Moves the guest, and sees that it runs where it is now.
     ///
     /// # Errors
     ///
     /// When it does not arrive, with what was said.
     pub fn migrate(&mut self) -> anyhow::Result<Told> {
+        if let Some(memory) = &self.gaps_at {
+            let memory = fs::OpenOptions::new().write(true).open(memory)?;
+            memory.write_all_at(&[0; 4], boot_sector::LONGEST_GAP.into())?;
+        }
+        let (begun, ticks) = (Instant::now(), counter());
         let arguments = json!({ "uri": self.uri });
         self.source.monitor.execute("migrate", arguments)?;
         let told = self.source.completed().with_context(|| self.last_words())?;
+        self.see_it_run()?;
+        let guest_gap_s = self.gaps_at.is_some().then(|| {
+            std::thread::sleep(GAP_TIME);
+            let per_second = (counter() - ticks) as f64 / begun.elapsed().as_secs_f64();
+            let units = self.destination.word(boot_sector::LONGEST_GAP)?;
+            anyhow::Ok(f64::from(units) * f64::from(boot_sector::GAP_TICKS) / per_second)
+        });
         let seconds = |name: &str| {
             let value = told[name].as_f64().map(|milliseconds| milliseconds / 1e3);
             value.with_context(|| format!("QEMU tells no {name}: {told}"))
@@ -265,15 +295,12 @@ impl Pair {
             total_s,
             copying_s: total_s - seconds("setup-time")?,
             downtime_s: seconds("downtime")?,
+            guest_gap_s: guest_gap_s.transpose()?,
         })
     }
 
     /// Sees that the guest runs where it is now.
-    ///
-    /// # Errors
-    ///
-    /// When it does not.
-    pub fn see_it_run(&mut self) -> anyhow::Result<()> {
+    fn see_it_run(&mut self) -> anyhow::Result<()> {
         let monitor = &mut self.destination.monitor;
         wait_for("the guest to run at QEMU's destination", || {
             Ok(monitor.execute("query-status", json!({}))?["running"] == true)
@@ -286,6 +313,12 @@ impl Pair {
         let said = logs.map(Result::unwrap_or_default).join(" ");
         said.trim().to_owned()
     }
+}
+
+/// The processor's counter, which a guest sees too.
+fn counter() -> u64 {
+    // SAFETY: every processor that runs 64-bit code has it.
+    unsafe { std::arch::x86_64::_rdtsc() }
 }
 
 /// Waits until the last page of the hot set changes.

@@ -17,7 +17,9 @@ use crate::layout::Layout;
 /// 2 MiB is one huge page (what KVM splits and what a NIC registers best), and its dirty bits fill
 /// one cache line of 64 bytes, so that lanes on neighbouring chunks never share one. At 12.5 GB/s
 /// (100 Gb/s) a chunk takes some 170 µs: a claim, well under a microsecond even when contended, is
-/// lost in that, and so is the wait for the lane that ends a round last.
+/// lost in that, and so is the wait for the lane that ends a round last. It is also what is re-armed
+/// in one call: from 1 MiB on larger calls gain nothing, and smaller ones cost up to 1.7 times as
+/// much (`make bench-rearm`).
 pub const CHUNK_BYTES: u64 = 2 << 20;
 
 /// [`CHUNK_BYTES`] in pages.

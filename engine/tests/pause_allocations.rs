@@ -71,7 +71,10 @@ fn in_the_pause(pages: u64) -> [Allocations; 2] {
 #[test]
 fn a_pause_allocates_little_however_large_the_guest_is() {
     for pages in [1 << 12, LARGE_PAGES] {
-        for (side, all) in ["source", "destination"].into_iter().zip(in_the_pause(pages)) {
+        for (side, all) in ["source", "destination"]
+            .into_iter()
+            .zip(in_the_pause(pages))
+        {
             println!("{pages} pages, {side}: {all:?}");
             assert!(all.calls > 0, "nothing was counted");
             assert!(all.bytes <= BYTES_MAX, "{all:?}");

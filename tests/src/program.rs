@@ -325,13 +325,29 @@ pub fn processes_with(environment: &str) -> Vec<u32> {
 /// # Errors
 ///
 /// When it does not, within a minute.
-pub fn eventually(what: &str, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(60);
+pub fn eventually(what: &str, done: impl FnMut() -> Result<bool>) -> Result<()> {
+    eventually_within(Duration::from_secs(60), what, done)
+}
+
+/// Waits until `done` says yes, for so long at most. What takes long is asked less and less often:
+/// asking may be work too.
+///
+/// # Errors
+///
+/// When it does not.
+pub fn eventually_within(
+    limit: Duration,
+    what: &str,
+    mut done: impl FnMut() -> Result<bool>,
+) -> Result<()> {
+    const INTERVALS: [Duration; 2] = [Duration::from_millis(20), Duration::from_secs(1)];
+    let begun = Instant::now();
     while !done()? {
-        if Instant::now() >= deadline {
-            bail!("waited a minute in vain: {what}");
+        let waited = begun.elapsed();
+        if waited >= limit {
+            bail!("waited {} s in vain: {what}", limit.as_secs());
         }
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep((waited / 16).clamp(INTERVALS[0], INTERVALS[1]));
     }
     Ok(())
 }

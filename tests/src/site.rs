@@ -13,8 +13,12 @@ use tempfile::TempDir;
 
 use crate::measured::REPORT_SCHEMA;
 use crate::program::{
-    Output, Running, dunlin, eventually, is_alive, processes_with, signal_process,
+    Output, Running, dunlin, eventually, eventually_within, is_alive, processes_with,
+    signal_process,
 };
+
+/// How long a guest's memory may take to be filled: 1 GiB, on one emulated processor.
+const FILLING_TIME: Duration = Duration::from_secs(240);
 
 /// A site. What was started on it ends with it.
 pub struct Site {
@@ -187,7 +191,7 @@ impl Site {
         let mut all = vec!["run", "--name", name];
         all.extend(arguments);
         let mut process = self.start(&all)?;
-        eventually("the guest runs", || {
+        eventually_within(FILLING_TIME, "the guest runs", || {
             if let Some(status) = process.ended() {
                 bail!("'dunlin run' ended: {status}");
             }

@@ -277,10 +277,9 @@ impl SourceSession {
             }
             (State::Preparing, Event::Ready) => (State::GivingUp, vec![Action::RecordGiveUp]),
             (State::GivingUp, Event::GaveUp) => (State::Committed, vec![Action::SendCommit]),
-            (State::Committed, Event::Running) => (
-                State::Verifying,
-                vec![Action::SyncRecord, Action::CloseLanes, Action::Verify],
-            ),
+            (State::Committed, Event::Running) => {
+                (State::Verifying, vec![Action::SyncRecord, Action::Verify])
+            }
             (State::Verifying, Event::Verified | Event::Lost) => (
                 State::Moved,
                 vec![
@@ -288,6 +287,7 @@ impl SourceSession {
                     // source that died in between what became of it.
                     Action::RecordReleased,
                     Action::SendReleased,
+                    Action::CloseLanes,
                     Action::ReleaseOutside,
                 ],
             ),

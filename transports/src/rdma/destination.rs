@@ -358,7 +358,8 @@ impl lane::DestinationEndpoint for DestinationEndpoint {
     }
 
     /// Ends the queue pair of every lane. Memory stays registered, and pinned, until the endpoint is
-    /// dropped: that takes its time, and is for when the guest runs.
+    /// dropped, and the peer is told by `stop`: both take their time, and are for when the guest
+    /// runs.
     fn revoke_all(&self) -> Result<(), LaneError> {
         self.shared.ranges.refuse_more();
         let wait = |limit, connections: &[Arc<Connection>], is_over: fn(&Connection) -> bool| {
@@ -379,7 +380,7 @@ impl lane::DestinationEndpoint for DestinationEndpoint {
         let watch = &self.shared.watch;
         // Words that do not go out cost the source a wait, and nothing else.
         let _ = wait(WORDS_LIMIT, &watch.connections(), Connection::is_sent);
-        let connections = watch.stop();
+        let connections = watch.end_pairs();
         for connection in connections
             .iter()
             .filter(|connection| !connection.has_ended())

@@ -83,17 +83,23 @@ impl Watch {
     }
 
     /// Lets nothing go on: every wait ends, every lane's queue pair is ended. Returns the
-    /// connections, for what else is to be done with them.
-    pub(super) fn stop(&self) -> Vec<Arc<Connection>> {
+    /// connections, for what else is to be done with them. The peer is told by `stop`, which takes
+    /// the connection manager some milliseconds.
+    pub(super) fn end_pairs(&self) -> Vec<Arc<Connection>> {
         self.stopped.store(true, Ordering::SeqCst);
         self.raise_alarm();
         let connections = self.connections();
-        // All lanes' writes first, then the politeness.
         for connection in &connections {
             let _ = connection.end_pair();
         }
-        connections.iter().for_each(|connection| connection.end());
         connections
+    }
+
+    /// Lets nothing go on, and tells the peer.
+    pub(super) fn stop(&self) {
+        for connection in self.end_pairs() {
+            connection.end();
+        }
     }
 
     pub(super) fn is_stopped(&self) -> bool {

@@ -32,7 +32,6 @@ pub(crate) fn run(run: &mut Run<'_>, way: QemuWay) -> anyhow::Result<Outcome> {
     let told = pair.migrate();
     let usage = run.end(watched)?;
     let told = told?;
-    pair.see_it_run()?;
     let mut outcome = Outcome::new(bytes, bytes as f64 / told.copying_s, told.total_s, usage);
     outcome.blackout_s = Some(told.downtime_s);
     Ok(outcome)

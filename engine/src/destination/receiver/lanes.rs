@@ -207,16 +207,19 @@ pub(super) fn serve(
         let ended = recorder.now();
         recorder.span(SpanName::LaneReceive, begun, ended);
         record_counters(&mut recorder, lane.as_ref());
-        let input = match fence {
-            Ok(number) => Input::Fence {
-                lane: lane.number(),
-                number,
-                counters: lane.counters(),
-            },
-            Err(error) => Input::LaneFailed(error),
+        let number = match fence {
+            Ok(number) => number,
+            Err(error) => {
+                let _ = inputs.send(Input::LaneEnded(lane, error));
+                return;
+            }
         };
-        let last = matches!(input, Input::LaneFailed(_));
-        if inputs.send(input).is_err() || last {
+        let fence = Input::Fence {
+            lane: lane.number(),
+            number,
+            counters: lane.counters(),
+        };
+        if inputs.send(fence).is_err() {
             return;
         }
     }

@@ -88,7 +88,10 @@ enum Input {
         number: FenceNumber,
         counters: Option<LaneCounters>,
     },
+    /// No lane can be let in any more.
     LaneFailed(LaneError),
+    /// A lane's last word. What it is made of comes along: its thread would free it, in the pause.
+    LaneEnded(Box<dyn DestinationLane>, LaneError),
     /// Ranges were registered or deregistered.
     RangesDone,
     RangeFailed(LaneError),
@@ -224,6 +227,7 @@ pub(super) fn receive<F: GuestFactory>(
             settings,
             seen: vec![0; tickets.len()],
             open: vec![false; tickets.len()],
+            ended: Vec::with_capacity(tickets.len()),
             identities: None,
             pool: &pool,
             ranges: pin_budget_bytes.map(|budget| OpenRanges::new(budget, &pool)),
@@ -305,6 +309,8 @@ struct Destination<'a, F: GuestFactory> {
     began: Timestamp,
     /// Which lanes are here.
     open: Vec<bool>,
+    /// Lanes that came to their end.
+    ended: Vec<Box<dyn DestinationLane>>,
     /// What LANES said, until it was compared.
     identities: Option<Lanes>,
     pool: &'a Pool,
@@ -445,6 +451,7 @@ impl<F: GuestFactory> Destination<'_, F> {
             Action::CloseLanes => {
                 self.pool.stop();
                 self.endpoint.stop();
+                self.ended.clear();
                 None
             }
             Action::Discard => {

@@ -349,7 +349,8 @@ fn memory_that_the_source_retired_cannot_be_sent_from() {
     let transfer = write(&session, 4096, address, key);
     session.source.retire(run(0, PAGES)).unwrap();
     let status = refused(&session.source_end(), transfer);
-    // This side's memory is not registered for this; rxe says that its queue pair failed.
-    assert!([4, 2].contains(&status.0), "{status}");
+    // This side's memory is not registered for this; rxe says that its queue pair failed, or, since
+    // some kernel between 6.1 and 6.12, that it has ended.
+    assert!([4, 2, 5].contains(&status.0), "{status}");
     session.assert_untouched();
 }
