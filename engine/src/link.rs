@@ -27,8 +27,9 @@ const FIRST_PING_INTERVAL: Duration = Duration::from_millis(20);
 /// How many PINGs are the first.
 const FIRST_PINGS: u32 = 8;
 
-/// How many of the last round trips decide what one takes as a rule: their median, because a thread
-/// that loses its processor, or pages that are in the way, make single ones many times as long.
+/// How many of the last round trips decide what one takes in the pause: their lower quartile. A
+/// thread that loses its processor, or pages that are in the way, make some many times as long, and
+/// in the pause nothing is in the way.
 const TYPICAL_SAMPLES: usize = 7;
 
 /// How often a sender looks whether the other one is done.
@@ -54,7 +55,7 @@ pub(crate) enum LinkEvent {
 
 /// What PINGs told.
 struct Measured {
-    /// What a round trip takes as a rule: the last few decide.
+    /// What a round trip takes with nothing in its way: the last few decide.
     typical: Option<Duration>,
     clock: ClockOffset,
     recorder: Kept,
@@ -183,7 +184,7 @@ impl Link {
         self.stopper.stop();
     }
 
-    /// What a round trip takes as a rule: the last few decide.
+    /// What a round trip takes with nothing in its way: the last few decide.
     pub(crate) fn typical_round_trip(&self) -> Option<Duration> {
         self.measured().typical
     }
@@ -331,7 +332,7 @@ impl Reader {
         let mut sorted = self.last;
         let sorted = sorted.get_mut(..known).unwrap_or_default();
         sorted.sort_unstable();
-        let typical = sorted.get(known / 2).copied().unwrap_or(round_trip);
+        let typical = sorted.get(known / 4).copied().unwrap_or(round_trip);
         let mut measured = self.measured.lock().unwrap_or_else(PoisonError::into_inner);
         measured.typical = Some(typical);
         measured

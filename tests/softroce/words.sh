@@ -92,7 +92,9 @@ start_receiver() {
 send() {
     local host=$1 endpoint=$2 transport=$3 report=$SITE/report.json
     shift 3
-    at "$host" send vm1 --to "$endpoint" --max-blackout 5s --peer-timeout 20s --report "$report" "$@" || return 1
+    at "$host" send vm1 --to "$endpoint" --max-blackout 5s --peer-timeout 20s --report "$report" "$@" >"$SITE/said" 2>&1 ||
+        { cat "$SITE/said"; return 1; }
+    cat "$SITE/said"
     local expected
     for expected in '"outcome": "moved"' "\"transport\": \"$transport\"" '"equal": true'; do
         grep -qF "$expected" "$report" || { echo "the report has no $expected:"; cat "$report"; return 1; }
@@ -175,7 +177,8 @@ send_over_rdma() {
         flags=(--rdma-gid-index "$gid" --rdma-sl 3 --rdma-pkey 0 --rdma-ack-timeout 16)
     fi
     send a "rdma://$to:$PORT" rdma --bind "$1" --rdma-device "$RDMA_DEVICE_A" --rdma-port 1 \
-        --rdma-tos 104 "${flags[@]}" --rdma-window 128KiB --pin-budget 32MiB --lanes 2 || return 1
+        --rdma-tos 104 "${flags[@]}" --rdma-window 128KiB --pin-budget 32MiB --lanes 2 --compress auto || return 1
+    grep -F 'nothing is compressed' "$SITE/said" || return 1
     grep -qF "\"mechanism\": \"$RDMA_DEVICE_A port 1, $(rdma_kind)\"" "$SITE/report.json" || return 1
     start_receiver c "$to" --rdma-device "$RDMA_DEVICE_B" --poll event || return 1
     send b "rdma://$to:$PORT" rdma --poll spin --lanes 1 || return 1

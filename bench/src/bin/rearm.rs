@@ -181,7 +181,7 @@ fn print(arguments: &Arguments, rows: &[Row]) {
         let [longest, longest_range] = spread(Spread::of(row.longest.iter().copied()), 1e-6, 0);
         vec![
             if row.running { "running" } else { "parked" }.to_owned(),
-            (row.granule_pages * PAGE_BYTES >> 10).to_string(),
+            (row.granule_pages * PAGE_BYTES / 1024).to_string(),
             median,
             range,
             figure(ratio, 2),

@@ -49,6 +49,12 @@ const RECORD_ASSUMED: Duration = Duration::from_micros(50);
 /// Entering the vCPUs, where that was not measured.
 const RESUME_ASSUMED: Duration = Duration::from_micros(30);
 
+/// Sharing the last pages out among the lanes: a pass over the bitmap, and a word to each.
+const SHARE_OUT_ASSUMED: Duration = Duration::from_micros(20);
+
+/// Acquiring what the guest holds outside, where that is nothing: a question to another thread.
+const ACQUIRE_ASSUMED: Duration = Duration::from_micros(25);
+
 /// Ending the lanes' access to memory: a call or two for each.
 const REVOKE_ASSUMED: Duration = Duration::from_micros(25);
 
@@ -249,6 +255,7 @@ impl Convergence {
         let save_takes = save.unwrap_or(state_assumed);
         term("park", park.unwrap_or(PARK_ASSUMED), park.is_none());
         term("collect", now.collect, false);
+        term("share-out", SHARE_OUT_ASSUMED, true);
         term("save-state", save_takes, save.is_none());
         // The lanes are at work while state is saved.
         let scan = now.dirty_pages as f64 * self.scan_seconds_per_page.unwrap_or(0.0);
@@ -281,6 +288,7 @@ impl Convergence {
             term("digests", seconds(both), true);
         }
         term("load-state", load.unwrap_or(state_assumed), load.is_none());
+        term("acquire", ACQUIRE_ASSUMED, true);
         term("revoke-access", REVOKE_ASSUMED * now.lanes, true);
         // PREPARE there, READY back, COMMIT there.
         let is_assumed = now.round_trip.is_none();

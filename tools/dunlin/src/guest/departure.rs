@@ -12,8 +12,8 @@ use dunlin_transports::control::{ControlChannel, ControlError};
 use dunlin_transports::deadline::Deadline;
 use dunlin_transports::lane::{SessionId, SourceEndpoint};
 use dunlin_transports::tcp::{
-    CompressionError, Mechanism, Options, SourceEndpoint as TcpEndpoint, ZeroCopy, dial_control,
-    dial_settling,
+    Compression, CompressionError, Mechanism, Options, SourceEndpoint as TcpEndpoint, ZeroCopy,
+    dial_control, dial_settling,
 };
 use dunlin_vmm::dirty_trace::{RecordedGuest, Recorder};
 use dunlin_vmm::machine::Machine;
@@ -223,6 +223,10 @@ impl Departure<'_> {
                 if scheme == Scheme::Auto {
                     let note = format!("auto: using rdma, {}", lanes.mechanism());
                     self.observer.note(&note);
+                }
+                if options.compression != Compression::Off {
+                    self.observer
+                        .note("nothing is compressed: --compress is for lanes over TCP");
                 }
                 Ok(lanes)
             }
