@@ -99,7 +99,7 @@ softroce: build ## Run the RDMA tests in an emulated machine that has RDMA (ARGS
 	@$(SETUP) rdma-headers module-tools
 	tests/softroce/suite machine '$(ARGS)'
 
-# Each kill of a process at each phase is 104 runs; one takes 4 to 10 s there.
+# Each kill of a process at each phase is 104 runs (see docs/chaos.md); one takes some 10 s there.
 softroce-chaos: build ## Chaos over RDMA, in the emulated machine (RUNS=300 ARGS=...)
 	@$(SETUP) rdma-headers module-tools
 	$(CARGO) build -p dunlin-tests --locked --bin dunlin-chaos

@@ -28,21 +28,14 @@ impl<F: GuestFactory> Destination<'_, F> {
                 Input::RangeFailed(error) => {
                     Some(self.failed(&format!("registering memory: {error}")))
                 }
-                Input::LaneEnded(lane, error) => {
-                    self.ended.push(lane);
-                    self.lane_failed(&error)
-                }
-                Input::LaneFailed(error) => self.lane_failed(&error),
+                // Once access is revoked, lanes end by themselves.
+                Input::LaneFailed(_) if self.is_past_lanes() => None,
+                Input::LaneFailed(error) => Some(self.failed(&error.to_string())),
             };
             if let Some(event) = event {
                 return event;
             }
         }
-    }
-
-    /// Once access is revoked, lanes end by themselves.
-    fn lane_failed(&mut self, error: &LaneError) -> Option<Event> {
-        (!self.is_past_lanes()).then(|| self.failed(&error.to_string()))
     }
 
     pub(super) fn is_past_lanes(&self) -> bool {

@@ -1,6 +1,7 @@
 //! The lanes' side: tokens, grants, letting lanes in, confirming them, and a thread for each.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use super::*;
 
@@ -144,7 +145,7 @@ pub(super) fn start_lanes<'scope>(
     tickets: Vec<LaneTicket>,
     hello: &Hello,
     settings: &ReceiveSettings,
-    inputs: SyncSender<Input>,
+    outlet: Outlet<'scope>,
     shelf: Shelf,
 ) -> std::io::Result<()> {
     let lanes = u16::try_from(tickets.len()).unwrap_or(u16::MAX);
@@ -165,12 +166,12 @@ pub(super) fn start_lanes<'scope>(
                 shelf.observe_destination(lane.as_mut());
                 let recorder = shelf.recorder(Track::Lane(number.0));
                 // First of all: behind this the lane can be confirmed.
-                let _ = inputs.send(Input::LaneOpen(number));
+                let _ = outlet.inputs.send(Input::LaneOpen(number));
                 let cpu = cpus.get(usize::from(number.0)).copied().flatten();
-                let inputs = inputs.clone();
+                let outlet = outlet.clone();
                 let name = format!("dunlin-{}", number.0);
                 inside
-                    .spawn(name, move || serve(lane, cpu, limit, recorder, &inputs))
+                    .spawn(name, move || serve(lane, cpu, limit, recorder, &outlet))
                     .map_err(|source| LaneError::System {
                         lane: number,
                         doing: "starting its thread",
@@ -178,13 +179,52 @@ pub(super) fn start_lanes<'scope>(
                     })
             });
             if let Err(error) = started {
-                let _ = inputs.send(Input::LaneFailed(error));
+                let _ = outlet.inputs.send(Input::LaneFailed(error));
                 return;
             }
         }
     };
     scope.spawn("dunlin-accept", accept)?;
     Ok(())
+}
+
+/// What lanes that came to their end were made of. They end in the pause, when access is revoked, and
+/// freeing a ring and a socket, or a queue pair, is for when the guest runs.
+pub(super) struct EndedLanes {
+    /// `None` once they may be freed.
+    kept: Mutex<Option<Vec<Box<dyn DestinationLane>>>>,
+}
+
+impl EndedLanes {
+    pub(super) fn new(lanes: usize) -> Self {
+        Self {
+            kept: Mutex::new(Some(Vec::with_capacity(lanes))),
+        }
+    }
+
+    fn keep(&self, lane: Box<dyn DestinationLane>) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kept) = kept.as_mut() {
+            kept.push(lane);
+        }
+    }
+
+    /// Frees them; from now on each lane's thread does so itself.
+    pub(super) fn free(&self) {
+        let kept = self
+            .kept
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        drop(kept);
+    }
+}
+
+/// Where lanes' threads leave what they have to say, and in the end their lanes.
+#[derive(Clone)]
+pub(super) struct Outlet<'session> {
+    pub(super) inputs: SyncSender<Input>,
+    pub(super) ended: &'session EndedLanes,
 }
 
 /// One lane's thread: takes what arrives, tells of each fence.
@@ -196,7 +236,7 @@ pub(super) fn serve(
     cpu: Option<usize>,
     limit: Deadline,
     mut recorder: Kept,
-    inputs: &SyncSender<Input>,
+    outlet: &Outlet<'_>,
 ) {
     if let Some(cpu) = cpu {
         pin_current_thread(cpu);
@@ -210,7 +250,8 @@ pub(super) fn serve(
         let number = match fence {
             Ok(number) => number,
             Err(error) => {
-                let _ = inputs.send(Input::LaneEnded(lane, error));
+                let _ = outlet.inputs.send(Input::LaneFailed(error));
+                outlet.ended.keep(lane);
                 return;
             }
         };
@@ -219,7 +260,7 @@ pub(super) fn serve(
             number,
             counters: lane.counters(),
         };
-        if inputs.send(fence).is_err() {
+        if outlet.inputs.send(fence).is_err() {
             return;
         }
     }

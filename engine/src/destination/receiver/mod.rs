@@ -31,7 +31,7 @@ use dunlin_transports::lane::{
 use dunlin_transports::memory::{MemoryMap, PAGE_BYTES, PageNumber, Run};
 use dunlin_transports::runtime::{self, Receiver, Scope, SyncSender, sync_channel};
 
-use self::lanes::{PREPARERS_MAX, issue_tickets, let_in, start_lanes};
+use self::lanes::{EndedLanes, Outlet, PREPARERS_MAX, issue_tickets, let_in, start_lanes};
 use self::ranges::{OpenRanges, Pool, start_pool};
 use super::{Arrival, Hello, ReceiveError, ReceiveSettings, Received};
 use crate::affinity::{lane_cpus, pin_current_thread};
@@ -88,10 +88,7 @@ enum Input {
         number: FenceNumber,
         counters: Option<LaneCounters>,
     },
-    /// No lane can be let in any more.
     LaneFailed(LaneError),
-    /// A lane's last word. What it is made of comes along: its thread would free it, in the pause.
-    LaneEnded(Box<dyn DestinationLane>, LaneError),
     /// Ranges were registered or deregistered.
     RangesDone,
     RangeFailed(LaneError),
@@ -219,6 +216,7 @@ pub(super) fn receive<F: GuestFactory>(
     }
 
     let pool = Pool::default();
+    let ended = EndedLanes::new(tickets.len());
     runtime::scope(|scope| {
         let began = Timestamp::now();
         let receiver = Destination {
@@ -227,7 +225,7 @@ pub(super) fn receive<F: GuestFactory>(
             settings,
             seen: vec![0; tickets.len()],
             open: vec![false; tickets.len()],
-            ended: Vec::with_capacity(tickets.len()),
+            ended: &ended,
             identities: None,
             pool: &pool,
             ranges: pin_budget_bytes.map(|budget| OpenRanges::new(budget, &pool)),
@@ -268,7 +266,10 @@ pub(super) fn receive<F: GuestFactory>(
                 tickets,
                 hello,
                 settings,
-                inputs_sender,
+                Outlet {
+                    inputs: inputs_sender,
+                    ended: &ended,
+                },
                 shelf.clone(),
             )
         });
@@ -309,8 +310,7 @@ struct Destination<'a, F: GuestFactory> {
     began: Timestamp,
     /// Which lanes are here.
     open: Vec<bool>,
-    /// Lanes that came to their end.
-    ended: Vec<Box<dyn DestinationLane>>,
+    ended: &'a EndedLanes,
     /// What LANES said, until it was compared.
     identities: Option<Lanes>,
     pool: &'a Pool,
@@ -451,7 +451,7 @@ impl<F: GuestFactory> Destination<'_, F> {
             Action::CloseLanes => {
                 self.pool.stop();
                 self.endpoint.stop();
-                self.ended.clear();
+                self.ended.free();
                 None
             }
             Action::Discard => {
