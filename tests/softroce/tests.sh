@@ -46,7 +46,7 @@ with_guests run_cargo 'no RDMA library, though there is a device' 240 '-p dunlin
 # IPv6 addresses and routes do not come back with it.
 run_cargo 'RDMA: the link goes down' 120 '-p dunlin-transports --features rdma,testing --test rdma_link_down'
 # The second of these makes devices anew.
-with_faults run_cargo 'RDMA: a guest of 1 GiB moves in a window of 128 MiB' 400 '-p dunlin-tests --test rdma_moves_in_a_window' 1_gib
+with_faults run_cargo 'RDMA: a guest of 1 GiB moves in a window of 128 MiB' 800 '-p dunlin-tests --test rdma_moves_in_a_window' 1_gib
 with_faults run_cargo 'RDMA: the link goes down under moves' 600 '-p dunlin-tests --test rdma_the_link_goes_down' --test-threads=1
 with_faults run_cargo 'RDMA: less memory may be locked than a guest has' 600 '-p dunlin-tests --test rdma_the_limit_for_locked_memory' --test-threads=1
 with_faults run_cargo 'RDMA: processes are killed under moves (chaos)' 900 '-p dunlin-tests --test rdma_moves_with_faults'
