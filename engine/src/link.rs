@@ -30,7 +30,7 @@ const FIRST_PINGS: u32 = 8;
 /// How many of the last round trips decide what one takes in the pause: their lower quartile. A
 /// thread that loses its processor, or pages that are in the way, make some many times as long, and
 /// in the pause nothing is in the way.
-const TYPICAL_SAMPLES: usize = 7;
+const ROUND_TRIP_SAMPLES: usize = 7;
 
 /// How often a sender looks whether the other one is done.
 const SENDER_RETRY: Duration = Duration::from_micros(20);
@@ -56,7 +56,7 @@ pub(crate) enum LinkEvent {
 /// What PINGs told.
 struct Measured {
     /// What a round trip takes with nothing in its way: the last few decide.
-    typical: Option<Duration>,
+    idle: Option<Duration>,
     clock: ClockOffset,
     recorder: Kept,
 }
@@ -109,7 +109,7 @@ impl Link {
     {
         let sender: SharedSender = Arc::new(Mutex::new(channel.sender));
         let measured = Arc::new(Mutex::new(Measured {
-            typical: None,
+            idle: None,
             clock: ClockOffset::new(),
             recorder,
         }));
@@ -124,7 +124,7 @@ impl Link {
                 Opening::Theirs => Some(Timestamp::now()),
             },
             pings: 0,
-            last: [Duration::ZERO; TYPICAL_SAMPLES],
+            last: [Duration::ZERO; ROUND_TRIP_SAMPLES],
             measured_count: 0,
         };
         let thread = runtime::spawn("dunlin-control", move || {
@@ -185,8 +185,8 @@ impl Link {
     }
 
     /// What a round trip takes with nothing in its way: the last few decide.
-    pub(crate) fn typical_round_trip(&self) -> Option<Duration> {
-        self.measured().typical
+    pub(crate) fn idle_round_trip(&self) -> Option<Duration> {
+        self.measured().idle
     }
 
     /// How the peer's clock stands to this side's, as far as PINGs told by the moment `at`.
@@ -251,7 +251,7 @@ struct Reader {
     ping_due: Option<Timestamp>,
     pings: u32,
     /// The last round trips, and how many there were.
-    last: [Duration; TYPICAL_SAMPLES],
+    last: [Duration; ROUND_TRIP_SAMPLES],
     measured_count: usize,
 }
 
@@ -323,7 +323,7 @@ impl Reader {
         let received = self.heard;
         // A peer that makes times up only spoils its own figures.
         let round_trip = received.since(Timestamp(pong.ping_sent_ns));
-        let slot = self.measured_count % TYPICAL_SAMPLES;
+        let slot = self.measured_count % ROUND_TRIP_SAMPLES;
         self.measured_count = self.measured_count.wrapping_add(1);
         if let Some(slot) = self.last.get_mut(slot) {
             *slot = round_trip;
@@ -332,9 +332,9 @@ impl Reader {
         let mut sorted = self.last;
         let sorted = sorted.get_mut(..known).unwrap_or_default();
         sorted.sort_unstable();
-        let typical = sorted.get(known / 4).copied().unwrap_or(round_trip);
+        let idle = sorted.get(known / 4).copied().unwrap_or(round_trip);
         let mut measured = self.measured.lock().unwrap_or_else(PoisonError::into_inner);
-        measured.typical = Some(typical);
+        measured.idle = Some(idle);
         measured
             .recorder
             .took(Operation::ControlRoundTrip, round_trip);

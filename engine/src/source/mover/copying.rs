@@ -307,7 +307,7 @@ impl Mover<'_, '_> {
         self.prediction = self.convergence.predict(Circumstances {
             dirty_pages,
             collect: self.collect_took,
-            round_trip: self.link.typical_round_trip(),
+            round_trip: self.link.idle_round_trip(),
             costs: self.handover_costs(),
             records: [self.record_takes, self.told_cost(|told| told.record_ns)],
             lanes: u32::from(self.report.lanes),
