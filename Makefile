@@ -123,7 +123,7 @@ softroce-bench: build ## Compare with QEMU, ib_write_bw and iperf3 in that machi
 softroce-receipts: build ## Check the receipts of 50 moves over TCP and 50 over RDMA in that machine (ARGS="--each")
 	@$(SETUP) rdma-headers module-tools
 	$(CARGO) build --release --locked -p dunlin-bench --bin receipts
-	tests/softroce/run --cpus 2 --timeout 3600 --append tsc=reliable -- $(CARGO_TARGET_DIR)/release/receipts --dunlin $(DUNLIN) \
+	tests/softroce/run --timeout 3600 --append tsc=reliable -- $(CARGO_TARGET_DIR)/release/receipts --dunlin $(DUNLIN) \
 		--transport tcp,rdma --addresses 10.77.0.1 10.77.0.2 --way-in 100000 $(ARGS)
 
 bench: ## Run the micro-benchmarks (about two minutes; ARGS=zero runs those named so)
