@@ -148,7 +148,7 @@ pub struct Options {
     pub on_demand_paging: bool,
     /// How many bytes may be under way on a lane, within [`WINDOW_BYTES_MIN`] and
     /// [`WINDOW_BYTES_MAX`]; a request has half of it at most. `None`: as the device bears, which is
-    /// 32 MiB, and with rxe 48 packets.
+    /// 32 MiB, and with rxe 4 MiB, or 48 packets before Linux 6.12.
     pub window_bytes: Option<u64>,
     /// How lanes wait for the device.
     pub poll: PollMode,

@@ -45,7 +45,7 @@ pub(crate) struct RdmaChoices {
     #[arg(long = "rdma-ack-timeout", value_name = "N", help_heading = "RDMA options", value_parser = clap::value_parser!(u8).range(1..=20))]
     pub(crate) ack_timeout: Option<u8>,
     /// The most bytes under way on a lane; a request has half of it at most [default: 32MiB; with
-    /// rxe 48 packets]
+    /// rxe 4MiB, or 48 packets before Linux 6.12]
     #[arg(long = "rdma-window", value_name = "SIZE", help_heading = "RDMA options", value_parser = parse_size)]
     pub(crate) window: Option<u64>,
     /// How lanes wait for the device [default: adaptive]

@@ -60,12 +60,34 @@ pub(in crate::rdma) struct DeviceLimits {
     pub(in crate::rdma) reads_in_max: u8,
     /// How many ports it has.
     pub(in crate::rdma) ports: u8,
-    /// Whether it is rxe, Linux's RoCE in software: it goes by a vendor's number that no vendor has
-    /// (`RXE_VENDOR_ID`, `rxe_param.h`).
-    pub(in crate::rdma) is_rxe: bool,
+    /// Whether it is rxe, and which.
+    pub(in crate::rdma) rxe: Option<Rxe>,
 }
 
-/// What rxe says instead of a vendor's number.
+/// Linux's RoCE in software, by how it bears much under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::rdma) enum Rxe {
+    /// It was seen to repeat what had arrived (Linux 6.1), or was never tried.
+    Repeats,
+    /// It does well (Linux 6.12).
+    BearsMuch,
+}
+
+impl Rxe {
+    /// That of a kernel whose release begins like `6.12`. Releases between those that were tried count
+    /// as the worse one.
+    fn of_release(release: &str) -> Self {
+        let mut numbers = release.split(|letter: char| !letter.is_ascii_digit());
+        let mut next = || numbers.next().and_then(|number| number.parse::<u32>().ok());
+        match (next(), next()) {
+            (Some(major), Some(minor)) if (major, minor) >= (6, 12) => Self::BearsMuch,
+            _ => Self::Repeats,
+        }
+    }
+}
+
+/// What rxe says instead of a vendor's number: one that no vendor has (`RXE_VENDOR_ID`,
+/// `rxe_param.h`).
 const RXE_VENDOR: u32 = 0xff_ffff;
 
 /// A port as it is now.
@@ -274,7 +296,10 @@ impl Device {
             reads_out_max: depth(raw.max_qp_init_rd_atom),
             reads_in_max: depth(raw.max_qp_rd_atom),
             ports: raw.phys_port_cnt,
-            is_rxe: raw.vendor_id == RXE_VENDOR,
+            rxe: (raw.vendor_id == RXE_VENDOR).then(|| {
+                let system = rustix::system::uname();
+                Rxe::of_release(&system.release().to_string_lossy())
+            }),
         })
     }
 
@@ -394,5 +419,26 @@ impl Drop for Device {
 impl fmt::Debug for Device {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "Device({})", self.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rxe_bears_much_in_releases_that_were_tried() {
+        for (release, expected) in [
+            ("6.1.0-41-amd64", Rxe::Repeats),
+            ("6.11.9", Rxe::Repeats),
+            ("6.12.95+deb12-amd64", Rxe::BearsMuch),
+            ("6.18", Rxe::BearsMuch),
+            ("7.0.0-rc1", Rxe::BearsMuch),
+            ("7-rc1", Rxe::Repeats),
+            ("", Rxe::Repeats),
+            ("99999999999.1", Rxe::Repeats),
+        ] {
+            assert_eq!(Rxe::of_release(release), expected, "{release}");
+        }
     }
 }

@@ -63,7 +63,7 @@ pub(super) use attributes::{NextState, OwnAddress, QueuePairAttributes};
 pub(super) use completion::{Completion, CompletionChannel, CompletionQueue, CompletionStatus};
 pub(super) use connection::{ConnectParameters, ConnectionId};
 pub(super) use connection_event::{ConnectionEvent, EventChannel, EventKind};
-pub(super) use device::{Device, DeviceKind, DeviceLimits, GlobalId, PortState};
+pub(super) use device::{Device, DeviceKind, DeviceLimits, GlobalId, PortState, Rxe};
 pub(super) use event::DeviceEvent;
 pub(super) use libraries::Libraries;
 pub(super) use memory_region::{Access, MemoryRegion, ProtectionDomain, RegisterError};
