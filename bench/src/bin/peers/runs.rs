@@ -205,7 +205,9 @@ impl Run<'_> {
             site("b", &self.ends.destination)?,
         );
         let prefault = if touched { "on" } else { "auto" };
-        let receiver = destination.receiver(&["--prefault", prefault])?;
+        // Of a kind with the memory that plain recv and QEMU receive into.
+        let receiver =
+            destination.receiver(&["--prefault", prefault, "--memory-backing", "anon"])?;
         let memory = (self.bench.bytes + SYSTEM_AREA_BYTES).to_string();
         let workload = match hot {
             None => "hot=0,zero=0".to_owned(),

@@ -100,8 +100,7 @@ impl Hardware {
             CpuidSource::Configuration { platform, .. } => (platform.irqchip, platform.pit),
         };
         create_controllers(&vm, irqchip, pit)?;
-        let numbers: Vec<u32> = (0..).take(memory.layout().regions().len()).collect();
-        let slots = KvmSlots::new(Arc::clone(&vm), memory.clone(), &numbers)?;
+        let slots = KvmSlots::in_pieces(Arc::clone(&vm), memory.clone(), 0);
         slots.register()?;
         let vcpus = (0..cpuid.vcpus())
             .map(|number| vm.create_vcpu(number.into()))
