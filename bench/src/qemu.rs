@@ -93,6 +93,22 @@ pub fn version(program: &Path) -> Option<String> {
     Some(text.lines().next()?.to_owned())
 }
 
+/// The oldest QEMU that is compared with: what older ones do says little of today's.
+const OLDEST: u32 = 10;
+
+/// What keeps a QEMU that says this of itself from being compared with, if anything does.
+pub fn lacks(version: Option<&str>) -> Option<String> {
+    let Some(version) = version else {
+        return Some("there is no QEMU (bookworm-backports has one)".to_owned());
+    };
+    let number = version.split(|letter: char| !letter.is_ascii_digit());
+    let major = number
+        .filter_map(|digits| digits.parse::<u32>().ok())
+        .next();
+    let is_known = major.is_some_and(|major| major >= OLDEST);
+    (!is_known).then(|| format!("{version} is not QEMU {OLDEST} or newer"))
+}
+
 /// Whether a QEMU knows RDMA: one that does is linked with its library.
 ///
 /// # Errors
@@ -332,4 +348,20 @@ fn wait_until_rewriting(memory: &Path, hot_bytes: u32) -> anyhow::Result<()> {
     };
     let before = look()?;
     wait_for("QEMU's guest to rewrite memory", || Ok(look()? != before))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_new_enough_is_compared_with() {
+        let debian = "QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2+deb13u1~bpo12+1)";
+        assert_eq!(lacks(Some(debian)), None);
+        assert_eq!(lacks(Some("QEMU emulator version 11.0.50")), None);
+        for old in ["QEMU emulator version 7.2.22", "QEMU emulator version", ""] {
+            assert!(lacks(Some(old)).unwrap().contains(old));
+        }
+        assert!(lacks(None).is_some());
+    }
 }

@@ -145,9 +145,9 @@ pub struct RunRecord {
 pub struct HandoverCosts {
     /// Parking all vCPUs.
     pub park: Option<Duration>,
-    /// Saving the state of vCPUs and devices.
+    /// Saving the state of vCPUs and devices, and encoding it.
     pub save: Option<Duration>,
-    /// Loading it.
+    /// Decoding and loading it.
     pub load: Option<Duration>,
     /// Entering all vCPUs.
     pub resume: Option<Duration>,

@@ -27,10 +27,9 @@ const FIRST_PING_INTERVAL: Duration = Duration::from_millis(20);
 /// How many PINGs are the first.
 const FIRST_PINGS: u32 = 8;
 
-/// How many of the last round trips decide what one takes in the pause: their lower quartile. A
-/// thread that loses its processor, or pages that are in the way, make some many times as long, and
-/// in the pause nothing is in the way.
-const ROUND_TRIP_SAMPLES: usize = 7;
+/// How many of the last round trips decide what one takes in the pause: the least of them does, as
+/// pages are in the others' way, and what else is on the processors.
+const ROUND_TRIP_SAMPLES: usize = 16;
 
 /// How often a sender looks whether the other one is done.
 const SENDER_RETRY: Duration = Duration::from_micros(20);
@@ -329,12 +328,9 @@ impl Reader {
             *slot = round_trip;
         }
         let known = self.last.len().min(self.measured_count);
-        let mut sorted = self.last;
-        let sorted = sorted.get_mut(..known).unwrap_or_default();
-        sorted.sort_unstable();
-        let idle = sorted.get(known / 4).copied().unwrap_or(round_trip);
+        let idle = self.last.iter().take(known).min().copied();
         let mut measured = self.measured.lock().unwrap_or_else(PoisonError::into_inner);
-        measured.idle = Some(idle);
+        measured.idle = idle;
         measured
             .recorder
             .took(Operation::ControlRoundTrip, round_trip);

@@ -61,6 +61,11 @@ const REVOKE_ASSUMED: Duration = Duration::from_micros(25);
 /// A round trip before one was measured.
 const ROUND_TRIP_ASSUMED: Duration = Duration::from_millis(1);
 
+/// What PREPARE, READY and COMMIT take beside what PINGs tell of their ways: each is handed on between
+/// the link's thread and the session's, and PREPARE carries the guest's state. In twenty moves of an
+/// idle guest over loopback all of it took 248 to 495 µs, the median 355; a PING took 60 at best.
+const HANDING_ON_ASSUMED: Duration = Duration::from_micros(250);
+
 /// A round of more pages says nothing of what a round costs beside its pages.
 const ROUND_SAMPLE_PAGES_MAX: u64 = 4096;
 
@@ -110,6 +115,11 @@ impl Prediction {
     /// The sum of all terms.
     pub(super) fn total(&self) -> Duration {
         Duration::from_nanos(self.parts.iter().map(|part| part.duration_ns).sum())
+    }
+
+    /// The longest term.
+    pub(super) fn longest(&self) -> Option<&PredictedPart> {
+        self.parts.iter().max_by_key(|part| part.duration_ns)
     }
 }
 
@@ -292,7 +302,12 @@ impl Convergence {
         term("revoke-access", REVOKE_ASSUMED * now.lanes, true);
         // PREPARE there, READY back, COMMIT there.
         let is_assumed = now.round_trip.is_none();
-        term("round-trips", round_trip.saturating_mul(3) / 2, is_assumed);
+        let ways = round_trip.saturating_mul(3) / 2;
+        term(
+            "round-trips",
+            ways.saturating_add(HANDING_ON_ASSUMED),
+            is_assumed,
+        );
         let [give_up, ownership] = now.records;
         let entry = |measured: Option<Duration>| measured.unwrap_or(RECORD_ASSUMED);
         term("record-give-up", entry(give_up), give_up.is_none());

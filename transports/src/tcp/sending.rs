@@ -1,7 +1,11 @@
 //! The source's end of a lane: gathers runs into batches, sends them, and waits for the
 //! destination's word.
 //!
-//! One batch is on its way while the next is filled, and compressed where that is asked for.
+//! One batch is on its way while the next is filled, and compressed where that is asked for. Not
+//! more: a send that waits for room in the socket's buffer is overtaken by one behind it unless one
+//! submission links them (its author, in axboe/liburing#1001), and such a chain is no more than a
+//! longer batch, of which [`BATCH_BYTES`](super::wire::BATCH_BYTES) says what it gains. Batches that
+//! were sent without a copy linger beside it until they are acknowledged.
 
 use std::io;
 use std::net::TcpStream;

@@ -85,9 +85,7 @@ impl Bench {
             return Some(reason.clone());
         }
         match row.what {
-            What::Qemu { .. } if self.qemu_version.is_none() => {
-                Some(format!("there is no {}", self.programs.qemu.display()))
-            }
+            What::Qemu { .. } => qemu::lacks(self.qemu_version.as_deref()),
             What::Iperf { .. } if self.iperf_version.is_none() => {
                 Some(format!("there is no {}", self.programs.iperf3.display()))
             }
@@ -205,9 +203,7 @@ impl Run<'_> {
             site("b", &self.ends.destination)?,
         );
         let prefault = if touched { "on" } else { "auto" };
-        // Of a kind with the memory that plain recv and QEMU receive into.
-        let receiver =
-            destination.receiver(&["--prefault", prefault, "--memory-backing", "anon"])?;
+        let receiver = destination.receiver(&["--prefault", prefault])?;
         let memory = (self.bench.bytes + SYSTEM_AREA_BYTES).to_string();
         let workload = match hot {
             None => "hot=0,zero=0".to_owned(),

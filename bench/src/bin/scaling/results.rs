@@ -61,10 +61,12 @@ impl Results {
         Some([source.median, destination.median])
     }
 
-    /// What the engine takes at the source: by how much the process's own memory grew in the move.
-    pub(crate) fn engine_bytes(&self) -> Option<f64> {
-        let spread = self.figure(|made| made.usage.source_memory.growth_bytes as f64)?;
-        Some(spread.median)
+    /// What the engine takes: by how much the source's own memory grew in the move, and the
+    /// destination's, whose guest's process begins with it.
+    pub(crate) fn engine_bytes(&self) -> Option<[f64; 2]> {
+        let source = self.figure(|made| made.usage.source_memory.growth_bytes as f64)?;
+        let destination = self.figure(|made| made.usage.destination_memory.growth_bytes as f64)?;
+        Some([source.median, destination.median])
     }
 
     /// What both processes held, with the guest's memory.

@@ -40,7 +40,8 @@ pub(crate) fn text(title: &Title, all: &[Results]) -> String {
             "",
             "CPU s/GiB used: source",
             "destination",
-            "engine MiB",
+            "engine MiB: source",
+            "destination",
             "resident MiB: source",
             "destination",
         ];
@@ -72,12 +73,9 @@ fn row(results: &Results) -> Vec<String> {
     cells.push(figure(cpu.map(|[source, _]| source), 2));
     cells.push(figure(cpu.map(|[_, destination]| destination), 2));
     let mebibytes = |bytes: f64| bytes / MEBIBYTE;
-    cells.push(figure(results.engine_bytes().map(mebibytes), 1));
-    let resident = results.resident_bytes();
-    cells.push(figure(resident.map(|[source, _]| mebibytes(source)), 0));
-    cells.push(figure(
-        resident.map(|[_, destination]| mebibytes(destination)),
-        0,
-    ));
+    for (both, decimals) in [(results.engine_bytes(), 1), (results.resident_bytes(), 0)] {
+        let sides = both.map_or([None; 2], |both| both.map(Some));
+        cells.extend(sides.map(|bytes| figure(bytes.map(mebibytes), decimals)));
+    }
     cells
 }

@@ -26,6 +26,18 @@ pub(crate) fn all(results: &[Results]) -> Vec<Target> {
         both.get(side).copied()
     };
     let held = |side| Some(resident(of(SPARSE)?, side)? / resident(of(DENSE)?, side)?);
+    let engine = |name: &str, side| {
+        let shares = results
+            .iter()
+            .filter_map(|results| engine_share(results, side));
+        Target::new(
+            format!(
+                "the {name}'s engine memory over 4 MiB + 256 KiB a GiB + 8 MiB a lane, the worst case"
+            ),
+            Limit::AtMost(1.0),
+            shares.max_by(f64::total_cmp),
+        )
+    };
     vec![
         Target::new(
             format!("time of '{SPARSE}' over '{DENSE}'"),
@@ -42,21 +54,15 @@ pub(crate) fn all(results: &[Results]) -> Vec<Target> {
             limit,
             held(1),
         ),
-        Target::new(
-            "the source's engine memory over 4 MiB + 256 KiB a GiB + 8 MiB a lane, the worst case",
-            Limit::AtMost(1.0),
-            results
-                .iter()
-                .filter_map(engine_share)
-                .max_by(f64::total_cmp),
-        ),
+        engine("source", 0),
+        engine("destination", 1),
     ]
 }
 
-fn engine_share(results: &Results) -> Option<f64> {
+fn engine_share(results: &Results, side: usize) -> Option<f64> {
     let lanes = results.moves.first()?.moved.lanes as f64;
     let allowed = ENGINE_BYTES
         + ENGINE_BYTES_PER_GIB * results.case.memory_bytes as f64 / GIBIBYTE
         + ENGINE_BYTES_PER_LANE * lanes;
-    Some(results.engine_bytes()? / allowed)
+    Some(results.engine_bytes()?.get(side)? / allowed)
 }

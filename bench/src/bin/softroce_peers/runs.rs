@@ -78,11 +78,11 @@ impl Bench {
         let What::Qemu(way) = row.what else {
             return None;
         };
-        let Some(version) = &self.qemu_version else {
-            return Some("there is no QEMU (bookworm-backports has one)".to_owned());
-        };
         let needs_rdma = matches!(way, QemuWay::Rdma { .. });
-        (needs_rdma && !self.qemu_has_rdma).then(|| format!("{version} was built without rdma:"))
+        qemu_pair::lacks(self.qemu_version.as_deref()).or_else(|| {
+            let is_without = needs_rdma && !self.qemu_has_rdma;
+            is_without.then(|| "QEMU was built without rdma:".to_owned())
+        })
     }
 
     /// Runs a row.
