@@ -63,7 +63,7 @@ const ROUND_TRIP_ASSUMED: Duration = Duration::from_millis(1);
 
 /// What PREPARE, READY and COMMIT take beside what PINGs tell of their ways: each is handed on between
 /// the link's thread and the session's, and PREPARE carries the guest's state. In twenty moves of an
-/// idle guest over loopback all of it took 248 to 495 µs, the median 355; a PING took 60 at best.
+/// idle guest over loopback all of it took 248 to 495 µs, the median 355; PINGs told of 60 at least.
 const HANDING_ON_ASSUMED: Duration = Duration::from_micros(250);
 
 /// A round of more pages says nothing of what a round costs beside its pages.
