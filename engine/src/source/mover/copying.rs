@@ -344,8 +344,9 @@ impl Mover<'_, '_> {
             Verdict::GiveIn => {
                 let longest = self.prediction.longest();
                 let reason = format!(
-                    "after {rounds} rounds the blackout would still take {:.1} ms, the \
-                     longest part of it {}; the budget is {:.1} ms (the guest dirties {:.0} MiB/s, the lanes move {:.0} MiB/s)",
+                    "after {rounds} rounds the blackout would still take {:.1} ms, the longest part of \
+                     it {}; the budget is {:.1} ms (the guest dirties {:.0} MiB/s, the lanes move {:.0} \
+                     MiB/s)",
                     predicted.as_secs_f64() * 1e3,
                     longest.map_or("unknown", |part| part.name.as_str()),
                     limits.max_blackout.as_secs_f64() * 1e3,
