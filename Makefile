@@ -34,7 +34,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo build test model simulate chaos planted-bug planted-delays planted-slowness softroce softroce-bench softroce-receipts softroce-chaos rdma-test bench bench-blackout bench-brownout bench-peers bench-scaling bench-suite bench-recording bench-rearm receipts lint format deny
+.PHONY: help demo build test model simulate chaos planted-bug planted-delays planted-slowness softroce softroce-bench softroce-receipts softroce-chaos rdma-test bench bench-blackout bench-brownout bench-peers bench-profile bench-scaling bench-suite bench-recording bench-rearm receipts lint format deny
 
 help: ## Say what there is
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -172,6 +172,10 @@ bench-peers: build ## Compare with QEMU, iperf3 and plain send and recv (half an
 	@mkdir -p $(BENCH_RESULTS)
 	$(CARGO_TARGET_DIR)/release/peers --dunlin $(DUNLIN) --raw-socket $(CARGO_TARGET_DIR)/release/raw_socket \
 		--json $(BENCH_RESULTS)/peers.json $(ARGS)
+
+bench-profile: build ## Say where the processors' time goes in a move (half a minute; ARGS="--lanes 1")
+	@$(SETUP) perf
+	bench/profile $(DUNLIN) $(BENCH_RESULTS) $(ARGS)
 
 bench-scaling: build ## Measure how a move grows with the guest (ten minutes; ARGS="--only used --passes 3")
 	$(CARGO) build --release --locked -p dunlin-bench --bin scaling

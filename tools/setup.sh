@@ -44,7 +44,7 @@ present() {
         chromium) command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null ;;
         cargo-deny | make) command -v "$1" >/dev/null ;;
         ip) command -v ip >/dev/null || [ -x /sbin/ip ] || [ -x /usr/sbin/ip ] ;;
-        iperf3) command -v iperf3 >/dev/null ;;
+        iperf3 | perf) command -v "$1" >/dev/null ;;
         perftest) command -v ib_write_bw >/dev/null && command -v ib_read_lat >/dev/null ;;
         qemu) command -v qemu-system-x86_64 >/dev/null ;;
         # The kernel's objtool reads ELF files by libelf.
@@ -124,6 +124,7 @@ install() {
         module-tools) apt make gcc binutils xz-utils libelf1 ;;
         rdma-tools) apt ibverbs-utils ibverbs-providers rdmacm-utils iproute2 ;;
         iperf3) apt iperf3 ;;
+        perf) apt linux-perf ;;
         perftest) apt perftest ibverbs-providers ;;
         # The newest that the package sources of this host have: an old one is no fair measure.
         # shellcheck disable=SC2046 # none or two words

@@ -32,6 +32,21 @@ impl<J> Jobs<J> {
         self.state.notify_all();
     }
 
+    /// The same, as long as no more than `most` wait; what is more is forgotten.
+    pub(crate) fn order_within(&self, jobs: impl IntoIterator<Item = J>, most: usize) {
+        let mut state = self.state.lock();
+        let room = most.saturating_sub(state.waiting.len());
+        state.waiting.extend(jobs.into_iter().take(room));
+        drop(state);
+        self.state.notify_all();
+    }
+
+    /// How many wait.
+    #[cfg(test)]
+    pub(crate) fn waiting(&self) -> usize {
+        self.state.lock().waiting.len()
+    }
+
     /// Ends the threads, each once it is done with what it does; what waits is left undone.
     pub(crate) fn stop(&self) {
         self.state.lock().is_stopped = true;

@@ -298,6 +298,18 @@ pub fn is_stopped(pid: u32) -> bool {
     process_state(pid) == Some('T')
 }
 
+/// All memory that a process holds, in KiB.
+///
+/// # Errors
+///
+/// When there is no such process.
+pub fn resident_kib(pid: u32) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let line = line.context("no VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
+}
+
 /// The letter for what a process does, as in proc(5); `None` when there is none.
 fn process_state(pid: u32) -> Option<char> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;

@@ -5,6 +5,7 @@ use std::net::TcpStream;
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result};
+use dunlin_tests::program::resident_kib;
 use dunlin_tests::site::{Site, expect_moved};
 use dunlin_tests::wire::{Meddle, Numbers, frame, preamble, relay, say};
 
@@ -50,15 +51,6 @@ fn garbage(number: u64) -> Vec<u8> {
         ),
         _ => b"GET / HTTP/1.1\r\nHost: x\r\n\r\n".to_vec(),
     }
-}
-
-fn resident_kib(pid: u32) -> Result<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
-        .context("no VmRSS")?;
-    Ok(line.trim().trim_end_matches(" kB").parse()?)
 }
 
 #[test]

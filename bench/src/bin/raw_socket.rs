@@ -13,11 +13,14 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::slice::from_raw_parts_mut;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use dunlin_bench::usage::own_cpu;
+use dunlin_engine::layout::{Backing, GuestAddress, GuestMemory, Layout, RegionShape};
+use dunlin_vmm::memory::allocate_for_arrival;
 use rustix::net::sockopt::{
     set_socket_recv_buffer_size, set_socket_recv_buffer_size_force, set_socket_send_buffer_size,
     set_socket_send_buffer_size_force,
@@ -87,6 +90,64 @@ enum Memory {
     Huge,
     /// Small pages that are asked for a buffer at a time, right before it is received into.
     Populated,
+    /// As `small`, in a file in memory as Dunlin's guests have theirs, mapped twice.
+    GuestSmall,
+    /// As `huge`, in such a file.
+    GuestHuge,
+    /// As `populated`, in such a file.
+    GuestPopulated,
+}
+
+impl Memory {
+    fn is_populated(self) -> bool {
+        matches!(self, Self::Populated | Self::GuestPopulated)
+    }
+
+    fn is_guest(self) -> bool {
+        matches!(
+            self,
+            Self::GuestSmall | Self::GuestHuge | Self::GuestPopulated
+        )
+    }
+}
+
+/// Memory fresh from the kernel: nothing of it is touched.
+enum Allocated {
+    /// Private: it is large, so that it is a mapping of its own.
+    Private(Vec<u8>),
+    /// As a guest's that is about to arrive.
+    Guest(GuestMemory),
+}
+
+impl Allocated {
+    fn new(bytes: usize, memory: Memory) -> anyhow::Result<Self> {
+        if !memory.is_guest() {
+            return Ok(Self::Private(vec![0_u8; bytes]));
+        }
+        let shape = RegionShape {
+            address: GuestAddress(0),
+            bytes: bytes as u64,
+            backing: Backing::Memfd,
+            backing_page_bytes: PAGE_BYTES as u64,
+        };
+        let memory = allocate_for_arrival(Layout::new(1, vec![shape])?)?;
+        Ok(Self::Guest(memory))
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        match self {
+            Self::Private(bytes) => bytes,
+            Self::Guest(memory) => match memory.regions().first() {
+                None => &mut [],
+                Some(region) => {
+                    let mapping = &region.lane_mapping;
+                    // SAFETY: the whole mapping, which lives as long as `self` and of which nobody
+                    // else knows: there is no guest, and the other mapping is not touched.
+                    unsafe { from_raw_parts_mut(mapping.base(), mapping.bytes() as usize) }
+                }
+            },
+        }
+    }
 }
 
 fn main() -> anyhow::Result<()> {
@@ -101,11 +162,11 @@ fn main() -> anyhow::Result<()> {
 }
 
 fn receive(listen: SocketAddr, memory: Memory, transfer: &Transfer) -> anyhow::Result<()> {
-    // Fresh from the kernel, as it is large: nothing of it is touched.
-    let mut bytes = vec![0_u8; transfer.bytes];
-    advise(&mut bytes, memory);
+    let mut allocated = Allocated::new(transfer.bytes, memory)?;
+    let bytes = allocated.bytes();
+    advise(bytes, memory);
     if memory == Memory::Touched {
-        touch(&mut bytes);
+        touch(bytes);
     }
     let listener = TcpListener::bind(listen)?;
     if transfer.socket_buffer > 0 {
@@ -120,9 +181,9 @@ fn receive(listen: SocketAddr, memory: Memory, transfer: &Transfer) -> anyhow::R
     }
     let before = own_cpu().total_s();
     let begun = Instant::now();
-    each_share(&mut bytes, streams, |share, mut stream| {
+    each_share(bytes, streams, |share, mut stream| {
         for piece in share.chunks_mut(transfer.buffer) {
-            if memory == Memory::Populated {
+            if memory.is_populated() {
                 populate(piece);
             }
             let mut filled = 0;
@@ -214,8 +275,8 @@ fn touch(bytes: &mut [u8]) {
 fn advise(bytes: &mut [u8], memory: Memory) {
     use rustix::mm::{Advice, madvise};
     let advice = match memory {
-        Memory::Huge => Advice::LinuxHugepage,
-        Memory::Touched | Memory::Small | Memory::Populated => Advice::LinuxNoHugepage,
+        Memory::Huge | Memory::GuestHuge => Advice::LinuxHugepage,
+        _ => Advice::LinuxNoHugepage,
     };
     let (start, length) = whole_pages(bytes);
     // SAFETY: advice about whole pages inside of a slice that is borrowed exclusively; neither

@@ -47,6 +47,10 @@ pub struct ReceiveSettings {
     /// Whether all of a guest's memory is backed before the source is told to begin, what it never
     /// touched as well.
     pub prefault_all: bool,
+    /// Whether memory is backed ahead of the lanes, as far as the source says that it will write
+    /// there, by the processors that lanes leave (none where there are as many lanes). Where a
+    /// transport registers memory, that backs it anyway.
+    pub prefault_ahead: bool,
 }
 
 impl Default for ReceiveSettings {
@@ -59,6 +63,7 @@ impl Default for ReceiveSettings {
             acquire_timeout: Duration::from_secs(5),
             pin_budget: PinBudget::default(),
             prefault_all: false,
+            prefault_ahead: false,
         }
     }
 }

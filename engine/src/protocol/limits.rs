@@ -20,8 +20,8 @@ pub const TEXT_BYTES_MAX: usize = 256;
 /// The most pages that one VERIFY_PAGES describes: 16 MiB of guest memory.
 pub const VERIFY_PAGES_MAX: usize = 4096;
 
-/// The most ranges that one OPEN, GRANTS, CLOSE or CLOSED names: 2 GiB of guest memory in ranges of
-/// 8 MiB.
+/// The most ranges that one OPEN, GRANTS, CLOSE, CLOSED or PREFAULT names: 2 GiB of guest memory in
+/// ranges of 8 MiB.
 pub const RANGES_IN_MESSAGE_MAX: usize = 256;
 
 /// The most ranges of one session that are open, being opened or being closed at once. Ranges of
@@ -29,7 +29,11 @@ pub const RANGES_IN_MESSAGE_MAX: usize = 256;
 /// well below the number of memory regions that a NIC has (131,072 and more).
 pub const RANGES_MAX: usize = 16_384;
 
-/// OPEN, CLOSE, CLOSED: 9 bytes of first page and 5 of length for each range.
+/// The longest range that PREFAULT names, in pages: 16 MiB, some milliseconds of the kernel's work.
+/// What began to be backed is not broken off.
+pub const PREFAULT_PAGES_MAX: u32 = 4096;
+
+/// OPEN, CLOSE, CLOSED, PREFAULT: 9 bytes of first page and 5 of length for each range.
 const RANGES_BYTES_MAX: u32 = RANGES_IN_MESSAGE_MAX as u32 * 14 + 16;
 
 /// GRANTS: the same, and a key with its two bytes of heading.
@@ -66,7 +70,9 @@ pub fn frame_limit(kind: u16) -> Option<u32> {
         MessageKind::Prepare => PREPARE_BYTES_MAX,
         MessageKind::VerifyPages => VERIFY_BYTES_MAX,
         MessageKind::Lanes => LANES_BYTES_MAX,
-        MessageKind::Open | MessageKind::Close | MessageKind::Closed => RANGES_BYTES_MAX,
+        MessageKind::Open | MessageKind::Close | MessageKind::Closed | MessageKind::Prefault => {
+            RANGES_BYTES_MAX
+        }
         MessageKind::Grants => GRANTS_BYTES_MAX,
         MessageKind::Ready | MessageKind::Running => RECORD_BYTES_MAX,
         MessageKind::Verified => VERIFIED_BYTES_MAX,

@@ -110,6 +110,8 @@ kinds! {
     Close = 24,
     /// Destination: they are.
     Closed = 25,
+    /// Source: these ranges will be written soon; back them with memory if you like.
+    Prefault = 26,
     /// Source, in doubt, to the destination's supervisor: what became of the guest?
     Ask = 30,
     /// Supervisor: this.
@@ -163,6 +165,8 @@ pub enum Message {
     Close(Ranges),
     /// See [`MessageKind::Closed`].
     Closed(Ranges),
+    /// See [`MessageKind::Prefault`].
+    Prefault(Ranges),
     /// See [`MessageKind::Ask`].
     Ask(Ask),
     /// See [`MessageKind::Answer`].
@@ -196,6 +200,7 @@ impl Message {
             Self::Grants(_) => MessageKind::Grants,
             Self::Close(_) => MessageKind::Close,
             Self::Closed(_) => MessageKind::Closed,
+            Self::Prefault(_) => MessageKind::Prefault,
             Self::Ask(_) => MessageKind::Ask,
             Self::Answer(_) => MessageKind::Answer,
             Self::Settled => MessageKind::Settled,
@@ -217,7 +222,9 @@ impl Message {
             Self::VerifyPages(body) => encoded(body),
             Self::Verified(body) => encoded(body),
             Self::Lanes(body) => encoded(body),
-            Self::Open(body) | Self::Close(body) | Self::Closed(body) => encoded(body),
+            Self::Open(body) | Self::Close(body) | Self::Closed(body) | Self::Prefault(body) => {
+                encoded(body)
+            }
             Self::Grants(body) => encoded(body),
             Self::Ask(body) => encoded(body),
             Self::Answer(body) => encoded(body),
@@ -265,6 +272,7 @@ impl Message {
             MessageKind::Grants => Self::Grants(decoded(kind, bytes)?),
             MessageKind::Close => Self::Close(decoded(kind, bytes)?),
             MessageKind::Closed => Self::Closed(decoded(kind, bytes)?),
+            MessageKind::Prefault => Self::Prefault(decoded(kind, bytes)?),
             MessageKind::Ask => Self::Ask(decoded(kind, bytes)?),
             MessageKind::Answer => Self::Answer(decoded(kind, bytes)?),
             MessageKind::Settled => Self::Settled,

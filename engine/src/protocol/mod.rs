@@ -47,8 +47,8 @@ pub use body::{
     WireRegion, WireRegistrations,
 };
 pub use limits::{
-    HELLO_BYTES_MAX, RANGES_IN_MESSAGE_MAX, RANGES_MAX, REASON_BYTES_MAX, TEXT_BYTES_MAX,
-    VERIFY_PAGES_MAX, frame_limit,
+    HELLO_BYTES_MAX, PREFAULT_PAGES_MAX, RANGES_IN_MESSAGE_MAX, RANGES_MAX, REASON_BYTES_MAX,
+    TEXT_BYTES_MAX, VERIFY_PAGES_MAX, frame_limit,
 };
 pub use message::{Message, MessageError, MessageKind};
 
@@ -73,10 +73,15 @@ pub mod capability {
     /// A build without recording does not have it.
     pub const RECORDING: u64 = 1 << 3;
 
+    /// The destination backs memory ahead of the lanes, where the source says by PREFAULT what it
+    /// will write next.
+    pub const PREFAULT: u64 = 1 << 4;
+
     /// All that this build has.
     pub const ALL: u64 = FULL_DIGESTS
         | SELF_CHECK
         | PIN_WINDOW
+        | PREFAULT
         | if cfg!(feature = "telemetry") {
             RECORDING
         } else {

@@ -124,6 +124,7 @@ fn messages() -> Vec<Message> {
         }])),
         Message::Close(Ranges::new(&[run(512, 2048)])),
         Message::Closed(Ranges::new(&[run(512, 2048)])),
+        Message::Prefault(Ranges::new(&[run(512, 2048)])),
         Message::Ask(Ask::new(SessionId([5; 16]), Uuid::from_u128(6), 7)),
         Message::Answer(WireAnswer::new(Answer::Aborted, "its process is gone")),
         Message::Settled,
@@ -209,6 +210,7 @@ fn golden_ranges_and_grants() {
         (Message::Open(ranges()), 22),
         (Message::Close(ranges()), 24),
         (Message::Closed(ranges()), 25),
+        (Message::Prefault(ranges()), 26),
     ] {
         let frame = message.to_frame();
         assert_eq!((frame.kind, frame.payload.as_slice()), (kind, &golden[..]));
@@ -389,7 +391,7 @@ fn a_peers_text_can_not_steer_the_terminal() {
 proptest! {
     #[test]
     fn mutated_frames_never_panic(
-        which in 0_usize..24,
+        which in 0_usize..messages().len(),
         at in any::<prop::sample::Index>(),
         value in any::<u8>(),
         cut in any::<prop::sample::Index>(),

@@ -9,6 +9,7 @@
 //! | [`asking`] | one question to the destination's supervisor |
 //! | `lanes` | the lane threads |
 //! | `window` | registering memory ahead of them, and no more than a budget at once |
+//! | `prefault` | telling the destination what comes next, so that it backs that memory before |
 //! | `convergence` | when to pause |
 //! | `blackout` | the pause's timeline |
 //! | `slowness` | a slowness, for the comparison that must find it |
@@ -18,6 +19,7 @@ mod blackout;
 mod convergence;
 mod lanes;
 mod mover;
+mod prefault;
 #[cfg(feature = "planted-slowness")]
 mod slowness;
 mod window;

@@ -58,6 +58,8 @@ declare! {
     ControlRoundTrip = 24, "control-round-trip": Operation, Nanoseconds, Both, [Control];
     /// Digesting all of memory; only where it is compared inside the handover.
     Digest = 25, "digest": Operation, Nanoseconds, Both, [Control];
+    /// Having one range of fresh memory backed, ahead of the lanes.
+    Prefault = 26, "prefault": Operation, Nanoseconds, Destination, [Registrar];
 }
 
 impl Operation {

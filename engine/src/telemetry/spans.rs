@@ -83,6 +83,8 @@ declare! {
     LaneReceive = 50, "lane-receive": Phase, Nanoseconds, Destination, [Lane];
     /// Registering memory, one piece.
     Register = 51, "register": Phase, Nanoseconds, Both, [Registrar];
+    /// Having fresh memory backed ahead of the lanes, one range.
+    Prefault = 52, "prefault": Phase, Nanoseconds, Destination, [Registrar];
     /// From the order to pause, on which all are kicked, until this vCPU was parked.
     VcpuKick = 56, "vcpu-kick": Phase, Nanoseconds, Source, [Vcpu];
     /// From this vCPU parked until the guest was somebody else's, or it ran here again.

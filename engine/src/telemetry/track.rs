@@ -14,7 +14,7 @@ pub enum Track {
     Lane(u16),
     /// A vCPU; the session's thread tells of it.
     Vcpu(u16),
-    /// A thread that registers memory, ahead of the lanes or beside them.
+    /// A thread that registers or backs memory, ahead of the lanes or beside them.
     Registrar(u16),
     /// The way between the two ends; the source's session tells of it.
     Link,

@@ -1,7 +1,7 @@
 //! The row that does nothing but send, and the search for its best settings.
 
-use std::fs;
 use std::path::Path;
+use std::{fmt, fs};
 
 use anyhow::{Context, bail};
 use dunlin_bench::ends::Ends;
@@ -16,13 +16,36 @@ use crate::results::Outcome;
 const BUFFERS: [usize; 3] = [128 << 10, 1 << 20, 4 << 20];
 const SOCKET_BUFFERS: [usize; 2] = [0, 4 << 20];
 
-/// How fresh memory is had, that are tried.
+/// How fresh memory is had, that are tried: private, or in a file as guests have theirs.
 const FRESH: [&str; 3] = ["small", "huge", "populated"];
+const FRESH_OF_GUESTS: [&str; 3] = ["guest-small", "guest-huge", "guest-populated"];
 
-/// How much is sent in a trial, and how often: the best of them counts, as what disturbs a trial only
-/// makes it slower.
+/// What the memory is that bytes arrive in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Memory {
+    /// Each page was written before.
+    Touched,
+    /// None was: the best of private ones.
+    Fresh,
+    /// None was: the best of those that are had as a guest has its memory.
+    FreshOfGuests,
+}
+
+/// How much is sent in a trial into touched memory, and how often: the best of them counts, as what
+/// disturbs a trial only makes it slower. Into fresh memory all is sent, once: a host may have some
+/// of it at hand, so that less would say nothing of all.
 const TRIAL_BYTES: u64 = 512 << 20;
 const TRIALS: u32 = 2;
+
+impl fmt::Display for Memory {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Touched => "touched",
+            Self::Fresh => "fresh",
+            Self::FreshOfGuests => "fresh as a guest's",
+        })
+    }
+}
 
 /// How the program is run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -36,32 +59,39 @@ pub(crate) struct Settings {
 /// What was tried, and how fast it was, in bytes a second.
 pub(crate) type Trial = (Settings, f64);
 
-/// The best settings for so many streams, into touched or into fresh memory.
+/// The best settings for so many streams to send `bytes` into such memory.
 pub(crate) fn search(
     program: &Path,
     ends: &Ends,
     directory: &Path,
     streams: u32,
-    touched: bool,
+    memory: Memory,
+    bytes: u64,
 ) -> anyhow::Result<Trial> {
+    // What socket buffers gain does not depend on what is behind them.
+    let (memories, socket_buffers, bytes, trials): (&[&'static str], &[usize], _, _) = match memory
+    {
+        Memory::Touched => (&["touched"], &SOCKET_BUFFERS, TRIAL_BYTES, TRIALS),
+        Memory::Fresh => (&FRESH, &[0], bytes, 1),
+        Memory::FreshOfGuests => (&FRESH_OF_GUESTS, &[0], bytes, 1),
+    };
     let mut candidates = Vec::new();
-    let memories: &[&'static str] = if touched { &["touched"] } else { &FRESH };
     for memory in memories {
         for buffer_bytes in BUFFERS {
-            for socket_buffer_bytes in SOCKET_BUFFERS {
+            for socket_buffer_bytes in socket_buffers {
                 candidates.push(Settings {
                     streams,
                     memory,
                     buffer_bytes,
-                    socket_buffer_bytes,
+                    socket_buffer_bytes: *socket_buffer_bytes,
                 });
             }
         }
     }
     let mut best: Option<Trial> = None;
-    for _ in 0..TRIALS {
+    for _ in 0..trials {
         for settings in &candidates {
-            let outcome = run(program, ends, directory, settings, TRIAL_BYTES)?;
+            let outcome = run(program, ends, directory, settings, bytes)?;
             if best
                 .as_ref()
                 .is_none_or(|(_, most)| outcome.goodput > *most)

@@ -4,6 +4,8 @@ use std::fmt;
 
 use clap::ValueEnum;
 
+use crate::raw::Memory;
+
 /// Over what bytes go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Link {
@@ -40,13 +42,12 @@ pub(crate) struct Row {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum What {
     /// Plain send and recv.
-    Raw { streams: u32, touched: bool },
+    Raw { streams: u32, memory: Memory },
     /// `iperf3`.
     Iperf { streams: u32 },
     /// A guest moved by Dunlin.
     Dunlin {
-        lanes: u16,
-        touched: bool,
+        way: DunlinWay,
         /// How much memory it rewrites, in MiB.
         hot_mebibytes: Option<u32>,
     },
@@ -69,6 +70,15 @@ pub(crate) enum QemuWay {
     ZeroCopy(u8),
 }
 
+/// How Dunlin moves a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct DunlinWay {
+    pub(crate) lanes: u16,
+    pub(crate) touched: bool,
+    /// Whether its memory is private at the destination, not a file in memory as by default.
+    pub(crate) private: bool,
+}
+
 /// Streams, lanes, channels.
 const COUNTS: [u8; 3] = [1, 2, 4];
 
@@ -85,26 +95,38 @@ fn over(link: Link) -> Vec<Row> {
     let mut add = |name: String, what| rows.push(Row { link, name, what });
     for touched in [true, false] {
         let memory = if touched { "touched" } else { "fresh" };
-        for count in COUNTS {
-            let what = What::Raw {
-                streams: count.into(),
-                touched,
-            };
-            add(
-                format!("raw socket, {}, {memory}", counted(count, "stream")),
-                what,
-            );
+        let kinds: &[Memory] = match touched {
+            true => &[Memory::Touched],
+            false => &[Memory::Fresh, Memory::FreshOfGuests],
+        };
+        for memory in kinds.iter().copied() {
+            for count in COUNTS {
+                let streams = count.into();
+                add(
+                    format!("raw socket, {}, {memory}", counted(count, "stream")),
+                    What::Raw { streams, memory },
+                );
+            }
         }
-        for count in COUNTS {
-            let what = What::Dunlin {
-                lanes: count.into(),
-                touched,
-                hot_mebibytes: None,
-            };
-            add(
-                format!("dunlin, {}, {memory}", counted(count, "lane")),
-                what,
-            );
+        // Fresh memory costs what its kind costs.
+        let kinds: &[bool] = if touched { &[false] } else { &[false, true] };
+        for private in kinds.iter().copied() {
+            for count in COUNTS {
+                let way = DunlinWay {
+                    lanes: count.into(),
+                    touched,
+                    private,
+                };
+                let what = What::Dunlin {
+                    way,
+                    hot_mebibytes: None,
+                };
+                let kind = if private { ", private" } else { "" };
+                add(
+                    format!("dunlin, {}, {memory}{kind}", counted(count, "lane")),
+                    what,
+                );
+            }
         }
         let ways = [QemuWay::Single]
             .into_iter()
@@ -135,11 +157,12 @@ fn over(link: Link) -> Vec<Row> {
     }
     for hot in HOT_MEBIBYTES {
         let (touched, hot_mebibytes) = (true, Some(hot));
-        let what = What::Dunlin {
+        let way = DunlinWay {
             lanes: 2,
             touched,
-            hot_mebibytes,
+            private: false,
         };
+        let what = What::Dunlin { way, hot_mebibytes };
         add(format!("dunlin, 2 lanes, touched, hot {hot} MiB"), what);
         let what = What::Qemu {
             way: QemuWay::Multifd(2),

@@ -14,7 +14,7 @@ use dunlin_bench::{host, iperf, qemu};
 use tempfile::TempDir;
 
 use crate::results::{Outcome, PAUSE_BUDGET_MS};
-use crate::rows::{Link, QemuWay, Row, What};
+use crate::rows::{DunlinWay, Link, QemuWay, Row, What};
 use crate::{Arguments, raw};
 
 /// Where QEMU's destination and iperf3's server wait.
@@ -38,7 +38,7 @@ pub(crate) struct Bench {
     /// QEMU's guest's memory at the source.
     memory: Option<RandomMemory>,
     /// The best settings of plain send and recv.
-    raw: Vec<(Link, bool, raw::Trial)>,
+    raw: Vec<(Link, raw::Memory, raw::Trial)>,
     site: TempDir,
 }
 
@@ -96,11 +96,11 @@ impl Bench {
     /// Finds the best settings of plain send and recv for the rows that need them.
     pub(crate) fn search(&mut self, rows: &[Row]) -> anyhow::Result<Vec<(Link, raw::Trial)>> {
         for row in rows {
-            if let What::Raw { streams, touched } = row.what {
+            if let What::Raw { streams, memory } = row.what {
                 let program = &self.programs.raw_socket;
                 let directory = self.site.path();
-                let found =
-                    raw::search(program, self.ends(row.link)?, directory, streams, touched)?;
+                let ends = self.ends(row.link)?;
+                let found = raw::search(program, ends, directory, streams, memory, self.bytes)?;
                 eprintln!(
                     "{}, {}: best with {} KiB a call, sockets' buffers {} KiB (0: the kernel's own), {} memory",
                     row.link,
@@ -109,7 +109,7 @@ impl Bench {
                     found.0.socket_buffer_bytes >> 10,
                     found.0.memory
                 );
-                self.raw.push((row.link, touched, found));
+                self.raw.push((row.link, memory, found));
             }
         }
         let found = self.raw.iter();
@@ -131,13 +131,9 @@ impl Bench {
             directory,
         };
         match row.what {
-            What::Raw { streams, touched } => run.raw(row.link, streams, touched),
+            What::Raw { streams, memory } => run.raw(row.link, streams, memory),
             What::Iperf { streams } => run.iperf(streams),
-            What::Dunlin {
-                lanes,
-                touched,
-                hot_mebibytes,
-            } => run.dunlin(lanes, touched, hot_mebibytes),
+            What::Dunlin { way, hot_mebibytes } => run.dunlin(way, hot_mebibytes),
             What::Qemu {
                 way,
                 touched,
@@ -162,12 +158,10 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn raw(&self, link: Link, streams: u32, touched: bool) -> anyhow::Result<Outcome> {
+    fn raw(&self, link: Link, streams: u32, memory: raw::Memory) -> anyhow::Result<Outcome> {
         let mut known = self.bench.raw.iter();
         let found = known
-            .find(|(on, was_touched, (settings, _))| {
-                (*on, *was_touched, settings.streams) == (link, touched, streams)
-            })
+            .find(|(on, of, (settings, _))| (*on, *of, settings.streams) == (link, memory, streams))
             .context("no settings")?;
         let (_, _, (settings, _)) = found;
         let program = &self.bench.programs.raw_socket;
@@ -193,7 +187,7 @@ impl Run<'_> {
         Ok(Outcome::new(told.bytes, goodput, told.seconds, usage))
     }
 
-    fn dunlin(&self, lanes: u16, touched: bool, hot: Option<u32>) -> anyhow::Result<Outcome> {
+    fn dunlin(&self, way: DunlinWay, hot: Option<u32>) -> anyhow::Result<Outcome> {
         let program = &self.bench.programs.dunlin;
         let site = |name, end: &dunlin_bench::ends::End| {
             Site::new(program, self.directory.join(name), end.clone())
@@ -202,8 +196,12 @@ impl Run<'_> {
             site("a", &self.ends.source)?,
             site("b", &self.ends.destination)?,
         );
-        let prefault = if touched { "on" } else { "auto" };
-        let receiver = destination.receiver(&["--prefault", prefault])?;
+        let prefault = if way.touched { "on" } else { "auto" };
+        let mut receive = vec!["--prefault", prefault];
+        if way.private {
+            receive.extend(["--memory-backing", "anon"]);
+        }
+        let receiver = destination.receiver(&receive)?;
         let memory = (self.bench.bytes + SYSTEM_AREA_BYTES).to_string();
         let workload = match hot {
             None => "hot=0,zero=0".to_owned(),
@@ -223,7 +221,7 @@ impl Run<'_> {
         if hot.is_none() {
             give_way(guest.id())?;
         }
-        let (lanes, bind) = (lanes.to_string(), self.ends.source.address.to_string());
+        let (lanes, bind) = (way.lanes.to_string(), self.ends.source.address.to_string());
         let timeout = format!("{}s", PATIENCE.as_secs());
         let budget = format!("{PAUSE_BUDGET_MS}ms");
         let mut arguments = vec!["--verify", "off", "--bind", &bind, "--lanes", &lanes];
@@ -235,7 +233,12 @@ impl Run<'_> {
             || 0,
         );
         let made = source.send(GUEST, "tcp", &receiver, &arguments);
-        let (usage, _) = watch.end()?;
+        let (mut usage, _) = watch.end()?;
+        if way.private {
+            // The guest's own, which is not told from its process's otherwise.
+            let beyond = &mut usage.destination_memory.peak_bytes;
+            *beyond = beyond.saturating_sub(self.bench.bytes);
+        }
         let made = made?;
         destination.stop(GUEST)?;
         guest.succeed()?;

@@ -90,6 +90,17 @@ impl Case {
             .collect()
     }
 
+    /// How much of its memory has to be free at the destination: all of it, as is usual; of a guest
+    /// that is larger than what is free, what it uses. Then its memory comes in small pages.
+    pub(crate) fn reserve_percent(&self, available_bytes: u64) -> u8 {
+        let needed = self.memory_bytes + self.used_bytes() + OVERHEAD_BYTES;
+        if needed <= available_bytes {
+            100
+        } else {
+            self.used_percent
+        }
+    }
+
     /// What is missing for it: what it uses is there twice while it moves.
     pub(crate) fn lacks(&self, available_bytes: u64) -> Option<String> {
         let needed = 2 * self.used_bytes() + OVERHEAD_BYTES;

@@ -106,8 +106,7 @@ fn moved(arguments: &Arguments, case: &Case) -> anyhow::Result<Made> {
     let site = |name, end| Site::new(&arguments.dunlin, directory.path().join(name), end);
     let here = site("here", ends.source.clone())?;
     let there = site("there", ends.destination.clone())?;
-    // A guest that is larger than what is free is let in for what it uses.
-    let reserve = case.used_percent.to_string();
+    let reserve = case.reserve_percent(host::available_bytes()).to_string();
     let receiver = there.receiver(&["--reserve", &reserve])?;
     let words = case.run_arguments();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();

@@ -15,7 +15,10 @@ impl<F: GuestFactory> Destination<'_, F> {
             };
             let event = match input {
                 Input::Link(LinkEvent::Lost(reason)) => Some(self.lost(&reason)),
-                Input::Link(LinkEvent::Message(message)) => Some(self.heard(*message)),
+                Input::Link(LinkEvent::Message(message)) => match *message {
+                    Message::Prefault(ranges) => self.heard_prefault(&ranges),
+                    message => Some(self.heard(message)),
+                },
                 Input::LaneOpen(lane) => self.lane_open(lane),
                 Input::Fence {
                     lane,
@@ -130,6 +133,8 @@ impl<F: GuestFactory> Destination<'_, F> {
         number: FenceNumber,
         counters: Option<LaneCounters>,
     ) -> Option<Event> {
+        // The first round is over on this lane, and nearly so on the others: nothing is fresh any more.
+        self.ahead.iter().for_each(Ahead::stop);
         if let Some(seen) = self.seen.get_mut(usize::from(lane.0)) {
             *seen = number.0;
         }

@@ -10,7 +10,7 @@
 //! | `measuring` | what this side tells of how long things took |
 //! | `ranges` | memory that is registered while the move runs |
 //! | `owning` | this side's record, and what the guest holds outside |
-//! | `prefault` | backing all memory beforehand |
+//! | `prefault` | backing memory: all of it beforehand, or ahead of the lanes |
 
 mod happenings;
 mod lanes;
@@ -35,6 +35,7 @@ use dunlin_transports::runtime::{self, Receiver, Scope, SyncSender, sync_channel
 
 use self::lanes::{EndedLanes, PREPARERS_MAX};
 pub(super) use self::opening::receive;
+use self::prefault::Ahead;
 use self::ranges::{OpenRanges, Pool};
 use super::{Arrival, Hello, ReceiveError, ReceiveSettings, Received};
 use crate::affinity::{lane_cpus, pin_current_thread};
@@ -129,6 +130,8 @@ struct Destination<'a, F: GuestFactory> {
     pool: &'a Pool,
     /// Where memory is registered: what is open.
     ranges: Option<OpenRanges<'a>>,
+    /// Where memory is backed ahead of the lanes.
+    ahead: Option<Ahead<'a>>,
     /// When all lanes have to be here, once LANES is.
     naming_limit: Option<Deadline>,
     /// The last fence seen on each lane.
@@ -249,7 +252,7 @@ impl<F: GuestFactory> Destination<'_, F> {
             }
             Action::SendAborted => {
                 // First of all: nothing more is pinned for a session that has failed.
-                self.pool.stop();
+                self.stop_helpers();
                 let reason = self.reason.clone().unwrap_or_default();
                 let aborted = Message::Aborted(Abort::new(&reason));
                 // Even where the connection counts as lost: a peer that said something wrong can
@@ -262,7 +265,7 @@ impl<F: GuestFactory> Destination<'_, F> {
                 None
             }
             Action::CloseLanes => {
-                self.pool.stop();
+                self.stop_helpers();
                 self.endpoint.stop();
                 self.ended.free();
                 None
@@ -320,8 +323,14 @@ impl<F: GuestFactory> Destination<'_, F> {
         self.hello.offer().identity.epoch.saturating_add(1)
     }
 
-    fn finish(mut self) -> Result<Received<F::Guest>, ReceiveError> {
+    /// Ends the threads that register or back memory, each once it is done with what it does.
+    fn stop_helpers(&self) {
         self.pool.stop();
+        self.ahead.iter().for_each(Ahead::stop);
+    }
+
+    fn finish(mut self) -> Result<Received<F::Guest>, ReceiveError> {
+        self.stop_helpers();
         self.endpoint.stop();
         let epoch = self.epoch();
         match (self.session.state(), self.guest.take(), self.broken.take()) {

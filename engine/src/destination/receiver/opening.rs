@@ -1,6 +1,7 @@
 //! From HELLO to the session: making room for the guest, WELCOME, and starting the threads.
 
 use super::lanes::{EndedLanes, Outlet, issue_tickets, let_in, start_lanes};
+use super::prefault::{Ahead, Backers};
 use super::ranges::start_pool;
 use super::*;
 
@@ -88,7 +89,14 @@ pub(in crate::destination) fn receive<F: GuestFactory>(
     } else {
         0
     };
-    let own = capability::ALL & !capability::SELF_CHECK | self_check;
+    let ahead_threads = prefault::threads_ahead(settings, endpoint.as_ref(), tickets.len());
+    let prefault = if ahead_threads > 0 {
+        capability::PREFAULT
+    } else {
+        0
+    };
+    let sometimes = capability::SELF_CHECK | capability::PREFAULT;
+    let own = capability::ALL & !sometimes | self_check | prefault;
     let costs = guest.handover_costs();
     let record = journal.expected_duration(Deadline::after(LAST_WORD_TIME));
     let told = |cost: Option<Duration>| {
@@ -120,6 +128,7 @@ pub(in crate::destination) fn receive<F: GuestFactory>(
     }
 
     let pool = Pool::default();
+    let backers = Backers::new(guest.memory().lane_map().clone());
     let ended = EndedLanes::new(tickets.len());
     runtime::scope(|scope| {
         let began = Timestamp::now();
@@ -133,6 +142,7 @@ pub(in crate::destination) fn receive<F: GuestFactory>(
             identities: None,
             pool: &pool,
             ranges: pin_budget_bytes.map(|budget| OpenRanges::new(budget, &pool)),
+            ahead: (ahead_threads > 0).then(|| Ahead(&backers)),
             naming_limit: None,
             counters: vec![Some(LaneCounters::default()); tickets.len()],
             inputs,
@@ -163,7 +173,8 @@ pub(in crate::destination) fn receive<F: GuestFactory>(
             Some(_) => start_pool(&scope, &pool, endpoint.as_ref(), &inputs_sender, &shelf),
             None => Ok(()),
         };
-        let started = pool_started.and_then(|()| {
+        let helped = pool_started.and_then(|()| backers.start(&scope, ahead_threads, &shelf));
+        let started = helped.and_then(|()| {
             start_lanes(
                 scope,
                 endpoint.as_ref(),

@@ -1,13 +1,127 @@
-//! Backing a guest's memory before the source is told to begin.
+//! Backing a guest's memory: all of it before the source is told to begin, or what the source says
+//! that it will write, ahead of its lanes.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::lanes::PREPARERS_MAX;
 use super::*;
+use crate::jobs::Jobs;
+use crate::protocol::{PREFAULT_PAGES_MAX, RANGES_IN_MESSAGE_MAX, Ranges};
+
+/// How many ranges wait for a thread at most. A source that follows the lanes has a few dozen
+/// waiting; what is more goes unheeded.
+const WAITING_MAX: usize = 4 * RANGES_IN_MESSAGE_MAX;
 
 /// What a thread has backed at once, in pages: 16 MiB, some milliseconds of the kernel's work, so
 /// that the threads end at about the same time.
 const PIECE_PAGES: usize = 4096;
+
+/// How many threads back memory ahead of the lanes: those processors that lanes leave. Lanes that
+/// have to share theirs lose more than they gain, as what is backed early has left the cache when
+/// its data comes (`cargo run --release -p dunlin-bench --bin prefault`).
+pub(super) fn threads_ahead(
+    settings: &ReceiveSettings,
+    endpoint: &dyn DestinationEndpoint,
+    lanes: usize,
+) -> usize {
+    if !settings.prefault_ahead || settings.prefault_all || endpoint.has_registrations() {
+        return 0;
+    }
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    cores.saturating_sub(lanes).min(PREPARERS_MAX)
+}
+
+/// The threads that back memory ahead of the lanes, and what they have to do. Nothing waits for
+/// them: what they do not reach faults when it is written.
+pub(super) struct Backers {
+    memory: MemoryMap,
+    jobs: Jobs<Run>,
+}
+
+impl Backers {
+    pub(super) fn new(memory: MemoryMap) -> Self {
+        Self {
+            memory,
+            jobs: Jobs::default(),
+        }
+    }
+
+    /// Starts so many threads.
+    pub(super) fn start<'scope>(
+        &'scope self,
+        scope: &Scope<'scope, '_>,
+        threads: usize,
+        shelf: &Shelf,
+    ) -> std::io::Result<()> {
+        for index in (0..).take(threads) {
+            let recorder = shelf.recorder(Track::Registrar(index));
+            scope.spawn("dunlin-prefault", move || self.serve(recorder))?;
+        }
+        Ok(())
+    }
+
+    fn serve(&self, mut recorder: Kept) {
+        while let Some(range) = self.jobs.next() {
+            let begun = recorder.now();
+            if self.memory.populate(range).is_err() {
+                // The next one fails as well: a kernel that can't, or no memory.
+                return self.jobs.stop();
+            }
+            let ended = recorder.done(Operation::Prefault, begun);
+            recorder.span(SpanName::Prefault, begun, ended);
+        }
+    }
+}
+
+/// The session thread's view of them; dropping it ends them.
+pub(super) struct Ahead<'a>(pub(super) &'a Backers);
+
+impl Ahead<'_> {
+    /// Ends the threads, each once it has backed what it is at; what waits is left to the lanes.
+    pub(super) fn stop(&self) {
+        self.0.jobs.stop();
+    }
+
+    /// Takes in what the source will write.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it, where that is no guest memory or too much at once.
+    fn expect(&self, ranges: &Ranges) -> Result<(), String> {
+        let ranges = ranges.to_runs(MessageKind::Prefault);
+        let ranges = ranges.map_err(|error| error.to_string())?;
+        for range in &ranges {
+            if range.pages > PREFAULT_PAGES_MAX {
+                return Err(format!(
+                    "PREFAULT of {} pages at once; {PREFAULT_PAGES_MAX} are possible",
+                    range.pages
+                ));
+            }
+            let check = self.0.memory.check(*range);
+            check.map_err(|error| format!("PREFAULT: {error}"))?;
+        }
+        self.0.jobs.order_within(ranges, WAITING_MAX);
+        Ok(())
+    }
+}
+
+impl Drop for Ahead<'_> {
+    /// The threads end with the session, however that ends: its scope waits for them.
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl<F: GuestFactory> Destination<'_, F> {
+    /// PREFAULT came. It may still come behind the first round, and is of no use then.
+    pub(super) fn heard_prefault(&mut self, ranges: &Ranges) -> Option<Event> {
+        let refused = match &self.ahead {
+            None => "the source says PREFAULT where it was not asked to".to_owned(),
+            Some(ahead) => ahead.expect(ranges).err()?,
+        };
+        Some(self.failed(&refused))
+    }
+}
 
 /// Has the kernel back all of a guest's memory, on a few threads: from then on nothing of it faults.
 pub(super) fn populate_all(memory: &MemoryMap) -> Result<(), GuestError> {
@@ -60,6 +174,66 @@ mod tests {
 
     use super::*;
 
+    fn ranges(first: u64, pages: u32) -> Ranges {
+        let first = PageNumber(first);
+        Ranges::new(&[Run { first, pages }])
+    }
+
+    /// Which pages of a mapping are backed.
+    fn backed(mapping: &dyn HostMapping) -> Vec<bool> {
+        let pages = (mapping.bytes() / PAGE_BYTES) as usize;
+        let mut resident = vec![0_u8; pages];
+        // SAFETY: mincore(2) writes a byte for each page of the mapping, which is alive.
+        let result = unsafe {
+            libc::mincore(
+                mapping.base().cast(),
+                mapping.bytes() as usize,
+                resident.as_mut_ptr(),
+            )
+        };
+        assert_eq!(result, 0);
+        resident.into_iter().map(|byte| byte & 1 == 1).collect()
+    }
+
+    #[test]
+    fn what_is_expected_is_backed_and_nothing_else() {
+        let mapping: Arc<dyn HostMapping> = Arc::new(OwnedMapping::new(64 * PAGE_BYTES).unwrap());
+        let backers = Backers::new(MemoryMap::new(vec![Arc::clone(&mapping)]).unwrap());
+        let shelf = Shelf::new(End::Destination);
+        runtime::scope(|scope| {
+            let ahead = Ahead(&backers);
+            backers.start(&scope, 2, &shelf).unwrap();
+            ahead.expect(&ranges(8, 16)).unwrap();
+            ahead.expect(&ranges(40, 8)).unwrap();
+            let expected: Vec<_> = (0..64)
+                .map(|page| (8..24).contains(&page) || (40..48).contains(&page))
+                .collect();
+            let limit = Deadline::after(Duration::from_secs(30));
+            while backed(mapping.as_ref()) != expected {
+                assert!(!limit.passed(), "{:?}", backed(mapping.as_ref()));
+                runtime::sleep(Duration::from_millis(1));
+            }
+        });
+    }
+
+    #[test]
+    fn what_is_no_memory_or_too_much_is_refused() {
+        let mapping: Arc<dyn HostMapping> = Arc::new(OwnedMapping::new(64 * PAGE_BYTES).unwrap());
+        let backers = Backers::new(MemoryMap::new(vec![mapping]).unwrap());
+        let ahead = Ahead(&backers);
+        for (first, pages) in [(0, 65), (64, 1), (u64::MAX, 1), (0, PREFAULT_PAGES_MAX + 1)] {
+            assert!(
+                ahead.expect(&ranges(first, pages)).is_err(),
+                "{pages} at {first}"
+            );
+        }
+        // Nobody takes them; what waits stays bounded.
+        for _ in 0..2 * WAITING_MAX {
+            ahead.expect(&ranges(0, 64)).unwrap();
+        }
+        assert_eq!(backers.jobs.waiting(), WAITING_MAX);
+    }
+
     #[test]
     fn every_page_is_backed_and_keeps_its_bytes() {
         let page_bytes = PAGE_BYTES as usize;
@@ -78,18 +252,8 @@ mod tests {
         let mut bytes = vec![0; page_bytes];
         memory.copy_out(written, &mut bytes).unwrap();
         assert!(bytes.iter().all(|byte| *byte == 9));
-        for (mapping, pages) in mappings.iter().zip([5, 2 * PIECE_PAGES + 3]) {
-            let mut resident = vec![0_u8; pages];
-            // SAFETY: mincore(2) writes a byte for each page of the mapping, which is alive.
-            let result = unsafe {
-                libc::mincore(
-                    mapping.base().cast(),
-                    mapping.bytes() as usize,
-                    resident.as_mut_ptr(),
-                )
-            };
-            assert_eq!(result, 0);
-            assert!(resident.iter().all(|byte| byte & 1 == 1));
+        for mapping in &mappings {
+            assert!(backed(mapping.as_ref()).into_iter().all(|backed| backed));
         }
     }
 }

@@ -220,8 +220,24 @@ impl Mover<'_, '_> {
             is_first,
         });
         self.start_walk(&round, must_open);
+        if is_first && !is_final {
+            self.start_telling(dirty_pages);
+        }
         self.order(&Order::Round(Arc::clone(&round)));
         self.shared_round = Some(round);
+    }
+
+    /// Has the destination told what the first round will write next, where it cares.
+    fn start_telling(&mut self, all_pages: u64) {
+        let both = self.welcome.as_ref().map_or(0, |w| w.capabilities);
+        if both & capability::PREFAULT == 0 {
+            return;
+        }
+        let chunks = ChunkPlan::new(&self.offer.layout, CHUNK_PAGES);
+        let speaker = self.link.speaker();
+        // Nothing is lost where the system starts no thread.
+        let started = Telling::start(&self.scope, self.context, chunks, all_pages, speaker);
+        self.telling = started.ok();
     }
 
     pub(super) fn order(&self, order: &Order) {
@@ -233,6 +249,7 @@ impl Mover<'_, '_> {
 
     /// All lanes are done with what they were told.
     pub(super) fn close_round(&mut self) {
+        self.telling = None;
         // Lanes let go of a round before they say that it is done.
         let shared = self.shared_round.take().and_then(Arc::into_inner);
         if let Some(mut round) = shared {

@@ -42,6 +42,7 @@ use self::opening::Opener;
 use super::blackout::Timeline;
 use super::convergence::{Circumstances, Convergence, Limits, Prediction, RoundSample, Verdict};
 use super::lanes::{self, LaneBytes, LaneContext, LaneDone, LaneTally, Order, Round, Sharing};
+use super::prefault::Telling;
 use super::window::{self, Unopened, WalkOrder, Window, WindowDone};
 use super::{MoveObserver, Peer, Reconnect};
 use crate::affinity::{lane_cpus, pin_current_thread};
@@ -203,6 +204,7 @@ pub(super) fn migrate(
             inputs_sender,
             orders: Vec::new(),
             opening: None,
+            telling: None,
             grants: Vec::new(),
             closed: Vec::new(),
             session: SourceSession::new(),
@@ -292,6 +294,8 @@ struct Mover<'scope, 'env> {
     orders: Vec<Sender<Order>>,
     /// Where memory is registered: what is open, and who opens it.
     opening: Option<Opener>,
+    /// Who tells the destination what comes next, in the first round.
+    telling: Option<Telling>,
     /// What GRANTS and CLOSED said, until it was taken in.
     grants: Vec<Grant>,
     closed: Vec<Run>,

@@ -220,8 +220,8 @@ impl ReceiveBacking {
 /// When an arriving guest's memory is backed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Prefault {
-    /// As data comes, in huge pages where the host has them; small pages of private memory a batch
-    /// at a time
+    /// As data comes, in huge pages where the host has them, and ahead of it by the processors that
+    /// lanes leave
     #[default]
     Auto,
     /// All of it before the move begins, what the guest never touched as well

@@ -201,6 +201,7 @@ fn arrive(arguments: &Incoming, socket: &UnixStream) -> Result<Arrived, Failure>
     };
     let settings = ReceiveSettings {
         prefault_all: arguments.prefault == Prefault::On,
+        prefault_ahead: arguments.prefault == Prefault::Auto,
         pin_budget: arguments.rdma.pin_budget.unwrap_or_default(),
         ..ReceiveSettings::default()
     };

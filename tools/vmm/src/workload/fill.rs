@@ -12,6 +12,7 @@ use super::Workload;
 use super::control_page::{ControlPage, ControlSettings, GuestClock};
 use super::page::{self, FIRST_GENERATION};
 use super::plan::{PageClass, Plan};
+use super::pool::on_all_processors;
 use super::words::PageWords;
 
 /// How many pages one task fills: 8 MiB, enough for its start to cost nothing.
@@ -46,13 +47,15 @@ pub fn fill(
         }
     }
     let span = plan.layout().page_span();
-    (0..span.div_ceil(TASK_PAGES))
-        .into_par_iter()
-        .try_for_each(|task| {
-            let first = task * TASK_PAGES;
-            (first..span.min(first + TASK_PAGES))
-                .try_for_each(|number| fill_page(map, plan, workload, seed, PageNumber(number)))
-        })
+    on_all_processors(|| {
+        (0..span.div_ceil(TASK_PAGES))
+            .into_par_iter()
+            .try_for_each(|task| {
+                let first = task * TASK_PAGES;
+                (first..span.min(first + TASK_PAGES))
+                    .try_for_each(|number| fill_page(map, plan, workload, seed, PageNumber(number)))
+            })
+    })
 }
 
 /// How many bytes of memory a guest of `memory_bytes` takes from its host at once, as far as that

@@ -17,6 +17,7 @@ pub mod control_page;
 pub mod fill;
 pub mod page;
 pub mod plan;
+mod pool;
 pub mod words;
 
 use std::fmt;

@@ -27,6 +27,7 @@ use self::fixed_pages::FixedPages;
 use super::control_page::{ControlPage, Word};
 use super::page::{self, PageCopy, Reading};
 use super::plan::{PageClass, Plan};
+use super::pool::on_all_processors;
 use super::words::{PAGE_WORDS, PageWords};
 
 /// How many pages one task looks at: 1 MiB, some hundred microseconds.
@@ -146,37 +147,34 @@ impl WorkloadCheck {
 impl SelfCheck for WorkloadCheck {
     fn claims(&self, first: PageNumber, pages: u32) -> Vec<PageClaim> {
         let mut claims = vec![NO_PAGE; pages as usize];
-        claims
-            .par_chunks_mut(TASK_PAGES)
-            .enumerate()
-            .for_each(|(task, claims)| {
-                let first = first_of(first, task);
-                let mut reader = self.fixed_pages(first, claims.len());
-                for (number, claim) in numbers(first).zip(claims) {
-                    // A page that can't be read is described as none, which the other side, that
-                    // has it, takes for wrong.
-                    *claim = self.claim(&mut reader, number).unwrap_or(NO_PAGE);
-                }
-            });
+        let describe = |(task, claims): (usize, &mut [PageClaim])| {
+            let first = first_of(first, task);
+            let mut reader = self.fixed_pages(first, claims.len());
+            for (number, claim) in numbers(first).zip(claims) {
+                // A page that can't be read is described as none, which the other side, that
+                // has it, takes for wrong.
+                *claim = self.claim(&mut reader, number).unwrap_or(NO_PAGE);
+            }
+        };
+        let tasks = claims.par_chunks_mut(TASK_PAGES).enumerate();
+        on_all_processors(|| tasks.for_each(describe));
         claims
     }
 
     fn check(&self, first: PageNumber, claims: &[PageClaim], deadline: Deadline) -> PageCheck {
-        claims
-            .par_chunks(TASK_PAGES)
-            .enumerate()
-            .map(|(task, claims)| {
-                let first = first_of(first, task);
-                let mut reader = self.fixed_pages(first, claims.len());
-                let mut outcome = PageCheck::default();
-                for (number, claim) in numbers(first).zip(claims) {
-                    let verdict = self.compare(&mut reader, number, claim, deadline);
-                    count(&mut outcome, number, verdict);
-                }
-                outcome
-            })
-            // In order of pages, so that the examples are the first ones.
-            .reduce(PageCheck::default, join)
+        let compare = |(task, claims): (usize, &[PageClaim])| {
+            let first = first_of(first, task);
+            let mut reader = self.fixed_pages(first, claims.len());
+            let mut outcome = PageCheck::default();
+            for (number, claim) in numbers(first).zip(claims) {
+                let verdict = self.compare(&mut reader, number, claim, deadline);
+                count(&mut outcome, number, verdict);
+            }
+            outcome
+        };
+        let compared = claims.par_chunks(TASK_PAGES).enumerate().map(compare);
+        // In order of pages, so that the examples are the first ones.
+        on_all_processors(|| compared.reduce(PageCheck::default, join))
     }
 }
 
