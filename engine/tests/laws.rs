@@ -406,6 +406,11 @@ const SLICES_FROM_POINTERS: &[(&str, usize, &str)] = &[
         "a kernel struct on this side's own stack",
     ),
     (
+        "bench/src/bin/raw_socket.rs",
+        2,
+        "memory as a guest's, without a guest: an import and its use",
+    ),
+    (
         "engine/src/kvm/ring_entries.rs",
         1,
         "the dirty ring, whose entries are atomics",

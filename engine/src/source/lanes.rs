@@ -211,6 +211,29 @@ impl<'a> LaneContext<'a> {
         untouched >= u64::from(chunk.pages)
     }
 
+    /// Calls `found` for the runs of a chunk that would carry bytes if it was put now: neither
+    /// untouched nor zero. A guess, where tracking is not armed; `words` is room for bits.
+    pub(super) fn guess_data(
+        &self,
+        chunk: Chunk,
+        words: &mut Vec<u64>,
+        found: impl FnMut(Run),
+    ) -> Result<(), MemoryError> {
+        words.clear();
+        words.resize(chunk.word_range().len(), 0);
+        let all = chunk.run();
+        set_bits(words, chunk.first, all);
+        self.untouched
+            .for_each_range(all, |run| clear_bits(words, chunk.first, run));
+        for (word, first) in words.iter_mut().zip((chunk.first.0..).step_by(64)) {
+            *word ^= self
+                .scan
+                .zero_pages(&self.memory, PageNumber(first), *word)?;
+        }
+        for_each_run(chunk.first, words, chunk.pages, found);
+        Ok(())
+    }
+
     /// Whether a lane has put anything, or is about to.
     pub(super) fn has_put(&self) -> bool {
         self.written.is_any()
@@ -519,6 +542,18 @@ impl LaneWorker<'_> {
 /// How many bits are set.
 fn count(words: &[u64]) -> u64 {
     words.iter().map(|word| u64::from(word.count_ones())).sum()
+}
+
+/// Sets the bits of `run` in words whose first bit is page `first`, a multiple of 64.
+fn set_bits(words: &mut [u64], first: PageNumber, run: Run) {
+    for (index, bits) in words_of(run) {
+        let word = index
+            .checked_sub((first.0 / 64) as usize)
+            .and_then(|index| words.get_mut(index));
+        if let Some(word) = word {
+            *word |= bits;
+        }
+    }
 }
 
 /// Clears the bits of `run` in words whose first bit is page `first`, a multiple of 64.

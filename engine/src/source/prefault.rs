@@ -11,7 +11,7 @@ use dunlin_transports::memory::{PAGE_BYTES, Run};
 use dunlin_transports::runtime::{self, Scope};
 
 use super::lanes::LaneContext;
-use crate::chunk::ChunkPlan;
+use crate::chunk::{Chunk, ChunkPlan};
 use crate::link::Speaker;
 use crate::protocol::{Message, PREFAULT_PAGES_MAX, Ranges};
 
@@ -24,11 +24,15 @@ const PAUSE: Duration = Duration::from_millis(2);
 
 /// How many ranges one message names at most. The first ones name fewer, since the lanes are close
 /// behind.
-const BATCH_MAX: usize = 8;
+const BATCH_MAX: usize = 32;
 
-/// How much neighbouring memory is one range, in pages: 8 MiB, so that several threads have some.
+/// How much neighbouring memory is one range, in pages: 8 MiB.
 const RANGE_PAGES: u32 = 2048;
 const _: () = assert!(RANGE_PAGES <= PREFAULT_PAGES_MAX);
+
+/// The shortest run that is worth naming. Having it backed takes a call, which costs about what one
+/// fault does.
+const RUN_PAGES_MIN: u32 = 8;
 
 /// The thread that does the telling; dropping this ends it, within [`PAUSE`].
 pub(super) struct Telling {
@@ -57,6 +61,7 @@ impl Telling {
             speaker,
             batch: 1,
             ranges: Vec::with_capacity(BATCH_MAX),
+            words: Vec::new(),
         };
         scope.spawn("dunlin-ahead", move || teller.tell())?;
         Ok(Self { is_over })
@@ -79,6 +84,8 @@ struct Teller<'env> {
     batch: usize,
     /// Ranges that are not told yet.
     ranges: Vec<Run>,
+    /// Bits of the chunk at hand; kept for their allocation.
+    words: Vec<u64>,
 }
 
 impl Teller<'_> {
@@ -102,12 +109,7 @@ impl Teller<'_> {
                 return;
             }
             walked += u64::from(chunk.pages);
-            // What was never touched stays so there too: law 5.
-            if walked <= done() || self.context.is_untouched(chunk) {
-                continue;
-            }
-            self.name(chunk.run(), self.chunks.begins_region(number));
-            if self.ranges.len() > self.batch && !self.say() {
+            if walked > done() && !self.name(chunk, self.chunks.begins_region(number)) {
                 return;
             }
         }
@@ -118,18 +120,28 @@ impl Teller<'_> {
         self.is_over.load(Ordering::Relaxed) || self.context.stopped()
     }
 
-    /// Adds to the last range what follows it, as far as that may grow.
-    fn name(&mut self, run: Run, begins_region: bool) {
-        match self.ranges.last_mut() {
-            Some(last)
-                if !begins_region
-                    && last.end() == run.first
-                    && last.pages + run.pages <= RANGE_PAGES =>
-            {
-                last.pages += run.pages;
+    /// Names what of a chunk will be written: what was never touched stays so there too (law 5), and
+    /// zeros are not sent. Whether the destination could be told.
+    fn name(&mut self, chunk: Chunk, begins_region: bool) -> bool {
+        let mut words = std::mem::take(&mut self.words);
+        let (ranges, mut is_told) = (&mut self.ranges, true);
+        let guessed = self.context.guess_data(chunk, &mut words, |run| {
+            let joins = |last: &&mut Run| {
+                let is_next =
+                    last.end() == run.first && !(begins_region && run.first == chunk.first);
+                is_next && last.pages + run.pages <= RANGE_PAGES
+            };
+            match ranges.last_mut().filter(joins) {
+                Some(last) => last.pages += run.pages,
+                None if run.pages >= RUN_PAGES_MIN => ranges.push(run),
+                None => {}
             }
-            _ => self.ranges.push(run),
+        });
+        self.words = words;
+        if self.ranges.len() >= self.batch {
+            is_told = self.say();
         }
+        is_told && guessed.is_ok()
     }
 
     /// Whether the destination could be told. Where not, the session will hear of it by itself.

@@ -58,7 +58,7 @@ declare! {
     ControlRoundTrip = 24, "control-round-trip": Operation, Nanoseconds, Both, [Control];
     /// Digesting all of memory; only where it is compared inside the handover.
     Digest = 25, "digest": Operation, Nanoseconds, Both, [Control];
-    /// Having one range of fresh memory backed, ahead of the lanes.
+    /// Having one piece of fresh memory backed ahead of the lanes, at most 2 MiB.
     Prefault = 26, "prefault": Operation, Nanoseconds, Destination, [Registrar];
 }
 

@@ -83,7 +83,7 @@ declare! {
     LaneReceive = 50, "lane-receive": Phase, Nanoseconds, Destination, [Lane];
     /// Registering memory, one piece.
     Register = 51, "register": Phase, Nanoseconds, Both, [Registrar];
-    /// Having fresh memory backed ahead of the lanes, one range.
+    /// Having fresh memory backed ahead of the lanes, from the first piece to the last.
     Prefault = 52, "prefault": Phase, Nanoseconds, Destination, [Registrar];
     /// From the order to pause, on which all are kicked, until this vCPU was parked.
     VcpuKick = 56, "vcpu-kick": Phase, Nanoseconds, Source, [Vcpu];

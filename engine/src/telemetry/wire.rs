@@ -21,8 +21,8 @@ mod reader;
 pub const WIRE_VERSION: u16 = 1;
 
 /// The most bytes that one recording has on the wire. Formula, for what a destination can measure:
-/// 4,096 spans of at most 25 bytes (100 KiB); 11 operations of at most 80 bytes and 528 buckets of
-/// at most 12 (69 KiB); 64 lanes with 4 operations of at most 80 bytes and 9 counters of at most 12
+/// 4,096 spans of at most 25 bytes (100 KiB); 12 operations of at most 80 bytes and 528 buckets of
+/// at most 12 (75 KiB); 64 lanes with 4 operations of at most 80 bytes and 9 counters of at most 12
 /// (27 KiB). Decoded, a byte becomes at most 8 (a number in a list of buckets): 2 MiB, twice that
 /// while a list grows.
 pub const WIRE_BYTES_MAX: usize = 256 << 10;

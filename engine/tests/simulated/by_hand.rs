@@ -338,7 +338,7 @@ impl DestinationByHand {
             .collect();
         Welcome {
             version: VERSION_MAX,
-            capabilities: capability::ALL,
+            capabilities: capability::ALL & !capability::PREFAULT,
             tokens: (0..lanes).map(|lane| [lane; 32].into()).collect(),
             grants: Grants::new(&grants),
             host: WireHost::default(),

@@ -31,9 +31,9 @@ pub(crate) enum Memory {
     FreshOfGuests,
 }
 
-/// How much is sent in a trial into touched memory, and how often: the best of them counts, as what
-/// disturbs a trial only makes it slower. Into fresh memory all is sent, once: a host may have some
-/// of it at hand, so that less would say nothing of all.
+/// How much is sent in a trial into touched memory, and how often it is tried: the best of them
+/// counts, as what disturbs a trial only makes it slower. Into fresh memory all is sent: a host may
+/// have some of it at hand, so that less would say nothing of all.
 const TRIAL_BYTES: u64 = 512 << 20;
 const TRIALS: u32 = 2;
 
@@ -59,37 +59,41 @@ pub(crate) struct Settings {
 /// What was tried, and how fast it was, in bytes a second.
 pub(crate) type Trial = (Settings, f64);
 
-/// The best settings for so many streams to send `bytes` into such memory.
+/// The best settings for so many streams to send `bytes` into such memory. `touched`: those that
+/// were the best for touched memory; what sockets' buffers gain is the same for both.
 pub(crate) fn search(
     program: &Path,
     ends: &Ends,
     directory: &Path,
-    streams: u32,
-    memory: Memory,
+    (streams, memory): (u32, Memory),
+    touched: Option<&Settings>,
     bytes: u64,
 ) -> anyhow::Result<Trial> {
-    // What socket buffers gain does not depend on what is behind them.
-    let (memories, socket_buffers, bytes, trials): (&[&'static str], &[usize], _, _) = match memory
-    {
-        Memory::Touched => (&["touched"], &SOCKET_BUFFERS, TRIAL_BYTES, TRIALS),
-        Memory::Fresh => (&FRESH, &[0], bytes, 1),
-        Memory::FreshOfGuests => (&FRESH_OF_GUESTS, &[0], bytes, 1),
+    let memories: &[&'static str] = match memory {
+        Memory::Touched => &["touched"],
+        Memory::Fresh => &FRESH,
+        Memory::FreshOfGuests => &FRESH_OF_GUESTS,
+    };
+    let (socket_buffers, bytes) = match (memory, touched) {
+        (Memory::Touched, _) => (SOCKET_BUFFERS.to_vec(), TRIAL_BYTES),
+        (_, Some(touched)) => (vec![touched.socket_buffer_bytes], bytes),
+        (_, None) => (vec![0], bytes),
     };
     let mut candidates = Vec::new();
     for memory in memories {
         for buffer_bytes in BUFFERS {
-            for socket_buffer_bytes in socket_buffers {
+            for socket_buffer_bytes in socket_buffers.iter().copied() {
                 candidates.push(Settings {
                     streams,
                     memory,
                     buffer_bytes,
-                    socket_buffer_bytes: *socket_buffer_bytes,
+                    socket_buffer_bytes,
                 });
             }
         }
     }
     let mut best: Option<Trial> = None;
-    for _ in 0..trials {
+    for _ in 0..TRIALS {
         for settings in &candidates {
             let outcome = run(program, ends, directory, settings, bytes)?;
             if best

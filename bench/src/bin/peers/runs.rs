@@ -100,7 +100,13 @@ impl Bench {
                 let program = &self.programs.raw_socket;
                 let directory = self.site.path();
                 let ends = self.ends(row.link)?;
-                let found = raw::search(program, ends, directory, streams, memory, self.bytes)?;
+                let mut known = self.raw.iter();
+                let touched = known.find(|(on, of, (settings, _))| {
+                    (*on, *of, settings.streams) == (row.link, raw::Memory::Touched, streams)
+                });
+                let touched = touched.map(|(_, _, (settings, _))| settings);
+                let what = (streams, memory);
+                let found = raw::search(program, ends, directory, what, touched, self.bytes)?;
                 eprintln!(
                     "{}, {}: best with {} KiB a call, sockets' buffers {} KiB (0: the kernel's own), {} memory",
                     row.link,

@@ -89,7 +89,7 @@ pub(in crate::destination) fn receive<F: GuestFactory>(
     } else {
         0
     };
-    let ahead_threads = prefault::threads_ahead(settings, endpoint.as_ref(), tickets.len());
+    let ahead_threads = prefault::threads_ahead(hello, settings, endpoint.as_ref(), tickets.len());
     let prefault = if ahead_threads > 0 {
         capability::PREFAULT
     } else {
@@ -173,8 +173,8 @@ pub(in crate::destination) fn receive<F: GuestFactory>(
             Some(_) => start_pool(&scope, &pool, endpoint.as_ref(), &inputs_sender, &shelf),
             None => Ok(()),
         };
-        let helped = pool_started.and_then(|()| backers.start(&scope, ahead_threads, &shelf));
-        let started = helped.and_then(|()| {
+        backers.start(&scope, ahead_threads, &shelf);
+        let started = pool_started.and_then(|()| {
             start_lanes(
                 scope,
                 endpoint.as_ref(),

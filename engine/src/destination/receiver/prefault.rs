@@ -6,11 +6,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::lanes::PREPARERS_MAX;
 use super::*;
 use crate::jobs::Jobs;
-use crate::protocol::{PREFAULT_PAGES_MAX, RANGES_IN_MESSAGE_MAX, Ranges};
+use crate::protocol::{PREFAULT_PAGES_MAX, Ranges};
 
-/// How many ranges wait for a thread at most. A source that follows the lanes has a few dozen
-/// waiting; what is more goes unheeded.
-const WAITING_MAX: usize = 4 * RANGES_IN_MESSAGE_MAX;
+/// What a thread backs ahead of the lanes at once, in pages: a huge page. Nobody waits longer than
+/// for that when it is to end.
+const AHEAD_PAGES: u32 = ((2 << 20) / PAGE_BYTES) as u32;
+
+/// How many of these wait for a thread at most: what is in several times 256 MiB, which is how far
+/// ahead a source names memory. What is more goes unheeded.
+const WAITING_MAX: usize = 1024;
 
 /// What a thread has backed at once, in pages: 16 MiB, some milliseconds of the kernel's work, so
 /// that the threads end at about the same time.
@@ -20,11 +24,14 @@ const PIECE_PAGES: usize = 4096;
 /// have to share theirs lose more than they gain, as what is backed early has left the cache when
 /// its data comes (`cargo run --release -p dunlin-bench --bin prefault`).
 pub(super) fn threads_ahead(
+    hello: &Hello,
     settings: &ReceiveSettings,
     endpoint: &dyn DestinationEndpoint,
     lanes: usize,
 ) -> usize {
-    if !settings.prefault_ahead || settings.prefault_all || endpoint.has_registrations() {
+    let is_told = hello.message.capabilities & capability::PREFAULT != 0;
+    let is_wanted = settings.prefault_ahead && !settings.prefault_all;
+    if !is_told || !is_wanted || endpoint.has_registrations() {
         return 0;
     }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -46,28 +53,33 @@ impl Backers {
         }
     }
 
-    /// Starts so many threads.
+    /// Starts so many threads, as far as the system does.
     pub(super) fn start<'scope>(
         &'scope self,
         scope: &Scope<'scope, '_>,
         threads: usize,
         shelf: &Shelf,
-    ) -> std::io::Result<()> {
+    ) {
         for index in (0..).take(threads) {
             let recorder = shelf.recorder(Track::Registrar(index));
-            scope.spawn("dunlin-prefault", move || self.serve(recorder))?;
+            // Without it there is less that is ahead.
+            let _ = scope.spawn("dunlin-prefault", move || self.serve(recorder));
         }
-        Ok(())
     }
 
     fn serve(&self, mut recorder: Kept) {
+        let mut busy = None;
         while let Some(range) = self.jobs.next() {
             let begun = recorder.now();
             if self.memory.populate(range).is_err() {
                 // The next one fails as well: a kernel that can't, or no memory.
-                return self.jobs.stop();
+                self.jobs.stop();
+                break;
             }
             let ended = recorder.done(Operation::Prefault, begun);
+            busy = Some((busy.map_or(begun, |(first, _)| first), ended));
+        }
+        if let Some((begun, ended)) = busy {
             recorder.span(SpanName::Prefault, begun, ended);
         }
     }
@@ -100,9 +112,27 @@ impl Ahead<'_> {
             let check = self.0.memory.check(*range);
             check.map_err(|error| format!("PREFAULT: {error}"))?;
         }
-        self.0.jobs.order_within(ranges, WAITING_MAX);
+        let pieces = ranges.into_iter().flat_map(pieces);
+        self.0.jobs.order_within(pieces, WAITING_MAX);
         Ok(())
     }
+}
+
+/// Cuts a range at huge pages' borders.
+fn pieces(range: Run) -> impl Iterator<Item = Run> {
+    let mut rest = range;
+    std::iter::from_fn(move || {
+        let to_border = AHEAD_PAGES - (rest.first.0 % u64::from(AHEAD_PAGES)) as u32;
+        let piece = Run {
+            first: rest.first,
+            pages: rest.pages.min(to_border),
+        };
+        rest = Run {
+            first: piece.end(),
+            pages: rest.pages - piece.pages,
+        };
+        (piece.pages > 0).then_some(piece)
+    })
 }
 
 impl Drop for Ahead<'_> {
@@ -202,7 +232,7 @@ mod tests {
         let shelf = Shelf::new(End::Destination);
         runtime::scope(|scope| {
             let ahead = Ahead(&backers);
-            backers.start(&scope, 2, &shelf).unwrap();
+            backers.start(&scope, 2, &shelf);
             ahead.expect(&ranges(8, 16)).unwrap();
             ahead.expect(&ranges(40, 8)).unwrap();
             let expected: Vec<_> = (0..64)
@@ -214,6 +244,17 @@ mod tests {
                 runtime::sleep(Duration::from_millis(1));
             }
         });
+    }
+
+    #[test]
+    fn a_range_is_cut_at_huge_pages_borders() {
+        let run = |first, pages| Run {
+            first: PageNumber(first),
+            pages,
+        };
+        let cut: Vec<_> = pieces(run(500, 600)).collect();
+        assert_eq!(cut, [run(500, 12), run(512, 512), run(1024, 76)]);
+        assert_eq!(pieces(run(512, 512)).collect::<Vec<_>>(), [run(512, 512)]);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::Workload;
 use super::control_page::{ControlPage, ControlSettings, GuestClock};
 use super::page::{self, FIRST_GENERATION};
 use super::plan::{PageClass, Plan};
-use super::pool::on_all_processors;
+use super::pool::all_processors;
 use super::words::PageWords;
 
 /// How many pages one task fills: 8 MiB, enough for its start to cost nothing.
@@ -47,15 +47,16 @@ pub fn fill(
         }
     }
     let span = plan.layout().page_span();
-    on_all_processors(|| {
-        (0..span.div_ceil(TASK_PAGES))
-            .into_par_iter()
-            .try_for_each(|task| {
-                let first = task * TASK_PAGES;
-                (first..span.min(first + TASK_PAGES))
-                    .try_for_each(|number| fill_page(map, plan, workload, seed, PageNumber(number)))
-            })
-    })
+    let tasks = 0..span.div_ceil(TASK_PAGES);
+    let fill_task = |task: u64| {
+        let first = task * TASK_PAGES;
+        (first..span.min(first + TASK_PAGES))
+            .try_for_each(|number| fill_page(map, plan, workload, seed, PageNumber(number)))
+    };
+    match all_processors() {
+        Some(pool) => pool.install(|| tasks.into_par_iter().try_for_each(fill_task)),
+        None => tasks.into_iter().try_for_each(fill_task),
+    }
 }
 
 /// How many bytes of memory a guest of `memory_bytes` takes from its host at once, as far as that

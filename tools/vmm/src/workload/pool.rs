@@ -9,13 +9,10 @@ use std::sync::OnceLock;
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-/// Does `work` on the pool; on the caller's thread where the system starts no threads.
-pub(super) fn on_all_processors<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+/// The pool; `None` where the system starts no threads. The caller does the work itself then.
+pub(super) fn all_processors() -> Option<&'static ThreadPool> {
     static POOL: OnceLock<Option<ThreadPool>> = OnceLock::new();
-    match POOL.get_or_init(start) {
-        Some(pool) => pool.install(work),
-        None => work(),
-    }
+    POOL.get_or_init(start).as_ref()
 }
 
 fn start() -> Option<ThreadPool> {
@@ -32,7 +29,7 @@ mod tests {
 
     #[test]
     fn work_is_done_by_as_many_threads_as_there_are_processors() {
-        let (threads, name) = on_all_processors(|| {
+        let (threads, name) = all_processors().unwrap().install(|| {
             let name = std::thread::current().name().map(str::to_owned);
             (rayon::current_num_threads(), name)
         });

@@ -27,7 +27,7 @@ use self::fixed_pages::FixedPages;
 use super::control_page::{ControlPage, Word};
 use super::page::{self, PageCopy, Reading};
 use super::plan::{PageClass, Plan};
-use super::pool::on_all_processors;
+use super::pool::all_processors;
 use super::words::{PAGE_WORDS, PageWords};
 
 /// How many pages one task looks at: 1 MiB, some hundred microseconds.
@@ -156,8 +156,13 @@ impl SelfCheck for WorkloadCheck {
                 *claim = self.claim(&mut reader, number).unwrap_or(NO_PAGE);
             }
         };
-        let tasks = claims.par_chunks_mut(TASK_PAGES).enumerate();
-        on_all_processors(|| tasks.for_each(describe));
+        match all_processors() {
+            Some(pool) => pool.install(|| {
+                let tasks = claims.par_chunks_mut(TASK_PAGES).enumerate();
+                tasks.for_each(describe);
+            }),
+            None => claims.chunks_mut(TASK_PAGES).enumerate().for_each(describe),
+        }
         claims
     }
 
@@ -172,9 +177,17 @@ impl SelfCheck for WorkloadCheck {
             }
             outcome
         };
-        let compared = claims.par_chunks(TASK_PAGES).enumerate().map(compare);
         // In order of pages, so that the examples are the first ones.
-        on_all_processors(|| compared.reduce(PageCheck::default, join))
+        match all_processors() {
+            Some(pool) => pool.install(|| {
+                let compared = claims.par_chunks(TASK_PAGES).enumerate().map(compare);
+                compared.reduce(PageCheck::default, join)
+            }),
+            None => {
+                let compared = claims.chunks(TASK_PAGES).enumerate().map(compare);
+                compared.fold(PageCheck::default(), join)
+            }
+        }
     }
 }
 
