@@ -3,7 +3,8 @@
 //! A destination keeps one [`WriteGate`]. A lane asks it before each batch and tells it when the
 //! batch is in memory; so `retire` and `revoke_all` can wait until nobody writes any more.
 
-use std::sync::{MutexGuard, PoisonError, RwLock};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use crate::memory::Run;
 use crate::ranges::PreparedRanges;
@@ -47,33 +48,77 @@ impl SourceRanges {
     }
 }
 
-#[derive(Default)]
-struct GateState {
-    ranges: PreparedRanges,
-    revoked: bool,
-    /// What each writer is writing now, by the writer's place; empty while it writes nothing.
-    writing: Vec<Vec<Run>>,
-}
-
 /// Prepared ranges, and the writers that are at work in them.
+///
+/// Lanes share no lock on the way of a batch: each has its own, which others take only to take a
+/// range back, and its own view of the ranges, which it renews when they have changed. A range that
+/// is taken back is out of `ranges`, and `changes` says so, before the writers are looked at one by
+/// one: who entered before that look is seen writing, and who enters behind it sees the change, as
+/// both take the writer's lock.
 #[derive(Default)]
 pub(crate) struct WriteGate {
-    state: Monitor<GateState>,
+    prepared: Mutex<Prepared>,
+    /// How often `prepared` has changed.
+    changes: AtomicU64,
+    writers: Mutex<Vec<Arc<Writer>>>,
+}
+
+#[derive(Default)]
+struct Prepared {
+    ranges: Arc<PreparedRanges>,
+    is_revoked: bool,
+}
+
+/// One lane, as its gate sees it.
+#[derive(Default)]
+struct Writer {
+    state: Monitor<WriterState>,
+}
+
+#[derive(Default)]
+struct WriterState {
+    /// What was prepared after so many changes; `None`: it has not looked.
+    view: Option<(u64, Arc<PreparedRanges>)>,
+    /// What it is writing now; empty while it writes nothing.
+    writing: Vec<Run>,
+    /// Whether somebody waits for it to be done.
+    is_awaited: bool,
+}
+
+impl Writer {
+    /// Waits until it writes nothing that `concerns`.
+    fn wait_while(&self, concerns: impl Fn(&Run) -> bool) {
+        let mut state = self.state.lock();
+        while state.writing.iter().any(&concerns) {
+            state.is_awaited = true;
+            state = self.state.wait(state);
+        }
+    }
 }
 
 impl WriteGate {
-    fn state(&self) -> MutexGuard<'_, GateState> {
-        // No code panics while it holds the lock, so that the state is always a whole one.
-        self.state.lock()
+    /// Changes what is prepared; answers with what `change` does.
+    fn change<T>(&self, change: impl FnOnce(&mut Prepared) -> T) -> T {
+        // No code panics while it holds the lock, so that what is prepared is always a whole.
+        let mut prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
+        let changed = change(&mut prepared);
+        self.changes.fetch_add(1, Ordering::Release);
+        changed
+    }
+
+    fn writers(&self) -> Vec<Arc<Writer>> {
+        let writers = self.writers.lock();
+        writers.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Lets the peer write a range; `false` after `revoke_all`.
     pub(crate) fn prepare(&self, range: Run) -> bool {
-        let mut state = self.state();
-        if !state.revoked {
-            state.ranges.insert(range);
-        }
-        !state.revoked
+        self.change(|prepared| {
+            if !prepared.is_revoked {
+                Arc::make_mut(&mut prepared.ranges).insert(range);
+            }
+            !prepared.is_revoked
+        })
     }
 
     /// Takes a range back, and waits for whoever writes there now. An honest source retires only
@@ -81,18 +126,16 @@ impl WriteGate {
     /// `false` when the range was not prepared.
     pub(crate) fn retire(&self, range: Run, interrupt: impl FnOnce()) -> bool {
         let overlaps = |run: &Run| run.first < range.end() && range.first < run.end();
-        let mut state = self.state();
-        if !state.ranges.remove(range) {
+        if !self.change(|prepared| Arc::make_mut(&mut prepared.ranges).remove(range)) {
             return false;
         }
-        let busy = |state: &GateState| state.writing.iter().flatten().any(overlaps);
-        if busy(&state) {
-            drop(state);
+        let writers = self.writers();
+        let is_busy = |writer: &Arc<Writer>| writer.state.lock().writing.iter().any(overlaps);
+        if writers.iter().any(is_busy) {
             interrupt();
-            state = self.state();
-            while busy(&state) {
-                state = self.state.wait(state);
-            }
+            writers
+                .iter()
+                .for_each(|writer| writer.wait_while(overlaps));
         }
         true
     }
@@ -100,9 +143,12 @@ impl WriteGate {
     /// Takes every range back and lets no writer in any more. Writers may still be at work: end
     /// what they wait for, then call [`WriteGate::wait_until_idle`].
     pub(crate) fn revoke(&self) {
-        let mut state = self.state();
-        state.revoked = true;
-        state.ranges = PreparedRanges::default();
+        self.change(|prepared| {
+            *prepared = Prepared {
+                ranges: Arc::default(),
+                is_revoked: true,
+            };
+        });
     }
 
     /// Waits until nobody writes.
@@ -111,17 +157,17 @@ impl WriteGate {
     /// because a writer whose connection was shut down waits for nothing but its own copying of at
     /// most one batch.
     pub(crate) fn wait_until_idle(&self) {
-        let mut state = self.state();
-        while state.writing.iter().any(|runs| !runs.is_empty()) {
-            state = self.state.wait(state);
-        }
+        self.writers()
+            .iter()
+            .for_each(|writer| writer.wait_while(|_| true));
     }
 
     /// A place for one more writer.
     pub(crate) fn add_writer(&self) -> WriterPlace {
-        let mut state = self.state();
-        state.writing.push(Vec::new());
-        WriterPlace(state.writing.len() - 1)
+        let writer = Arc::<Writer>::default();
+        let mut writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
+        writers.push(Arc::clone(&writer));
+        WriterPlace(writer)
     }
 
     /// Asks to write `runs`. They stay open for this writer until the permit is dropped.
@@ -129,50 +175,56 @@ impl WriteGate {
     /// # Errors
     ///
     /// The first run that is not prepared.
-    pub(crate) fn enter(
+    pub(crate) fn enter<'a>(
         &self,
-        place: &WriterPlace,
+        place: &'a WriterPlace,
         runs: impl Iterator<Item = Run> + Clone,
-    ) -> Result<WritePermit<'_>, Run> {
-        let mut state = self.state();
-        if let Some(refused) = runs.clone().find(|run| !state.ranges.contains(*run)) {
+    ) -> Result<WritePermit<'a>, Run> {
+        let mut state = place.0.state.lock();
+        let changes = self.changes.load(Ordering::Acquire);
+        let state = &mut *state;
+        let ranges = match &mut state.view {
+            Some((seen, ranges)) if *seen == changes => ranges,
+            view => {
+                let prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
+                // Held, it does not change: this is how often it has.
+                let changes = self.changes.load(Ordering::Acquire);
+                &mut view.insert((changes, Arc::clone(&prepared.ranges))).1
+            }
+        };
+        if let Some(refused) = runs.clone().find(|run| !ranges.contains(*run)) {
             return Err(refused);
         }
-        if let Some(writing) = state.writing.get_mut(place.0) {
-            writing.clear();
-            writing.extend(runs);
-        }
-        Ok(WritePermit {
-            gate: self,
-            place: place.0,
-        })
+        state.writing.clear();
+        state.writing.extend(runs);
+        Ok(WritePermit { writer: &place.0 })
     }
 }
 
 /// Where a gate notes what one lane is writing.
-pub(crate) struct WriterPlace(usize);
+pub(crate) struct WriterPlace(Arc<Writer>);
 
 /// Leave to write; given back when dropped.
 pub(crate) struct WritePermit<'a> {
-    gate: &'a WriteGate,
-    place: usize,
+    writer: &'a Writer,
 }
 
 impl Drop for WritePermit<'_> {
     fn drop(&mut self) {
-        let mut state = self.gate.state();
-        if let Some(writing) = state.writing.get_mut(self.place) {
-            writing.clear();
-        }
+        let mut state = self.writer.state.lock();
+        state.writing.clear();
+        // Waking is a system call.
+        let is_awaited = std::mem::take(&mut state.is_awaited);
         drop(state);
-        self.gate.state.notify_all();
+        if is_awaited {
+            self.writer.state.notify_all();
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::atomic::AtomicBool;
 
     use super::*;
     use crate::memory::PageNumber;
@@ -208,6 +260,46 @@ mod tests {
             Some(run(2, 2))
         );
         assert!(!gate.prepare(run(0, 8)));
+    }
+
+    /// A writer is never at work in a range that was taken back, however the two meet.
+    #[test]
+    fn no_writer_is_in_a_range_that_was_taken_back() {
+        let gate = WriteGate::default();
+        let (is_open, is_over) = (AtomicBool::new(false), AtomicBool::new(false));
+        let (is_caught, entered) = (AtomicBool::new(false), AtomicU64::new(0));
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    let place = gate.add_writer();
+                    while !is_over.load(Ordering::Relaxed) {
+                        if let Ok(permit) = gate.enter(&place, [run(2, 2)].into_iter()) {
+                            entered.fetch_add(1, Ordering::Relaxed);
+                            std::thread::yield_now();
+                            if !is_open.load(Ordering::SeqCst) {
+                                is_caught.store(true, Ordering::SeqCst);
+                            }
+                            drop(permit);
+                        }
+                        std::thread::yield_now();
+                    }
+                });
+            }
+            for _ in 0..500 {
+                is_open.store(true, Ordering::SeqCst);
+                assert!(gate.prepare(run(0, 8)));
+                let before = entered.load(Ordering::Relaxed);
+                while entered.load(Ordering::Relaxed) == before {
+                    std::thread::yield_now();
+                }
+                assert!(gate.retire(run(0, 8), || ()));
+                is_open.store(false, Ordering::SeqCst);
+                // Whoever is let in now is found out.
+                (0..8).for_each(|_| std::thread::yield_now());
+            }
+            is_over.store(true, Ordering::Relaxed);
+        });
+        assert!(!is_caught.load(Ordering::SeqCst));
     }
 
     #[test]

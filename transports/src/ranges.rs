@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::memory::Run;
 
 /// A set of pages, kept as disjoint ranges that do not touch each other.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct PreparedRanges {
     /// First page to the page behind the last.
     ranges: BTreeMap<u64, u64>,
