@@ -9,10 +9,16 @@
 
 mod simulated;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
 use dunlin_engine::destination::ReceiveError;
 use dunlin_engine::protocol::{
     Message, MessageKind, PREFAULT_PAGES_MAX, Ranges, Ready, Running, capability,
 };
+use dunlin_transports::deadline::Deadline;
+use dunlin_transports::inmemory::Place;
 use dunlin_transports::memory::{PAGE_BYTES, PageNumber, Run};
 
 use simulated::by_hand::{DestinationByHand, SourceByHand};
@@ -29,9 +35,18 @@ fn run(first: u64, pages: u32) -> Run {
 
 #[test]
 fn what_will_be_sent_is_named_and_nothing_else() {
-    let mut there = DestinationByHand::new(&REGIONS, |settings| {
-        // So slow that no lane is done with a chunk before all of them are named.
-        settings.max_bandwidth = Some(4 << 20);
+    let mut there = DestinationByHand::new(&REGIONS, |_| ());
+    // No lane is done with anything before all is named.
+    let is_named = Arc::new(AtomicBool::new(false));
+    there.faults.watch({
+        let is_named = Arc::clone(&is_named);
+        move |passage| {
+            let limit = Deadline::after(Duration::from_secs(5));
+            let is_lane = matches!(passage.place, Place::Lane(_));
+            while is_lane && !is_named.load(Ordering::SeqCst) && !limit.passed() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
     });
     // Beside the first 8 pages, which it has written: over a chunk's border; too few to be named;
     // zeros; up to the last page.
@@ -46,18 +61,20 @@ fn what_will_be_sent_is_named_and_nothing_else() {
     there.welcome_with(&hello, |welcome| {
         welcome.capabilities |= capability::PREFAULT
     });
+    let last = run(SECOND_REGION + 80, 20);
     let mut named = Vec::new();
     let prepare = loop {
         match there.by_hand.hear().unwrap() {
             Message::Prefault(ranges) => {
                 named.extend(ranges.to_runs(MessageKind::Prefault).unwrap());
+                is_named.store(named.contains(&last), Ordering::SeqCst);
             }
             other => break other,
         }
     };
     assert_eq!(prepare.kind(), MessageKind::Prepare);
     // The first one may have been told of before its neighbour in the next chunk was looked at.
-    let (first, last) = (run(0, 8), run(SECOND_REGION + 80, 20));
+    let first = run(0, 8);
     let joined = [first, run(500, 100), last];
     let apart = [first, run(500, 12), run(512, 88), last];
     assert!(named == joined || named == apart, "{named:?}");

@@ -225,6 +225,7 @@ impl Drop for WritePermit<'_> {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::AtomicBool;
+    use std::time::{Duration, Instant};
 
     use super::*;
     use crate::memory::PageNumber;
@@ -251,7 +252,7 @@ mod tests {
                 over.load(Ordering::SeqCst)
             })
         };
-        std::thread::sleep(std::time::Duration::from_millis(30));
+        std::thread::sleep(Duration::from_millis(30));
         over.store(true, Ordering::SeqCst);
         drop(permit);
         assert!(waiter.join().unwrap());
@@ -262,13 +263,25 @@ mod tests {
         assert!(!gate.prepare(run(0, 8)));
     }
 
+    /// Says that it is over when it is dropped.
+    struct Over<'a>(&'a AtomicBool);
+
+    impl Drop for Over<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+
     /// A writer is never at work in a range that was taken back, however the two meet.
     #[test]
     fn no_writer_is_in_a_range_that_was_taken_back() {
         let gate = WriteGate::default();
         let (is_open, is_over) = (AtomicBool::new(false), AtomicBool::new(false));
         let (is_caught, entered) = (AtomicBool::new(false), AtomicU64::new(0));
+        let limit = Instant::now() + Duration::from_secs(60);
         std::thread::scope(|scope| {
+            // However this ends, the writers do too.
+            let _over = Over(&is_over);
             for _ in 0..3 {
                 scope.spawn(|| {
                     let place = gate.add_writer();
@@ -290,6 +303,7 @@ mod tests {
                 assert!(gate.prepare(run(0, 8)));
                 let before = entered.load(Ordering::Relaxed);
                 while entered.load(Ordering::Relaxed) == before {
+                    assert!(Instant::now() < limit, "nobody is let in");
                     std::thread::yield_now();
                 }
                 assert!(gate.retire(run(0, 8), || ()));
@@ -297,7 +311,6 @@ mod tests {
                 // Whoever is let in now is found out.
                 (0..8).for_each(|_| std::thread::yield_now());
             }
-            is_over.store(true, Ordering::Relaxed);
         });
         assert!(!is_caught.load(Ordering::SeqCst));
     }
