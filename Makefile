@@ -166,7 +166,7 @@ bench-suite: build ## Compare transports, guests and other programs on this host
 	@mkdir -p $(BENCH_RESULTS)
 	$(DUNLIN) bench $(SUITE) --json $(BENCH_RESULTS)/suite.json --csv $(BENCH_RESULTS)/suite.csv --html $(BENCH_RESULTS)/suite.html $(ARGS)
 
-bench-peers: build ## Compare with QEMU, iperf3 and plain send and recv (half an hour; ARGS="--link loopback --passes 3")
+bench-peers: build ## Compare with QEMU, iperf3 and plain send and recv (an hour; ARGS="--link loopback --passes 3")
 	@$(SETUP) --want ip iperf3 qemu
 	$(CARGO) build --release --locked -p dunlin-bench --bin peers --bin raw_socket
 	@mkdir -p $(BENCH_RESULTS)

@@ -32,8 +32,8 @@ pub(crate) enum Memory {
 }
 
 /// How much is sent in a trial into touched memory, and how often it is tried: the best of them
-/// counts, as what disturbs a trial only makes it slower. Into fresh memory all is sent: a host may
-/// have some of it at hand, so that less would say nothing of all.
+/// counts, as what disturbs a trial only makes it slower. Into fresh memory all is sent, once: a host
+/// may have some of it at hand, so that less would say nothing of all.
 const TRIAL_BYTES: u64 = 512 << 20;
 const TRIALS: u32 = 2;
 
@@ -74,10 +74,10 @@ pub(crate) fn search(
         Memory::Fresh => &FRESH,
         Memory::FreshOfGuests => &FRESH_OF_GUESTS,
     };
-    let (socket_buffers, bytes) = match (memory, touched) {
-        (Memory::Touched, _) => (SOCKET_BUFFERS.to_vec(), TRIAL_BYTES),
-        (_, Some(touched)) => (vec![touched.socket_buffer_bytes], bytes),
-        (_, None) => (vec![0], bytes),
+    let (socket_buffers, bytes, trials) = match (memory, touched) {
+        (Memory::Touched, _) => (SOCKET_BUFFERS.to_vec(), TRIAL_BYTES, TRIALS),
+        (_, Some(touched)) => (vec![touched.socket_buffer_bytes], bytes, 1),
+        (_, None) => (vec![0], bytes, 1),
     };
     let mut candidates = Vec::new();
     for memory in memories {
@@ -93,7 +93,7 @@ pub(crate) fn search(
         }
     }
     let mut best: Option<Trial> = None;
-    for _ in 0..TRIALS {
+    for _ in 0..trials {
         for settings in &candidates {
             let outcome = run(program, ends, directory, settings, bytes)?;
             if best
