@@ -64,6 +64,32 @@ pub fn words_of(run: Run) -> impl Iterator<Item = (usize, u64)> {
     })
 }
 
+/// Sets the bits of `run` in words whose first bit is page `first`, a multiple of 64.
+pub(crate) fn set_bits(words: &mut [u64], first: PageNumber, run: Run) {
+    for_each_word(words, first, run, |word, bits| *word |= bits);
+}
+
+/// Clears the bits of `run` in such words.
+pub(crate) fn clear_bits(words: &mut [u64], first: PageNumber, run: Run) {
+    for_each_word(words, first, run, |word, bits| *word &= !bits);
+}
+
+fn for_each_word(
+    words: &mut [u64],
+    first: PageNumber,
+    run: Run,
+    mut change: impl FnMut(&mut u64, u64),
+) {
+    for (index, bits) in words_of(run) {
+        let word = index
+            .checked_sub((first.0 / 64) as usize)
+            .and_then(|index| words.get_mut(index));
+        if let Some(word) = word {
+            change(word, bits);
+        }
+    }
+}
+
 /// The set bits just passed, which may go on in the next word.
 struct Pending {
     first: u64,

@@ -12,6 +12,7 @@
 //! | [`runtime`] | what time it is, how threads are started, and where they wait |
 //! | `ranges`, `range_map` | sets of pages; ranges as they came |
 //! | `prepared` | which ranges the peer may write, and who is writing now |
+//! | `published` | a value at which many threads look without sharing a lock |
 //! | `tcp` | lanes and control over TCP: io_uring, or plain `writev`/`readv` |
 //! | `rdma` | lanes over RDMA: writes from guest memory to guest memory |
 //! | `inmemory` | both ends in one process, with faults that a test orders |
@@ -25,6 +26,8 @@ pub mod runtime;
 
 #[cfg(any(test, feature = "tcp", feature = "testing"))]
 mod prepared;
+#[cfg(any(test, feature = "tcp", feature = "testing"))]
+mod published;
 #[cfg(any(test, feature = "rdma", feature = "testing"))]
 mod range_map;
 #[cfg(any(test, feature = "tcp", feature = "testing"))]

@@ -3,47 +3,52 @@
 //! A destination keeps one [`WriteGate`]. A lane asks it before each batch and tells it when the
 //! batch is in memory; so `retire` and `revoke_all` can wait until nobody writes any more.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::memory::Run;
+use crate::published::{Published, View};
 use crate::ranges::PreparedRanges;
 use crate::runtime::Monitor;
 
 /// What both sides must have said about a range before a source may put into it.
 #[derive(Default)]
-pub(crate) struct SourceRanges {
-    ranges: RwLock<(PreparedRanges, PreparedRanges)>,
+pub(crate) struct SourceRanges(Published<Ready>);
+
+#[derive(Clone, Default)]
+pub(crate) struct Ready {
+    /// What this side made ready to be sent from.
+    here: PreparedRanges,
+    /// What the destination made ready to be written.
+    there: PreparedRanges,
 }
 
 impl SourceRanges {
     /// This side made a range ready to be sent from.
     pub(crate) fn prepare(&self, range: Run) {
-        let mut ranges = self.ranges.write().unwrap_or_else(PoisonError::into_inner);
-        ranges.0.insert(range);
+        self.0.change(|ready| ready.here.insert(range));
     }
 
     /// Undoes `prepare`, and forgets what the destination granted of it; `false` when the range was
     /// not prepared.
     pub(crate) fn retire(&self, range: Run) -> bool {
-        let mut ranges = self.ranges.write().unwrap_or_else(PoisonError::into_inner);
-        let was_prepared = ranges.0.remove(range);
-        if was_prepared {
-            ranges.1.subtract(range);
-        }
-        was_prepared
+        self.0.change(|ready| {
+            let was_prepared = ready.here.remove(range);
+            if was_prepared {
+                ready.there.subtract(range);
+            }
+            was_prepared
+        })
     }
 
     /// The destination made a range ready to be written.
     pub(crate) fn grant(&self, range: Run) {
-        let mut ranges = self.ranges.write().unwrap_or_else(PoisonError::into_inner);
-        ranges.1.insert(range);
+        self.0.change(|ready| ready.there.insert(range));
     }
 
-    /// The first of `runs` that is not ready on both sides.
-    pub(crate) fn first_unready(&self, runs: &[Run]) -> Option<Run> {
-        let ranges = self.ranges.read().unwrap_or_else(PoisonError::into_inner);
-        let is_ready = |run: &&Run| ranges.0.contains(**run) && ranges.1.contains(**run);
+    /// The first of `runs` that is not ready on both sides. `view` is the asking lane's own.
+    pub(crate) fn first_unready(&self, view: &mut View<Ready>, runs: &[Run]) -> Option<Run> {
+        let ready = self.0.look(view);
+        let is_ready = |run: &&Run| ready.here.contains(**run) && ready.there.contains(**run);
         runs.iter().find(|run| !is_ready(run)).copied()
     }
 }
@@ -51,21 +56,18 @@ impl SourceRanges {
 /// Prepared ranges, and the writers that are at work in them.
 ///
 /// Lanes share no lock on the way of a batch: each has its own, which others take only to take a
-/// range back, and its own view of the ranges, which it renews when they have changed. A range that
-/// is taken back is out of `ranges`, and `changes` says so, before the writers are looked at one by
-/// one: who entered before that look is seen writing, and who enters behind it sees the change, as
-/// both take the writer's lock.
+/// range back, and its own view of what is prepared. What is taken back is published before the
+/// writers are looked at one by one: who entered before that look is seen writing, and who enters
+/// behind it sees the change, as both take the writer's lock.
 #[derive(Default)]
 pub(crate) struct WriteGate {
-    prepared: Mutex<Prepared>,
-    /// How often `prepared` has changed.
-    changes: AtomicU64,
+    prepared: Published<Prepared>,
     writers: Mutex<Vec<Arc<Writer>>>,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Prepared {
-    ranges: Arc<PreparedRanges>,
+    ranges: PreparedRanges,
     is_revoked: bool,
 }
 
@@ -77,8 +79,7 @@ struct Writer {
 
 #[derive(Default)]
 struct WriterState {
-    /// What was prepared after so many changes; `None`: it has not looked.
-    view: Option<(u64, Arc<PreparedRanges>)>,
+    view: View<Prepared>,
     /// What it is writing now; empty while it writes nothing.
     writing: Vec<Run>,
     /// Whether somebody waits for it to be done.
@@ -97,15 +98,6 @@ impl Writer {
 }
 
 impl WriteGate {
-    /// Changes what is prepared; answers with what `change` does.
-    fn change<T>(&self, change: impl FnOnce(&mut Prepared) -> T) -> T {
-        // No code panics while it holds the lock, so that what is prepared is always a whole.
-        let mut prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
-        let changed = change(&mut prepared);
-        self.changes.fetch_add(1, Ordering::Release);
-        changed
-    }
-
     fn writers(&self) -> Vec<Arc<Writer>> {
         let writers = self.writers.lock();
         writers.unwrap_or_else(PoisonError::into_inner).clone()
@@ -113,9 +105,9 @@ impl WriteGate {
 
     /// Lets the peer write a range; `false` after `revoke_all`.
     pub(crate) fn prepare(&self, range: Run) -> bool {
-        self.change(|prepared| {
+        self.prepared.change(|prepared| {
             if !prepared.is_revoked {
-                Arc::make_mut(&mut prepared.ranges).insert(range);
+                prepared.ranges.insert(range);
             }
             !prepared.is_revoked
         })
@@ -126,7 +118,10 @@ impl WriteGate {
     /// `false` when the range was not prepared.
     pub(crate) fn retire(&self, range: Run, interrupt: impl FnOnce()) -> bool {
         let overlaps = |run: &Run| run.first < range.end() && range.first < run.end();
-        if !self.change(|prepared| Arc::make_mut(&mut prepared.ranges).remove(range)) {
+        if !self
+            .prepared
+            .change(|prepared| prepared.ranges.remove(range))
+        {
             return false;
         }
         let writers = self.writers();
@@ -143,9 +138,9 @@ impl WriteGate {
     /// Takes every range back and lets no writer in any more. Writers may still be at work: end
     /// what they wait for, then call [`WriteGate::wait_until_idle`].
     pub(crate) fn revoke(&self) {
-        self.change(|prepared| {
+        self.prepared.change(|prepared| {
             *prepared = Prepared {
-                ranges: Arc::default(),
+                ranges: PreparedRanges::default(),
                 is_revoked: true,
             };
         });
@@ -181,17 +176,8 @@ impl WriteGate {
         runs: impl Iterator<Item = Run> + Clone,
     ) -> Result<WritePermit<'a>, Run> {
         let mut state = place.0.state.lock();
-        let changes = self.changes.load(Ordering::Acquire);
         let state = &mut *state;
-        let ranges = match &mut state.view {
-            Some((seen, ranges)) if *seen == changes => ranges,
-            view => {
-                let prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
-                // Held, it does not change: this is how often it has.
-                let changes = self.changes.load(Ordering::Acquire);
-                &mut view.insert((changes, Arc::clone(&prepared.ranges))).1
-            }
-        };
+        let ranges = &self.prepared.look(&mut state.view).ranges;
         if let Some(refused) = runs.clone().find(|run| !ranges.contains(*run)) {
             return Err(refused);
         }
@@ -224,7 +210,7 @@ impl Drop for WritePermit<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicBool;
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
     use std::time::{Duration, Instant};
 
     use super::*;

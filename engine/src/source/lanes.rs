@@ -3,30 +3,28 @@
 //! Law 1 lives in [`LaneWorker::chunk`]: re-arm first, then look at the bytes. Law 2 lives in the
 //! round's end: each lane fences, and in a pre-copy round waits for the destination's word.
 
+mod context;
 mod gate;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use dunlin_transports::lane::{
-    DeviceCounters, FenceNumber, LANES_MAX, LaneCounters, LaneError, LaneNumber, SourceLane,
+    DeviceCounters, FenceNumber, LaneCounters, LaneError, LaneNumber, SourceLane,
 };
-use dunlin_transports::memory::{MemoryError, MemoryMap, PAGE_BYTES, PageNumber, Run};
+use dunlin_transports::memory::{MemoryError, PAGE_BYTES, PageNumber, Run};
 use dunlin_transports::runtime::{Receiver, SyncSender};
 
+pub(super) use self::context::{LaneBytes, LaneContext};
 use super::window::Window;
 use crate::chunk::{Chunk, ChunkCursor, is_clean};
 use crate::clock::Timestamp;
-use crate::dirty::{DirtyBitmap, DirtySource};
+use crate::dirty::DirtyBitmap;
 use crate::guest::GuestError;
-use crate::pacing::Pacer;
 use crate::planted;
-use crate::runs::{for_each_run, words_of};
-use crate::settings::MoveHandle;
+use crate::runs::{clear_bits, for_each_run};
 use crate::telemetry::{Counter, Kept, Moment, Operation, SpanName};
-use crate::untouched::Untouched;
-use crate::zero::ZeroScan;
 
 /// Why a lane thread could not finish its round.
 #[derive(Debug, thiserror::Error)]
@@ -107,146 +105,6 @@ pub(super) enum Sharing {
     Claimed(Box<ChunkCursor>),
     /// Each lane has its share already; the guest is paused. PREPARE names the fences.
     Divided(Vec<Vec<Chunk>>),
-}
-
-/// A bit for each page that was put, set by all lanes.
-struct WrittenPages {
-    words: Vec<AtomicU64>,
-}
-
-impl WrittenPages {
-    fn new(page_span: u64) -> Self {
-        let words = usize::try_from(page_span.div_ceil(64)).unwrap_or(usize::MAX);
-        Self {
-            words: std::iter::repeat_with(|| AtomicU64::new(0))
-                .take(words)
-                .collect(),
-        }
-    }
-
-    fn is_any(&self) -> bool {
-        self.words
-            .iter()
-            .any(|word| word.load(Ordering::Relaxed) != 0)
-    }
-
-    // Relaxed throughout: a page changes lanes only between rounds, and what is between rounds (a
-    // channel there and back) orders these too.
-    fn mark(&self, run: Run) {
-        for (index, bits) in words_of(run) {
-            if let Some(word) = self.words.get(index) {
-                word.fetch_or(bits, Ordering::Relaxed);
-            }
-        }
-    }
-
-    /// The bits of the word that begins with page `first`.
-    fn word(&self, first: PageNumber) -> u64 {
-        let word = self.words.get((first.0 / 64) as usize);
-        // What can't be told counts as written.
-        word.map_or(u64::MAX, |word| word.load(Ordering::Relaxed))
-    }
-}
-
-/// What all lanes of a move share.
-pub(super) struct LaneContext<'a> {
-    memory: MemoryMap,
-    sources: Vec<Arc<dyn DirtySource>>,
-    untouched: Untouched,
-    scan: ZeroScan,
-    written: WrittenPages,
-    pacer: Pacer,
-    handle: &'a MoveHandle,
-    peer_timeout: Duration,
-    stop: AtomicBool,
-    /// Dirty pages not yet dealt with in this round, for progress.
-    pub(super) remaining_pages: AtomicU64,
-    /// Guest bytes put since the move began, for progress.
-    pub(super) sent_bytes: AtomicU64,
-    /// The same, lane by lane.
-    pub(super) lanes_sent_bytes: Box<[LaneBytes]>,
-}
-
-/// What one lane put: on a cache line of its own, which no other lane writes to.
-#[derive(Default)]
-#[repr(align(64))]
-pub(super) struct LaneBytes(pub(super) AtomicU64);
-
-impl<'a> LaneContext<'a> {
-    /// What the lanes need: the memory through their mappings, and the dirty sources.
-    pub(super) fn new(
-        memory: MemoryMap,
-        untouched: Untouched,
-        sources: Vec<Arc<dyn DirtySource>>,
-        handle: &'a MoveHandle,
-        peer_timeout: Duration,
-    ) -> Self {
-        Self {
-            written: WrittenPages::new(memory.page_span()),
-            memory,
-            sources: sources
-                .into_iter()
-                .filter(|source| !source.rearms_on_collect())
-                .collect(),
-            untouched,
-            scan: ZeroScan::detect(),
-            pacer: Pacer::new(),
-            handle,
-            peer_timeout,
-            stop: AtomicBool::new(false),
-            remaining_pages: AtomicU64::new(0),
-            sent_bytes: AtomicU64::new(0),
-            lanes_sent_bytes: std::iter::repeat_with(LaneBytes::default)
-                .take(usize::from(LANES_MAX))
-                .collect(),
-        }
-    }
-
-    /// Whether all of a chunk is proven to read as zero (law 5: proof only where its tracking was
-    /// armed before).
-    pub(super) fn is_untouched(&self, chunk: Chunk) -> bool {
-        let mut untouched = 0;
-        self.untouched
-            .for_each_range(chunk.run(), |run| untouched += u64::from(run.pages));
-        untouched >= u64::from(chunk.pages)
-    }
-
-    /// Calls `found` for the runs of a chunk that would carry bytes if it was put now: neither
-    /// untouched nor zero. A guess, where tracking is not armed; `words` is room for bits.
-    pub(super) fn guess_data(
-        &self,
-        chunk: Chunk,
-        words: &mut Vec<u64>,
-        found: impl FnMut(Run),
-    ) -> Result<(), MemoryError> {
-        words.clear();
-        words.resize(chunk.word_range().len(), 0);
-        let all = chunk.run();
-        set_bits(words, chunk.first, all);
-        self.untouched
-            .for_each_range(all, |run| clear_bits(words, chunk.first, run));
-        for (word, first) in words.iter_mut().zip((chunk.first.0..).step_by(64)) {
-            *word ^= self
-                .scan
-                .zero_pages(&self.memory, PageNumber(first), *word)?;
-        }
-        for_each_run(chunk.first, words, chunk.pages, found);
-        Ok(())
-    }
-
-    /// Whether a lane has put anything, or is about to.
-    pub(super) fn has_put(&self) -> bool {
-        self.written.is_any()
-    }
-
-    /// Tells lanes to leave their round. Blocked ones are ended by their endpoint.
-    pub(super) fn stop(&self) {
-        self.stop.store(true, Ordering::Release);
-    }
-
-    pub(super) fn stopped(&self) -> bool {
-        self.stop.load(Ordering::Acquire)
-    }
 }
 
 /// One lane's thread: takes orders until their sender is gone.
@@ -542,30 +400,4 @@ impl LaneWorker<'_> {
 /// How many bits are set.
 fn count(words: &[u64]) -> u64 {
     words.iter().map(|word| u64::from(word.count_ones())).sum()
-}
-
-/// Sets the bits of `run` in words whose first bit is page `first`, a multiple of 64.
-fn set_bits(words: &mut [u64], first: PageNumber, run: Run) {
-    for_each_word(words, first, run, |word, bits| *word |= bits);
-}
-
-/// Clears the bits of `run` in such words.
-fn clear_bits(words: &mut [u64], first: PageNumber, run: Run) {
-    for_each_word(words, first, run, |word, bits| *word &= !bits);
-}
-
-fn for_each_word(
-    words: &mut [u64],
-    first: PageNumber,
-    run: Run,
-    mut change: impl FnMut(&mut u64, u64),
-) {
-    for (index, bits) in words_of(run) {
-        let word = index
-            .checked_sub((first.0 / 64) as usize)
-            .and_then(|index| words.get_mut(index));
-        if let Some(word) = word {
-            change(word, bits);
-        }
-    }
 }

@@ -17,7 +17,8 @@ use crate::lane::{
     LaneWork, Observer, RegistrationCounters, SourceLane,
 };
 use crate::memory::{MemoryMap, Run};
-use crate::prepared::SourceRanges;
+use crate::prepared::{Ready, SourceRanges};
+use crate::published::View;
 use crate::runtime;
 
 /// The source's side of a session's lanes.
@@ -162,6 +163,7 @@ impl lane::SourceEndpoint for SourceEndpoint {
                     memory: self.memory.clone(),
                     stopped: Arc::clone(&self.stopped),
                     ranges: Arc::clone(&self.ranges),
+                    ready: View::default(),
                     counters: LaneCounters::default(),
                     fences: 0,
                     confirmed: 0,
@@ -188,6 +190,7 @@ struct Source {
     memory: MemoryMap,
     stopped: Arc<AtomicBool>,
     ranges: Arc<SourceRanges>,
+    ready: View<Ready>,
     counters: LaneCounters,
     fences: u64,
     confirmed: u64,
@@ -195,14 +198,14 @@ struct Source {
 }
 
 impl Source {
-    fn check(&self, runs: &[Run]) -> Result<(), LaneError> {
+    fn check(&mut self, runs: &[Run]) -> Result<(), LaneError> {
         let lane = self.number;
         for run in runs {
             self.memory
                 .check(*run)
                 .map_err(|source| LaneError::Memory { lane, source })?;
         }
-        match self.ranges.first_unready(runs) {
+        match self.ranges.first_unready(&mut self.ready, runs) {
             Some(run) => Err(LaneError::NotPrepared { lane, run }),
             None => Ok(()),
         }

@@ -23,7 +23,8 @@ use crate::lane::{
     FenceNumber, LaneCounters, LaneError, LaneNumber, LaneObserver, LaneWork, SourceLane,
 };
 use crate::memory::{MemoryMap, PAGE_BYTES, Run};
-use crate::prepared::SourceRanges;
+use crate::prepared::{Ready, SourceRanges};
+use crate::published::View;
 
 /// The smallest batch that an option may ask for.
 const BATCH_BYTES_MIN: u32 = 64 << 10;
@@ -60,6 +61,7 @@ pub(super) struct SendingLane {
     number: LaneNumber,
     memory: MemoryMap,
     ranges: Arc<SourceRanges>,
+    ready: View<Ready>,
     sockets: Arc<LaneSockets>,
     batch_pages: u64,
     packing: Option<Packing>,
@@ -97,6 +99,7 @@ impl SendingLane {
             leaving: Batch::new(memory.clone(), packing.as_ref()),
             number,
             ranges,
+            ready: View::default(),
             sockets,
             batch_pages: u64::from(batch_bytes) / PAGE_BYTES,
             packing,
@@ -135,7 +138,7 @@ impl SendingLane {
         }
     }
 
-    fn check(&self, runs: &[Run]) -> Result<(), LaneError> {
+    fn check(&mut self, runs: &[Run]) -> Result<(), LaneError> {
         let lane = self.number;
         if self.sockets.is_stopped() {
             return Err(LaneError::Stopped(lane));
@@ -148,7 +151,7 @@ impl SendingLane {
                 .check(*run)
                 .map_err(|source| LaneError::Memory { lane, source })?;
         }
-        match self.ranges.first_unready(runs) {
+        match self.ranges.first_unready(&mut self.ready, runs) {
             Some(run) => Err(LaneError::NotPrepared { lane, run }),
             None => Ok(()),
         }

@@ -31,12 +31,6 @@ pub(crate) enum Memory {
     FreshOfGuests,
 }
 
-/// How much is sent in a trial into touched memory, and how often it is tried: the best of them
-/// counts, as what disturbs a trial only makes it slower. Into fresh memory all is sent, once: a host
-/// may have some of it at hand, so that less would say nothing of all.
-const TRIAL_BYTES: u64 = 512 << 20;
-const TRIALS: u32 = 2;
-
 impl fmt::Display for Memory {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
@@ -46,6 +40,12 @@ impl fmt::Display for Memory {
         })
     }
 }
+
+/// How much is sent in a trial into touched memory, and how often it is tried: the best of them
+/// counts, as what disturbs a trial only makes it slower. Into fresh memory all is sent, once: a host
+/// may have some of it at hand, so that less would say nothing of all.
+const TRIAL_BYTES: u64 = 512 << 20;
+const TRIALS: u32 = 2;
 
 /// How the program is run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -99,7 +99,7 @@ impl Ahead<'_> {
     /// # Errors
     ///
     /// What is wrong with it, where that is no guest memory or too much at once.
-    fn expect(&self, ranges: &Ranges) -> Result<(), String> {
+    fn take_in(&self, ranges: &Ranges) -> Result<(), String> {
         let ranges = ranges.to_runs(MessageKind::Prefault);
         let ranges = ranges.map_err(|error| error.to_string())?;
         for range in &ranges {
@@ -147,7 +147,7 @@ impl<F: GuestFactory> Destination<'_, F> {
     pub(super) fn heard_prefault(&mut self, ranges: &Ranges) -> Option<Event> {
         let refused = match &self.ahead {
             None => "the source says PREFAULT where it was not asked to".to_owned(),
-            Some(ahead) => ahead.expect(ranges).err()?,
+            Some(ahead) => ahead.take_in(ranges).err()?,
         };
         Some(self.failed(&refused))
     }
@@ -233,8 +233,8 @@ mod tests {
         runtime::scope(|scope| {
             let ahead = Ahead(&backers);
             backers.start(&scope, 2, &shelf);
-            ahead.expect(&ranges(8, 16)).unwrap();
-            ahead.expect(&ranges(40, 8)).unwrap();
+            ahead.take_in(&ranges(8, 16)).unwrap();
+            ahead.take_in(&ranges(40, 8)).unwrap();
             let expected: Vec<_> = (0..64)
                 .map(|page| (8..24).contains(&page) || (40..48).contains(&page))
                 .collect();
@@ -264,13 +264,13 @@ mod tests {
         let ahead = Ahead(&backers);
         for (first, pages) in [(0, 65), (64, 1), (u64::MAX, 1), (0, PREFAULT_PAGES_MAX + 1)] {
             assert!(
-                ahead.expect(&ranges(first, pages)).is_err(),
+                ahead.take_in(&ranges(first, pages)).is_err(),
                 "{pages} at {first}"
             );
         }
         // Nobody takes them; what waits stays bounded.
         for _ in 0..2 * WAITING_MAX {
-            ahead.expect(&ranges(0, 64)).unwrap();
+            ahead.take_in(&ranges(0, 64)).unwrap();
         }
         assert_eq!(backers.jobs.waiting(), WAITING_MAX);
     }
